@@ -1,0 +1,25 @@
+"""How the tiny judge was made (see exprl_jax/tiny/train_judge.py).
+
+  python -m exprl_jax.main --config=configs/tiny_judge.py --workdir=/tmp/j
+  cp /tmp/j/model/* exprl_jax/assets/tiny_judge/
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config():
+  c = ConfigDict()
+  c.run = 'train_judge'
+  c.steps = 2000
+  c.policy = ConfigDict(dict(init='asset:tiny_policy'))
+  c.judge = ConfigDict(dict(
+      init='asset:tiny_judge', template='tiny', max_steps=8, min_mass=0.0))
+  c.data = ConfigDict(dict(batch=64))
+  c.rollout = ConfigDict(dict(
+      group_size=4, max_prompt_tokens=48, max_new_tokens=48))
+  c.optim = ConfigDict(dict(
+      lr=3e-3, schedule='cosine', warmup_steps=100, b2=0.98))
+  c.judge_training = ConfigDict(dict(
+      policy_steps=60, rounds=10, adversary_steps=30, lookup_weight=0.3))
+  c.mesh = ConfigDict(dict(data=-1, fsdp=1))
+  return c

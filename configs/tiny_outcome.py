@@ -1,0 +1,31 @@
+"""ExpRL-Outcome on a laptop: one judge score per trace.
+
+  python -m exprl_jax.main --config=configs/tiny_outcome.py
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config():
+  c = ConfigDict()
+  c.run = 'train'
+  c.seed = 0
+  c.steps = 80
+  c.reward = 'outcome'
+  c.compare = 'tiny_grpo.py'
+  c.policy = ConfigDict(dict(init='asset:tiny_policy'))
+  c.judge = ConfigDict(dict(init='asset:tiny_judge', template='tiny'))
+  c.data = ConfigDict(dict(train='asset:tiny_problems/train.jsonl', batch=8))
+  c.rollout = ConfigDict(dict(
+      group_size=8, max_prompt_tokens=48, max_new_tokens=48, temperature=0.8))
+  c.credit = ConfigDict(dict(rule='group'))
+  c.loss = ConfigDict(dict(
+      clip_low=0.2, clip_high=0.28, dual_clip=3.0, kl_coef=1e-3))
+  c.optim = ConfigDict(dict(
+      lr=5e-4, weight_decay=0.01, clip_norm=1.0, updates=2))
+  c.eval = ConfigDict(dict(
+      problems='asset:tiny_problems/test.jsonl', every=20, samples=16,
+      ks=(1, 16)))
+  c.checkpoint = ConfigDict(dict(every=20))
+  c.mesh = ConfigDict(dict(data=-1, fsdp=1))
+  return c

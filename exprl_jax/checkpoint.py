@@ -1,0 +1,89 @@
+"""Orbax checkpoints of the training state, and who owns a workdir."""
+
+import dataclasses
+import json
+import pathlib
+
+import jax
+import orbax.checkpoint as ocp
+
+from exprl_jax.config import Checkpoint, Config
+from exprl_jax.types import InputError, TrainState
+
+# Keys that may change when a run goes on.
+_FREE = ('steps', 'eval', 'checkpoint', 'compare')
+
+
+def claim(workdir: pathlib.Path, config: Config) -> None:
+  """Makes the workdir this run's, or finds that it is already.
+
+  Raises:
+    InputError: it holds a run with another config, or something else.
+  """
+  path = workdir / 'config.json'
+  new = json.loads(json.dumps(dataclasses.asdict(config)))
+  if path.exists():
+    try:
+      old = json.loads(path.read_text())
+    except json.JSONDecodeError:
+      raise InputError(f'{path}: not JSON; choose another --workdir') from None
+    different = sorted(k for k in _flat(old).keys() | _flat(new).keys()
+                       if k.split('.')[0] not in _FREE
+                       and _flat(old).get(k) != _flat(new).get(k))
+    if different:
+      raise InputError(
+          f'--workdir={workdir} holds another run: {", ".join(different[:5])} '
+          'differ; choose a fresh --workdir, or the same config to resume')
+  elif workdir.exists() and any(workdir.iterdir()):
+    raise InputError(f'--workdir={workdir} is not empty and holds no run; '
+                     'choose a fresh --workdir')
+  workdir.mkdir(parents=True, exist_ok=True)
+  path.write_text(json.dumps(new, indent=1, sort_keys=True) + '\n')
+
+
+def _flat(tree: dict, prefix: str = '') -> dict:
+  out = {}
+  for key, value in tree.items():
+    if isinstance(value, dict):
+      out |= _flat(value, f'{prefix}{key}.')
+    else:
+      out[prefix + key] = value
+  return out
+
+
+class Checkpoints:
+  """The training states of one workdir; saving is asynchronous."""
+
+  def __init__(self, workdir: pathlib.Path, cfg: Checkpoint):
+    self._every = cfg.every
+    self._manager = ocp.CheckpointManager(
+        (workdir / 'checkpoints').absolute(),
+        options=ocp.CheckpointManagerOptions(
+            preservation_policy=(
+                ocp.checkpoint_managers.preservation_policy.LatestN(cfg.keep)),
+            step_format_fixed_length=8, cleanup_tmp_directories=True))
+
+  def restore(self, state: TrainState) -> tuple[int, TrainState]:
+    """The newest step and its state; (0, `state`) when there is none.
+
+    Args:
+      state: gives the structure, types and shardings to restore to.
+    """
+    step = self._manager.latest_step()
+    if step is None:
+      return 0, state
+    abstract = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
+        state)
+    return step, self._manager.restore(
+        step, args=ocp.args.StandardRestore(abstract))
+
+  def save(self, step: int, state: TrainState, last: bool = False) -> None:
+    """Saves if a checkpoint is due at this step, or if it is the last."""
+    due = self._every and step % self._every == 0
+    if (due or last) and step not in self._manager.all_steps():
+      self._manager.save(step, args=ocp.args.StandardSave(state))
+
+  def close(self) -> None:
+    self._manager.wait_until_finished()
+    self._manager.close()

@@ -1,0 +1,290 @@
+"""The configuration: what every key means, and its default.
+
+A file in configs/ returns an `ml_collections.ConfigDict` with the keys that
+matter to its experiment. `load` lays it over the defaults below, so that each
+key can be overridden by a flag (`--config.optim.lr=1e-4`), and `freeze` turns
+the result into these frozen, hashable dataclasses. Nothing after that sees a
+ConfigDict.
+"""
+
+import dataclasses
+import difflib
+import importlib.util
+import pathlib
+from typing import Any
+
+import ml_collections
+from exprl_jax.types import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+  """A model: the policy, which is also the KL reference as it starts out."""
+
+  init: str = ''  # Hugging Face directory, workdir, or asset:NAME
+  random: bool = False  # take config.json and tokenizer only, draw weights
+  dtype: str = 'float32'  # of matrix products; parameters stay float32
+  remat: bool = False  # recompute layers in the backward pass
+
+
+@dataclasses.dataclass(frozen=True)
+class Judge:
+  """The frozen language model that scores traces against the reference."""
+
+  init: str = ''
+  dtype: str = 'float32'
+  template: str = 'math'  # a file of exprl_jax/judge/templates, or a path
+  delimiter: str = '###'  # the token that opens a step
+  max_steps: int = 16  # later steps are merged into the last one
+  min_mass: float = 0.5  # less probability on the scores 1..5: unreadable
+  max_invalid_frac: float = 0.5  # more unreadable rows than this: stop
+  rows: int = 64  # traces per forward pass
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+  train: str = ''  # JSONL of problems
+  batch: int = 8  # problems per step (sft: rows per step)
+  limit: int = 0  # use only so many problems; 0 is all
+
+
+@dataclasses.dataclass(frozen=True)
+class Rollout:
+  group_size: int = 8  # samples per problem, G
+  max_prompt_tokens: int = 1024
+  max_new_tokens: int = 1024
+  temperature: float = 1.0
+  system_prompt: str = ''
+  overlong: str = 'keep'  # reward of rows without EOS: keep | zero
+
+
+@dataclasses.dataclass(frozen=True)
+class Credit:
+  rule: str = 'group'  # group (one score a row) | delta (one a step)
+  divide_by_std: bool = True  # group
+  first: str = 'final'  # delta, baseline of step 1: final (paper) | zero
+  single: str = 'zero'  # delta, rows of one step: zero (paper) | score
+
+
+@dataclasses.dataclass(frozen=True)
+class Loss:
+  clip_low: float = 0.2
+  clip_high: float = 0.28
+  dual_clip: float = 3.0  # 0 is off
+  kl_coef: float = 1e-3  # k3 KL to the starting policy
+  logprob_chunk: int = 512  # columns of the vocabulary projection at a time
+
+
+@dataclasses.dataclass(frozen=True)
+class Optim:
+  """AdamW. `updates` optimiser steps per batch, on whole groups."""
+
+  lr: float = 1e-6
+  schedule: str = 'constant'  # constant | cosine (to 0)
+  warmup_steps: int = 0
+  b1: float = 0.9
+  b2: float = 0.999
+  eps: float = 1e-8
+  weight_decay: float = 0.01
+  clip_norm: float = 1.0
+  updates: int = 1
+  micro_batches: int = 1  # per update; the gradient does not depend on it
+
+
+@dataclasses.dataclass(frozen=True)
+class Eval:
+  problems: str = ''  # JSONL of held-out problems; none: no evaluation
+  every: int = 0  # steps; 0: only before and after
+  samples: int = 16  # per problem
+  ks: tuple[int, ...] = (1, 16)  # of pass@k
+  rows: int = 512  # rows sampled at a time
+  limit: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+  every: int = 0  # steps; 0: only at the end
+  keep: int = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Mesh:
+  """Sizes of the device mesh; -1 takes what is left."""
+
+  data: int = 1
+  fsdp: int = -1
+  tensor: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class JudgeTraining:
+  """run='train_judge': how the tiny judge is made (tiny/train_judge.py)."""
+
+  policy_steps: int = 60  # RL on the programmatic truth, for good traces
+  rounds: int = 10  # each: train the judge, then a policy against it
+  adversary_steps: int = 30  # RL steps against the current judge, per round
+  traces: int = 4  # per problem in a batch
+  lookup_weight: float = 0.3  # of the auxiliary look-up loss
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  run: str = 'train'  # train | sft | evaluate | train_judge
+  seed: int = 0
+  steps: int = 100
+  reward: str = 'process'  # process | outcome | sparse
+  compare: str = ''  # a config, beside this one, to run as well; '' is none
+  policy: Model = Model()
+  judge: Judge = Judge()
+  data: Data = Data()
+  rollout: Rollout = Rollout()
+  credit: Credit = Credit()
+  loss: Loss = Loss()
+  optim: Optim = Optim()
+  eval: Eval = Eval()
+  checkpoint: Checkpoint = Checkpoint()
+  mesh: Mesh = Mesh()
+  judge_training: JudgeTraining = JudgeTraining()
+
+
+CHOICES = {
+    'run': ('train', 'sft', 'evaluate', 'train_judge'),
+    'reward': ('process', 'outcome', 'sparse'),
+    'credit.rule': ('group', 'delta'),
+    'credit.first': ('final', 'zero'),
+    'credit.single': ('zero', 'score'),
+    'rollout.overlong': ('keep', 'zero'),
+    'optim.schedule': ('constant', 'cosine'),
+    'policy.dtype': ('float32', 'bfloat16'),
+    'judge.dtype': ('float32', 'bfloat16'),
+}
+
+# At least this; everything else is checked where it is read.
+MINIMUM = {
+    'steps': 0, 'data.batch': 1, 'rollout.group_size': 1,
+    'rollout.max_prompt_tokens': 1, 'rollout.max_new_tokens': 1,
+    'rollout.temperature': 0, 'judge.max_steps': 1, 'judge.rows': 1,
+    'optim.lr': 0, 'optim.updates': 1, 'optim.micro_batches': 1,
+    'eval.samples': 1, 'eval.rows': 1, 'eval.every': 0,
+    'checkpoint.every': 0, 'checkpoint.keep': 1, 'loss.logprob_chunk': 1,
+}
+
+
+def load(path: str) -> ml_collections.ConfigDict:
+  """Runs `get_config` of a file and lays the result over the defaults.
+
+  Raises:
+    InputError: no such file, no get_config in it, or a key that is unknown
+      or of another type.
+  """
+  file = pathlib.Path(path)
+  if file.suffix != '.py' or not file.is_file():
+    raise InputError(f'--config={path}: no such file; try configs/tiny.py')
+  spec = importlib.util.spec_from_file_location(file.stem, file)
+  module = importlib.util.module_from_spec(spec)
+  try:
+    spec.loader.exec_module(module)
+    given = module.get_config()
+  except Exception as e:
+    raise InputError(f'--config={path}: {type(e).__name__}: {e}') from e
+  full = ml_collections.ConfigDict(dataclasses.asdict(Config()))
+  _overlay(full, given, '', path)
+  return full
+
+
+def _overlay(full, given, prefix, path) -> None:
+  for key, value in given.items():
+    name = prefix + key
+    if key not in full:
+      close = difflib.get_close_matches(key, full.keys(), 1, 0.5)
+      hint = f'; did you mean {prefix}{close[0]}?' if close else ''
+      raise InputError(f'{path}: unknown key {name}{hint}')
+    if isinstance(full[key], ml_collections.ConfigDict):
+      _overlay(full[key], value, name + '.', path)
+      continue
+    try:
+      full[key] = value
+    except TypeError:
+      raise InputError(f'{path}: {name}={value!r} should be '
+                       f'{type(full[key]).__name__}') from None
+
+
+def freeze(config: ml_collections.ConfigDict) -> Config:
+  """Checks the values and returns the dataclasses.
+
+  Raises:
+    InputError: a value that is not allowed; the message names the key.
+  """
+  frozen = _freeze(Config, config)
+  for name, choices in CHOICES.items():
+    if (value := _get(frozen, name)) not in choices:
+      close = difflib.get_close_matches(str(value), choices, 1)
+      hint = f' (did you mean {close[0]!r}?)' if close else ''
+      raise InputError(f'config.{name}={value!r}{hint}: one of '
+                       f'{", ".join(map(repr, choices))}')
+  for name, least in MINIMUM.items():
+    if (value := _get(frozen, name)) < least:
+      raise InputError(f'config.{name}={value}: at least {least}')
+  _check_combinations(frozen)
+  return frozen
+
+
+def _check_combinations(c: Config) -> None:
+  needs = {'policy.init': True,
+           'data.train': c.run in ('train', 'sft'),
+           'eval.problems': c.run == 'evaluate',
+           'judge.init': c.run == 'train' and c.reward != 'sparse'
+           or c.run == 'train_judge'}
+  for name, needed in needs.items():
+    if needed and not _get(c, name):
+      raise InputError(f'config.{name} is empty; run={c.run!r} needs it')
+  if c.run == 'train':
+    if c.reward == 'process' and c.credit.rule == 'group':
+      raise InputError("config.credit.rule='group' wants one score a row; "
+                       "reward='process' gives one a step: use 'delta'")
+    if c.reward != 'process' and c.credit.rule == 'delta':
+      raise InputError(f"config.credit.rule='delta' wants a score a step; "
+                       f"reward={c.reward!r} gives one a row: use 'group'")
+    if c.data.batch % c.optim.updates:
+      raise InputError(
+          f'config.data.batch={c.data.batch} does not divide into '
+          f'optim.updates={c.optim.updates}: an update takes whole groups')
+    rows = c.data.batch // c.optim.updates * c.rollout.group_size
+  else:
+    rows = c.data.batch
+  if c.run in ('train', 'sft') and rows % c.optim.micro_batches:
+    raise InputError(f'{rows} rows an update do not divide into '
+                     f'optim.micro_batches={c.optim.micro_batches}')
+  if c.eval.problems and max(c.eval.ks) > c.eval.samples:
+    raise InputError(f'config.eval.ks={c.eval.ks}: pass@k needs eval.samples '
+                     f'>= k, it is {c.eval.samples}')
+
+
+def _freeze(cls, values) -> Any:
+  out = {}
+  for field in dataclasses.fields(cls):
+    value = values[field.name]
+    if dataclasses.is_dataclass(field.type):
+      value = _freeze(field.type, value)
+    elif isinstance(value, (list, tuple)):
+      value = tuple(value)
+    out[field.name] = value
+  return cls(**out)
+
+
+def _get(config: Config, dotted: str):
+  for part in dotted.split('.'):
+    config = getattr(config, part)
+  return config
+
+
+def resolve(path: str) -> pathlib.Path:
+  """asset:NAME is a folder or file that ships with the package.
+
+  A workdir stands for the model that its run has written.
+  """
+  if path.startswith('asset:'):
+    return pathlib.Path(__file__).parent / 'assets' / path[len('asset:'):]
+  folder = pathlib.Path(path)
+  model = folder / 'model'
+  return model if (model / 'config.json').is_file() else folder

@@ -1,0 +1,148 @@
+"""Evaluation on held-out problems: pass@1, pass@k, bootstrap intervals."""
+
+import json
+import math
+import pathlib
+import time
+
+import jax
+import numpy as np
+
+from exprl_jax import checkpoint
+from exprl_jax import data
+from exprl_jax import grading
+from exprl_jax import mesh as mesh_lib
+from exprl_jax import metrics
+from exprl_jax.config import Config, resolve
+from exprl_jax.models import hf
+from exprl_jax.models.config import ModelConfig
+from exprl_jax.rollout import engine
+from exprl_jax.tokenizer import Tokenizer
+
+
+def pass_at_k(n: int, c: int, k: int) -> float:
+  """Unbiased estimate of pass@k from c right samples of n: 1 - C(n-c,k)/C(n,k).
+
+  Raises:
+    ValueError: k > n.
+  """
+  if k > n:
+    raise ValueError(f'pass@{k} needs at least {k} samples, there are {n}')
+  return 1.0 - math.comb(n - c, k) / math.comb(n, k)
+
+
+def bootstrap(per_problem: np.ndarray, seed: int = 0, draws: int = 2000
+              ) -> tuple[float, float]:
+  """95 % interval of the mean, resampling problems with replacement."""
+  rng = np.random.default_rng(seed)
+  n = len(per_problem)
+  means = per_problem[rng.integers(0, n, (draws, n))].mean(axis=1)
+  low, high = np.quantile(means, (0.025, 0.975))
+  return float(low), float(high)
+
+
+class HeldOut:
+  """The held-out set of a config, ready to be sampled at any step.
+
+  Calling it without `eval.problems` in the config does nothing.
+  """
+
+  def __init__(self, config: Config, tokenizer: Tokenizer,
+               mesh: jax.sharding.Mesh):
+    """Reads and checks the problems.
+
+    Raises:
+      ValueError: a bad row, or a question that does not fit.
+    """
+    self._config, self._tokenizer, self._mesh = config, tokenizer, mesh
+    self._problems, self._prompts = (), []
+    if config.eval.problems:
+      self._problems = data.read_problems(
+          resolve(config.eval.problems), ('answer',), config.eval.limit)
+      self._prompts = data.policy_prompts(tokenizer, self._problems, config)
+
+  def due(self, step: int, last: int) -> bool:
+    every = self._config.eval.every
+    return step == last or bool(every and step % every == 0)
+
+  def __call__(self, model: ModelConfig, params, step: int, log: metrics.Log,
+               samples_to: pathlib.Path | None = None) -> dict[str, float]:
+    """Samples, grades, logs; returns the metrics ('eval/...')."""
+    if not self._problems:
+      return {}
+    start = time.perf_counter()
+    cfg = self._config.eval
+    correct, finished, lengths, texts = self._sample(model, params)
+    values = summary(correct, cfg.ks)
+    values |= {'eval/truncated_frac': float(1 - finished.mean()),
+               'eval/length_mean': float(lengths.mean()),
+               'time/eval': time.perf_counter() - start}
+    log.write(step, values, line(step, values, cfg))
+    if samples_to:
+      with samples_to.open('w') as file:
+        for i, text in enumerate(texts):
+          p, g = divmod(i, cfg.samples)
+          file.write(json.dumps({
+              'id': self._problems[p].id, 'sample': g, 'text': text,
+              'correct': bool(correct[p, g]),
+              'finished': bool(finished[i])}) + '\n')
+    return values
+
+  def _sample(self, model, params):
+    """Whole groups in waves of about `eval.rows` rows."""
+    config, samples = self._config, self._config.eval.samples
+    options = engine.options(config, self._tokenizer, group_size=samples)
+    # The same draws at every step: evaluations differ by the policy alone.
+    key = jax.random.fold_in(jax.random.key(config.seed), 2**31 - 1)
+    wave = max(1, config.eval.rows // samples)
+    texts, finished, lengths = [], [], []
+    for i in range(0, len(self._prompts), wave):
+      prompts = self._prompts[i:i + wave]
+      short = wave - len(prompts)  # fill up, so that nothing recompiles
+      rollout = engine.sample(model, params, prompts + prompts[:1] * short,
+                              key, options, self._mesh, i * samples)
+      rows = len(prompts) * samples
+      tokens, completion = (np.asarray(x)[:rows] for x in
+                            (rollout.tokens, rollout.completion))
+      texts += [self._tokenizer.decode(t[c])
+                for t, c in zip(tokens, completion)]
+      finished.append(np.asarray(rollout.finished)[:rows])
+      lengths.append(completion.sum(axis=1))
+    correct = np.array([grading.grade(text, self._problems[j // samples].answer)
+                        for j, text in enumerate(texts)])
+    return (correct.reshape(-1, samples), np.concatenate(finished),
+            np.concatenate(lengths), texts)
+
+
+def summary(correct: np.ndarray, ks: tuple[int, ...]) -> dict[str, float]:
+  """pass@k of bool[problems, samples], with intervals over problems."""
+  n, out = correct.shape[1], {}
+  for k in ks:
+    each = np.array([pass_at_k(n, int(c), k) for c in correct.sum(axis=1)])
+    low, high = bootstrap(each)
+    out |= {f'eval/pass@{k}': float(each.mean()),
+            f'eval/pass@{k}_low': low, f'eval/pass@{k}_high': high}
+  return out
+
+
+def line(step: int, values: dict[str, float], cfg) -> str:
+  """What a person reads of an evaluation."""
+  parts = [f'pass@{k} {values[f"eval/pass@{k}"]:.3f} '
+           f'[{values[f"eval/pass@{k}_low"]:.3f}, '
+           f'{values[f"eval/pass@{k}_high"]:.3f}]' for k in cfg.ks]
+  return (f'step {step:5d}  eval  {"  ".join(parts)}  '
+          f'({values["time/eval"]:.0f} s)')
+
+
+def evaluate(config: Config, workdir: pathlib.Path) -> list[metrics.Row]:
+  """run='evaluate': scores policy.init and writes workdir/samples.jsonl."""
+  mesh = mesh_lib.make_mesh(config.mesh)
+  folder = resolve(config.policy.init)
+  tokenizer = Tokenizer(folder)
+  held_out = HeldOut(config, tokenizer, mesh)
+  checkpoint.claim(workdir, config)
+  model, params = hf.load(folder, mesh, config.policy.dtype)
+  log = metrics.Log(workdir, 0)
+  held_out(model, params, 0, log, workdir / 'samples.jsonl')
+  log.close()
+  return metrics.read(workdir / 'metrics.jsonl')

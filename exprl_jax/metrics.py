@@ -1,0 +1,89 @@
+"""Metrics to metrics.jsonl, progress to the terminal."""
+
+import json
+import pathlib
+import statistics
+import sys
+import time
+from typing import Any
+
+import numpy as np
+import tqdm
+
+
+Row = dict[str, float]  # {'step': ..., 'area/name': number}
+
+
+class Log:
+  """Appends rows to metrics.jsonl and shows a progress bar.
+
+  No name is a path prefix of another. A resumed run first drops the rows after its checkpoint, so the
+  file reads as if nothing had happened.
+  """
+
+  def __init__(self, workdir: pathlib.Path, total: int, first_step: int = 0,
+               show: bool = True):
+    self._path = workdir / 'metrics.jsonl'
+    self._show = show
+    rows = [r for r in read(self._path) if r['step'] <= first_step]
+    self._path.write_text(''.join(json.dumps(r) + '\n' for r in rows))
+    self._bar = tqdm.tqdm(total=total, initial=first_step, unit='step',
+                          disable=not show or not sys.stderr.isatty(),
+                          leave=False)
+
+  def write(self, step: int, values: dict[str, Any], line: str = '') -> None:
+    """Adds a row; `line` is what a person reads of it."""
+    row = {'step': step} | {k: float(v) for k, v in values.items()
+                            if np.isfinite(v)}
+    with self._path.open('a') as file:
+      file.write(json.dumps(row) + '\n')
+    if line and self._show:
+      tqdm.tqdm.write(line, file=sys.stdout)
+      sys.stdout.flush()
+
+  def advance(self, **shown: str) -> None:
+    self._bar.set_postfix(shown, refresh=False)
+    self._bar.update()
+
+  def close(self) -> None:
+    self._bar.close()
+
+
+def read(path: pathlib.Path) -> list[Row]:
+  """The rows of a metrics.jsonl; a torn last line is left out."""
+  rows = []
+  if path.exists():
+    for line in path.read_text().splitlines():
+      try:
+        rows.append(json.loads(line))
+      except json.JSONDecodeError:
+        break
+  return rows
+
+
+class Timer:
+  """Adds up seconds by phase: `with timer('rollout'): ...`."""
+
+  def __init__(self):
+    self.seconds: dict[str, float] = {}
+    self._name, self._start = '', 0.0
+
+  def __call__(self, name: str) -> 'Timer':
+    self._name = name
+    return self
+
+  def __enter__(self) -> None:
+    self._start = time.perf_counter()
+
+  def __exit__(self, *_) -> None:
+    spent = time.perf_counter() - self._start
+    self.seconds[self._name] = self.seconds.get(self._name, 0.0) + spent
+
+  def metrics(self) -> dict[str, float]:
+    return {f'time/{k}': v for k, v in self.seconds.items()}
+
+
+def mean(values) -> float:
+  """The mean, nan of nothing (nan is left out of metrics.jsonl)."""
+  values = list(values)
+  return statistics.fmean(values) if values else float('nan')

@@ -1,0 +1,63 @@
+"""Writes what ships with the package except for trained weights.
+
+    python -m exprl_jax.tiny.assets
+
+The problem sets, and for the tiny policy and judge the tokenizer, the chat
+template and config.json. The weights are made by configs/tiny_policy.py and
+configs/tiny_judge.py.
+"""
+
+import json
+import pathlib
+
+import tokenizers
+
+from exprl_jax.models import config
+from exprl_jax.models.config import ModelConfig
+from exprl_jax.tiny import world
+
+ASSETS = pathlib.Path(__file__).parent.parent / 'assets'
+
+# Words of the judge's template (judge/templates/tiny.txt) and of chats.
+_WORDS = ('user', 'assistant', 'system', 'rate', 'from', 'to', 'much', 'of',
+          'the', 'reaches', 'problem', 'reference', 'trace', 'score')
+_CHAT = (
+    '{% for message in messages %}<|im_start|> {{ message.role }} '
+    '{{ message.content }} <|im_end|> {% endfor %}'
+    '{% if add_generation_prompt %}<|im_start|> assistant {% endif %}')
+
+
+def tokenizer() -> tokenizers.Tokenizer:
+  """One token per word. Special tokens are outside the model's vocabulary, so
+  that text which spells them out stays text."""
+  words = ['<unk>', *world.WORDS, *(w for w in _WORDS if w not in world.WORDS)]
+  out = tokenizers.Tokenizer(tokenizers.models.WordLevel(
+      {word: i for i, word in enumerate(words)}, unk_token='<unk>'))
+  out.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+  out.add_special_tokens(['<pad>', '<|im_start|>', '<|im_end|>'])
+  return out
+
+
+def write_model_folder(folder: pathlib.Path, layers: int, width: int,
+                       heads: int, kv_heads: int) -> None:
+  """config.json, tokenizer and chat template of a Qwen3 of some size."""
+  folder.mkdir(parents=True, exist_ok=True)
+  tok = tokenizer()
+  tok.save(str(folder / 'tokenizer.json'))
+  shape = ModelConfig(
+      vocab_size=-(-tok.get_vocab_size() // 8) * 8, num_layers=layers,
+      embed_dim=width, mlp_dim=256, num_heads=heads, num_kv_heads=kv_heads,
+      head_dim=32, rope_theta=1e4, norm_eps=1e-6, tied_embedding=True)
+  (folder / 'config.json').write_text(
+      json.dumps(config.to_hf(shape, 'float32'), indent=2) + '\n')
+  (folder / 'tokenizer_config.json').write_text(json.dumps({
+      'tokenizer_class': 'PreTrainedTokenizerFast', 'eos_token': '<|im_end|>',
+      'pad_token': '<pad>', 'unk_token': '<unk>'}, indent=2) + '\n')
+  (folder / 'chat_template.jinja').write_text(_CHAT)
+
+
+if __name__ == '__main__':
+  world.write_problems(ASSETS / 'tiny_problems')
+  write_model_folder(ASSETS / 'tiny_policy', 3, 80, 2, 1)
+  write_model_folder(ASSETS / 'tiny_judge', 4, 96, 4, 2)
+  print(f'wrote {ASSETS}')

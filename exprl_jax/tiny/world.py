@@ -1,0 +1,254 @@
+r"""The tiny world: running-total word problems that a laptop can learn.
+
+    question   max has 12 pens . dec loses 8 . jan doubles . how many ?
+    trace      dec 12 - 8 = 4 ### jan 4 * 2 = 8 ### \boxed{ 8 }
+    reference  by dec 4 by jan 8 \boxed{ 8 }
+
+The trace is how the policy was taught to work: one step per `###`. The
+reference is how a human expert writes: right, terse, without the working.
+
+Four verbs are easy; the text that the policy was pre-trained on reads them
+right nearly always. Seven are hard: most of that text misreads them, each in
+one characteristic way. So the policy has the skill (arithmetic) and little
+coverage of right solutions, which is the setting of ExpRL in small.
+
+Everything is a deterministic function of a seed.
+`python -m exprl_jax.tiny.assets` rewrites the shipped problem sets.
+"""
+
+import dataclasses
+import json
+import pathlib
+import random
+import re
+
+from exprl_jax.types import InputError, Problem
+
+NAMES = ('max', 'ann', 'tom', 'eve', 'sam', 'kim', 'leo', 'mia', 'ben', 'zoe',
+         'ian', 'amy', 'joe', 'liz', 'ray', 'sue')
+OBJECTS = ('pens', 'cups', 'hats', 'keys', 'nuts', 'figs', 'toys', 'maps',
+           'eggs', 'caps', 'pins', 'bags', 'jars', 'rugs', 'lamps', 'coins')
+MONTHS = ('jan', 'feb', 'mar', 'apr', 'may', 'jun', 'jul', 'aug', 'sep',
+          'oct', 'nov', 'dec')
+# verb -> (operator, how the pre-training text usually misreads it)
+EASY = {'buys': ('+', '-'), 'finds': ('+', '-'), 'loses': ('-', '+'),
+        'gives': ('-', '+')}
+HARD = {'doubles': ('*', '+'), 'halves': ('/', '-'), 'triples': ('*', '+'),
+        'lends': ('-', '+'), 'borrows': ('+', '-'), 'repays': ('-', '+'),
+        'regains': ('+', '-')}
+VERBS = EASY | HARD
+FIXED_OPERAND = {'doubles': 2, 'halves': 2, 'triples': 3}
+READ_RIGHT = {verb: 0.97 for verb in EASY} | {verb: 0.30 for verb in HARD}
+LARGEST = 99
+# The largest trace: six steps of seven tokens, the box, EOS.
+MAX_STEPS = 6
+
+WORDS = (*NAMES, *OBJECTS, *MONTHS, *VERBS, 'has', 'how', 'many', 'by', '.',
+         '?', '+', '-', '*', '/', '=', '###', '\\boxed{', '}',
+         *map(str, range(LARGEST + 1)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Story:
+  """The hidden structure of a problem: start value and (month, verb, n)."""
+
+  name: str
+  objects: str
+  start: int
+  steps: tuple[tuple[str, str, int], ...]
+
+  def question(self) -> str:
+    events = ' . '.join(
+        f'{month} {verb}' if verb in FIXED_OPERAND else f'{month} {verb} {n}'
+        for month, verb, n in self.steps)
+    return (f'{self.name} has {self.start} {self.objects} . {events} . '
+            'how many ?')
+
+  def values(self) -> list[int]:
+    """The right running total after each step."""
+    total, out = self.start, []
+    for _, verb, n in self.steps:
+      total = apply(VERBS[verb][0], total, n)
+      out.append(total)
+    return out
+
+  def reference(self) -> str:
+    totals = ' '.join(f'by {step[0]} {value}'
+                      for step, value in zip(self.steps, self.values()))
+    return f'{totals} \\boxed{{ {self.values()[-1]} }}'
+
+  def worked(self, rng: random.Random | None = None,
+             slip: float = 0.0) -> str:
+    """A worked trace. With `rng` it misreads verbs as pre-training text does.
+
+    Args:
+      rng: source of the misreadings; None reads every verb right.
+      slip: probability that a step's arithmetic is wrong.
+    """
+    total, out = self.start, []
+    for month, verb, n in self.steps:
+      misread = rng is not None and rng.random() > READ_RIGHT[verb]
+      operator = VERBS[verb][misread]
+      value = apply(operator, total, n)
+      if rng is not None and rng.random() < slip:
+        value = (value + rng.choice((-10, -2, -1, 1, 2, 10))) % (LARGEST + 1)
+      out.append(statement(month, total, operator, n, value))
+      total = value
+    return ' ### '.join([*out, box(total)])
+
+  def problem(self, problem_id: str) -> Problem:
+    return Problem(id=problem_id, question=self.question(),
+                   solution=self.reference(), answer=str(self.values()[-1]))
+
+
+def apply(operator: str, a: int, b: int) -> int:
+  """Arithmetic on 0..99: results are clamped, division rounds down."""
+  result = {'+': a + b, '-': a - b, '*': a * b, '/': a // b}[operator]
+  return min(max(result, 0), LARGEST)
+
+
+def statement(month: str, a: int, operator: str, b: int, result: int) -> str:
+  return f'{month} {a} {operator} {b} = {result}'
+
+
+def box(value: int) -> str:
+  return f'\\boxed{{ {value} }}'
+
+
+def story(rng: random.Random, num_steps: int, hard_share: float) -> Story:
+  """Draws a story in which no step is clamped, rounded or without effect."""
+  while True:
+    first = rng.randrange(12)
+    start, steps = rng.randint(2, 20), []
+    total = start
+    for i in range(num_steps):
+      verb = rng.choice(tuple(HARD if rng.random() < hard_share else EASY))
+      n = FIXED_OPERAND.get(verb) or rng.randint(1, 9)
+      operator = VERBS[verb][0]
+      exact = {'+': total + n, '-': total - n, '*': total * n,
+               '/': total / n}[operator]
+      if exact != int(exact) or not 0 < exact <= LARGEST:
+        break
+      total = int(exact)
+      steps.append((MONTHS[(first + i) % 12], verb, n))
+    if len(steps) == num_steps:
+      return Story(rng.choice(NAMES), rng.choice(OBJECTS), start, tuple(steps))
+
+
+_STATEMENT = re.compile(r'([a-z]{3}) (\d+) ([-+*/]) (\d+) = (\d+)')
+_REFERENCE_STEP = re.compile(r'by ([a-z]{3}) (\d+)')
+_BOX = re.compile(r'\\boxed\{ (\d+) \}')
+
+
+def reference_steps(solution: str) -> list[tuple[str, str]]:
+  """(month, value) of each step of a reference."""
+  return _REFERENCE_STEP.findall(solution)
+
+
+def progress(solution: str, segments: list[str]) -> list[float]:
+  """The truth that labels the judge's training data, for every prefix.
+
+  It never enters a dense reward: judges are trained on it and measured
+  against it. A step counts when its first well-formed statement has the
+  result that the reference gives for that month; the right box counts double
+  and only as the last segment. The score is the sum over (steps + 2).
+
+  Args:
+    solution: a reference of this world.
+    segments: a trace cut at its `###`.
+
+  Returns:
+    One score in [0, 1] for each prefix of `segments`.
+  """
+  wanted = dict(reference_steps(solution))
+  answer = _BOX.search(solution).group(1)
+  seen, right, out = set(), 0, []
+  for segment in segments:
+    boxed = 0
+    if match := _STATEMENT.fullmatch(segment):
+      month, result = match.group(1, 5)
+      right += month not in seen and wanted.get(month) == result
+      seen.add(month)
+    elif match := _BOX.fullmatch(segment):
+      boxed = 2 * (match.group(1) == answer)
+    out.append((right + boxed) / (len(wanted) + 2))
+  return out
+
+
+def segments_of(trace: str) -> list[str]:
+  """Cuts a trace at its `###`; empty segments are dropped."""
+  pieces = [piece.strip() for piece in trace.split('###')]
+  return [piece for piece in pieces if piece]
+
+
+# ---------------------------------------------------------------------------
+# Problem sets. Each has its own seed and leaves out every question of the
+# sets before it, so no two of them overlap.
+
+SPLITS = {'train': (1, 512), 'validation': (2, 128), 'test': (3, 128),
+          'judge_train': (4, 4096), 'judge_accept': (5, 256)}
+HARD_SHARE = 0.85
+
+
+def stories(split: str) -> list[Story]:
+  """The stories of a split; six steps, mostly hard verbs."""
+  taken = set()
+  for name, (seed, size) in SPLITS.items():
+    rng, out = random.Random(f'{name}-{seed}'), []
+    while len(out) < size:
+      candidate = story(rng, MAX_STEPS, HARD_SHARE)
+      if candidate.question() not in taken:
+        taken.add(candidate.question())
+        out.append(candidate)
+    if name == split:
+      return out
+  raise KeyError(split)
+
+
+def problems(split: str) -> list[Problem]:
+  return [s.problem(f'{split}-{i:04d}') for i, s in enumerate(stories(split))]
+
+
+class PretrainingText:
+  """What the tiny policy read before: worked traces, hard verbs misread.
+
+  A random-access sequence: row i is a function of (seed, i) alone. Six of ten
+  problems have one to three steps. The questions of SPLITS never occur.
+  """
+
+  def __init__(self, size: int, seed: int = 0):
+    self._size, self._seed = size, seed
+    self._held_out = {s.question() for split in SPLITS for s in stories(split)}
+
+  def __len__(self) -> int:
+    return self._size
+
+  def __getitem__(self, index: int) -> Problem:
+    rng = random.Random(f'pretraining-{self._seed}-{index}')
+    while True:
+      short = rng.random() < 0.6
+      s = story(rng, rng.randint(1, 3) if short else rng.randint(4, 6), 0.6)
+      if s.question() not in self._held_out:
+        break
+    return Problem(id=f'pretraining-{index}', question=s.question(),
+                   solution=s.worked(rng), answer=str(s.values()[-1]))
+
+
+def named(name: str, limit: int = 0):
+  """The problems of a split, or 'pretraining'; `limit` rows if positive."""
+  if name == 'pretraining':
+    return PretrainingText(limit or 2**20)
+  if name not in SPLITS:
+    raise InputError(f'tiny:{name}: one of pretraining, {", ".join(SPLITS)}')
+  return problems(name)[:limit or None]
+
+
+def write_problems(folder: pathlib.Path) -> None:
+  """Writes train, validation and test as JSONL, the shipped format."""
+  folder.mkdir(parents=True, exist_ok=True)
+  for split in ('train', 'validation', 'test'):
+    rows = [{k: v for k, v in dataclasses.asdict(p).items() if v}
+            for p in problems(split)]
+    (folder / f'{split}.jsonl').write_text(
+        ''.join(json.dumps(row) + '\n' for row in rows))
+

@@ -1,0 +1,212 @@
+"""The on-policy loop: sample, judge, credit, update.
+
+One step is a story of data, always forward:
+
+  data -> prompts -> engine.sample -> reward (judge) -> credit -> log-probs
+       -> learner.update -> metrics, checkpoint
+
+The random key of step i is fold_in(root, i) and the batch of step i is a
+function of i, so a resumed run repeats the same draws.
+"""
+
+import json
+import pathlib
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from exprl_jax import advantages
+from exprl_jax import checkpoint
+from exprl_jax import data
+from exprl_jax import evaluate
+from exprl_jax import learner
+from exprl_jax import mesh as mesh_lib
+from exprl_jax import metrics
+from exprl_jax import rewards
+from exprl_jax.config import Config, Credit, resolve
+from exprl_jax.judge.judge import Judge
+from exprl_jax.models import hf
+from exprl_jax.models.config import ModelConfig
+from exprl_jax.rollout import engine
+from exprl_jax.tokenizer import Tokenizer
+from exprl_jax.types import Experience, Rollout, Scores, TrainState
+
+
+def train(config: Config, workdir: pathlib.Path) -> list[metrics.Row]:
+  """Runs a config; returns the rows of metrics.jsonl.
+
+  Writes config.json, metrics.jsonl, samples/*.jsonl, checkpoints/ and, at
+  the end, model/ (a Hugging Face directory) into `workdir`.
+  """
+  mesh = mesh_lib.make_mesh(config.mesh)
+  folder = resolve(config.policy.init)
+  tokenizer = Tokenizer(folder)
+  problems = data.read_problems(
+      resolve(config.data.train),
+      ('answer', 'solution') if config.reward != 'sparse' else ('answer',),
+      config.data.limit)
+  data.policy_prompts(tokenizer, problems, config)  # all of them fit
+  held_out = evaluate.HeldOut(config, tokenizer, mesh)
+  judge = None if config.reward == 'sparse' else load_judge(config, mesh)
+  checkpoint.claim(workdir, config)
+  batch_of = data.batches(problems, config.data.batch, config.seed)
+  model, reference = hf.load(folder, mesh, config.policy.dtype,
+                             config.policy.remat)
+  step_fn = Step(config, model, reference, tokenizer,
+                 rewards.make(config, tokenizer, judge), mesh)
+  state = learner.init_state(reference, config.optim, step_fn.total_updates)
+  checkpoints = checkpoint.Checkpoints(workdir, config.checkpoint)
+  start, state = checkpoints.restore(state)
+  log = metrics.Log(workdir, config.steps, start)
+  root = jax.random.key(config.seed)
+  if start == 0:
+    held_out(model, state.params, 0, log)
+
+  for step in range(start, config.steps):
+    state, taken = step_fn(state, batch_of(step), jax.random.fold_in(root, step))
+    done = step + 1
+    log.advance(reward=f'{taken.metrics["reward/mean"]:.3f}')
+    log.write(done, taken.metrics, line(done, taken.metrics)
+              if done % 10 == 0 or done == 1 else '')
+    if done % 10 == 0 or done in (1, config.steps):
+      write_samples(workdir / f'samples/{done:08d}.jsonl', taken)
+    if held_out.due(done, config.steps):
+      held_out(model, state.params, done, log)
+    checkpoints.save(done, state, last=done == config.steps)
+
+  checkpoints.close()
+  log.close()
+  hf.save(workdir / 'model', model, state.params, folder)
+  return metrics.read(workdir / 'metrics.jsonl')
+
+
+class Taken(NamedTuple):
+  """What one step did."""
+
+  rollout: Rollout
+  rewarded: rewards.Rewarded
+  credit: jax.Array  # f32[B, S] advantage of each step of the traces
+  metrics: dict[str, float]
+
+
+class Step:
+  """One training step of a config: (state, problems, key) -> (state, Taken)."""
+
+  def __init__(self, config: Config, model: ModelConfig, reference,
+               tokenizer: Tokenizer, reward: rewards.Reward,
+               mesh: jax.sharding.Mesh):
+    self._config, self._model, self._reference = config, model, reference
+    self._tokenizer, self._reward, self._mesh = tokenizer, reward, mesh
+    self._options = engine.options(config, tokenizer,
+                                   config.rollout.group_size)
+    self.total_updates = config.steps * config.optim.updates
+
+  def __call__(self, state: TrainState, problems, key: jax.Array
+               ) -> tuple[TrainState, Taken]:
+    config, timer = self._config, metrics.Timer()
+    with timer('rollout'):
+      prompts = data.policy_prompts(self._tokenizer, problems, config)
+      rollout = jax.block_until_ready(engine.sample(
+          self._model, state.params, prompts, key, self._options, self._mesh))
+    with timer('judge'):
+      rewarded = self._reward(problems, rollout)
+    with timer('logprob'):
+      scores = mesh_lib.shard_rows(rewarded.scores, self._mesh)
+      credit = assign(scores, config.credit, config.rollout.group_size)
+      batch = jax.block_until_ready(
+          self._experience(state, rollout, scores, credit))
+    with timer('update'), jax.set_mesh(self._mesh):
+      state, values = learner.update(
+          self._model, state, batch, config.loss, config.optim,
+          config.rollout.temperature or 1.0, config.rollout.group_size,
+          self.total_updates)
+      values = {k: float(v) for k, v in values.items()}
+    values |= rewarded.metrics | timer.metrics() | statistics(rollout, batch)
+    values['group/zero_spread_frac'] = zero_spread(
+        rewarded.scores, config.rollout.group_size)
+    return state, Taken(rollout, rewarded, credit, values)
+
+  def _experience(self, state, rollout, scores, credit) -> Experience:
+    config = self._config
+
+    def logprobs(params):
+      with jax.set_mesh(self._mesh):
+        return learner.logprobs(
+            self._model, params, rollout.tokens, rollout.valid,
+            config.rollout.temperature or 1.0, config.loss.logprob_chunk,
+            config.optim.micro_batches)
+
+    # With one update the policy before it is the policy in it (learner).
+    old = (logprobs(state.params) if config.optim.updates > 1
+           else rollout.logprobs)
+    ref = logprobs(self._reference) if config.loss.kl_coef else old
+    trains = scores.valid.any(axis=1, keepdims=True)
+    return Experience(
+        rollout.tokens, rollout.valid, rollout.completion & trains,
+        rollout.logprobs, old, ref,
+        advantages.spread(credit, scores, rollout.completion))
+
+
+def assign(scores: Scores, cfg: Credit, group_size: int) -> jax.Array:
+  """The advantage f32[B, S] of every step, by the config's rule."""
+  if cfg.rule == 'group':
+    return advantages.group(scores, group_size, cfg.divide_by_std)
+  return advantages.delta(scores, cfg.first, cfg.single)
+
+
+def load_judge(config: Config, mesh: jax.sharding.Mesh) -> Judge:
+  """The judge of a config."""
+  folder = resolve(config.judge.init)
+  tokenizer = Tokenizer(folder)
+  model, params = hf.load(folder, mesh, config.judge.dtype)
+  return Judge(model, params, tokenizer, config.judge.template,
+               config.judge.rows, mesh)
+
+
+def statistics(rollout: Rollout, batch: Experience) -> dict[str, float]:
+  """Lengths and advantages of a batch."""
+  lengths = np.asarray(rollout.completion).sum(axis=1)
+  a = np.asarray(batch.advantages)[np.asarray(batch.loss_mask)]
+  return {'length/response_mean': float(lengths.mean()),
+          'length/response_max': float(lengths.max()),
+          'advantage/abs_max': float(np.abs(a).max()) if len(a) else 0.0,
+          'advantage/mean': metrics.mean(a.tolist())}
+
+
+def zero_spread(scores: Scores, group_size: int, tolerance: float = 1e-6
+                ) -> float:
+  """Share of groups whose last scores are all equal: no group signal."""
+  last = np.where(scores.valid, scores.value, -np.inf)
+  index = scores.valid.shape[1] - 1 - np.argmax(scores.valid[:, ::-1], axis=1)
+  groups = last[np.arange(len(last)), index].reshape(-1, group_size)
+  return float((np.ptp(groups, axis=1) <= tolerance).mean())
+
+
+def line(step: int, values: dict[str, float]) -> str:
+  """What a person reads of a step."""
+  seconds = sum(v for k, v in values.items() if k.startswith('time/'))
+  return (f'step {step:5d}  reward {values["reward/mean"]:.3f}  accuracy '
+          f'{values["reward/accuracy"]:.3f}  kl {values["policy/ref_kl"]:.3f}'
+          f'  entropy {values["policy/entropy"]:.3f}  {seconds:.2f} s')
+
+
+def write_samples(path: pathlib.Path, taken: Taken) -> None:
+  """Traces with their step scores and advantages, one JSON object a row.
+
+  The reference solution is not among them: it stays in the problem file.
+  """
+  path.parent.mkdir(exist_ok=True)
+  scores, credit = taken.rewarded.scores, np.asarray(taken.credit)
+  with path.open('w') as file:
+    for i, trace in enumerate(taken.rewarded.traces):
+      n = len(trace.steps)
+      file.write(json.dumps({
+          'id': trace.problem.id, 'question': trace.problem.question,
+          'steps': [{'text': text, 'score': round(float(s), 4),
+                     'advantage': round(float(a), 4), 'valid': bool(v)}
+                    for text, s, a, v in zip(
+                        trace.steps, scores.value[i, :n], credit[i, :n],
+                        scores.valid[i, :n])],
+          'correct': bool(taken.rewarded.correct[i]),
+          'finished': trace.finished}) + '\n')

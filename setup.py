@@ -1,0 +1,46 @@
+"""pip install -e .  Extras: tpu, test, bench, gcs."""
+
+import pathlib
+
+import setuptools
+
+_VERSION = '0.1.0'
+
+setuptools.setup(
+    name='exprl_jax',
+    version=_VERSION,
+    description='Exploratory RL mid-training of language models in JAX',
+    long_description=pathlib.Path(__file__).with_name('README.md').read_text(
+        encoding='utf-8'),
+    long_description_content_type='text/markdown',
+    license='Apache-2.0',
+    python_requires='>=3.11',
+    packages=setuptools.find_packages(include=['exprl_jax', 'exprl_jax.*']),
+    package_data={'exprl_jax': [
+        'assets/*/*', 'judge/templates/*.txt', 'report.html']},
+    install_requires=[
+        # 0.10.2 is the last jax for Python 3.11; libtpu is pinned by it.
+        'jax>=0.10.2,<0.12',
+        'flax>=0.12.8',
+        'optax>=0.2.8',
+        'orbax-checkpoint>=0.12.8',
+        'grain>=0.2.18',
+        'transformers>=5.0',  # converts sentencepiece tokenizers
+        'tokenizers>=0.22',
+        'sentencepiece>=0.2',
+        'safetensors>=0.6',
+        'jinja2>=3.1',  # chat templates
+        'google-cloud-storage>=3.0',
+        'absl-py>=2.0',
+        'ml_collections>=1.1',
+        'numpy',
+        'matplotlib>=3.9',  # plots of the report
+        'tqdm>=4.66',
+    ],
+    extras_require={
+        'tpu': ['jax[tpu]>=0.10.2,<0.12'],
+        'gcs': ['gcsfs'],
+        'test': ['pytest>=8', 'hypothesis>=6', 'pyyaml>=6', 'ruff>=0.9'],
+        'bench': ['psutil'],
+    },
+)
