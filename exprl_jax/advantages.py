@@ -57,7 +57,7 @@ def delta(scores: Scores, first: str = 'final', single: str = 'zero'
   """
   value, valid = scores.value, scores.valid
   num_steps = value.shape[1]
-  index = jnp.where(valid, jnp.arange(num_steps), -1)
+  index = jnp.where(valid, jnp.arange(num_steps)[None], -1)
   last_valid = jax.lax.cummax(index, axis=1)  # at or before each step
   previous = jnp.pad(last_valid[:, :-1], ((0, 0), (1, 0)), constant_values=-1)
   before = jnp.take_along_axis(value, jnp.maximum(previous, 0), axis=1)
@@ -86,11 +86,9 @@ def spread(values: jax.Array, scores: Scores, completion: jax.Array
   Returns:
     f32[B, T], 0 outside the completion.
   """
-  num_columns = completion.shape[1]
-  end = jnp.where(scores.valid, scores.step_end, num_columns)
-  columns = jnp.arange(num_columns)
-  reached = end[:, None, :] >= columns[None, :, None]  # [B, T, S]
-  first = jnp.argmax(reached, axis=-1)
-  inside = jnp.take_along_axis(scores.valid, first, axis=1)
-  out = jnp.take_along_axis(values, first, axis=1)
-  return jnp.where(completion & inside & reached.any(-1), out, 0.0)
+  columns = jnp.arange(completion.shape[1])
+  reached = scores.valid[:, None, :] & (
+      scores.step_end[:, None, :] >= columns[None, :, None])  # [B, T, S]
+  step = jnp.argmax(reached, axis=-1)  # the first one
+  out = jnp.take_along_axis(values, step, axis=1)
+  return jnp.where(completion & reached.any(axis=-1), out, 0.0)

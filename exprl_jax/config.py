@@ -120,11 +120,12 @@ class Mesh:
 class JudgeTraining:
   """run='train_judge': how the tiny judge is made (tiny/train_judge.py)."""
 
-  policy_steps: int = 60  # RL on the programmatic truth, for good traces
-  rounds: int = 10  # each: train the judge, then a policy against it
-  adversary_steps: int = 30  # RL steps against the current judge, per round
-  traces: int = 4  # per problem in a batch
-  lookup_weight: float = 0.3  # of the auxiliary look-up loss
+  warmup_steps: int = 600  # on well-formed traces only
+  round_steps: int = 150  # after each so many steps, an adversary
+  adversary_steps: int = 40  # RL steps against the judge as it is
+  policy_steps: int = 80  # RL steps on the programmatic truth
+  problems: int = 8  # per RL step
+  hint_weight: float = 1.0  # of the loss on hints inside the trace
 
 
 @dataclasses.dataclass(frozen=True)
@@ -200,11 +201,13 @@ def _overlay(full, given, prefix, path) -> None:
       hint = f'; did you mean {prefix}{close[0]}?' if close else ''
       raise InputError(f'{path}: unknown key {name}{hint}')
     if isinstance(full[key], ml_collections.ConfigDict):
+      if not isinstance(value, (dict, ml_collections.ConfigDict)):
+        raise InputError(f'{path}: {name}={value!r} should be a group of keys')
       _overlay(full[key], value, name + '.', path)
       continue
     try:
       full[key] = value
-    except TypeError:
+    except (TypeError, ValueError):
       raise InputError(f'{path}: {name}={value!r} should be '
                        f'{type(full[key]).__name__}') from None
 

@@ -53,6 +53,13 @@ def read_problems(path: str | pathlib.Path, needs: Sequence[str] = (),
   return problems
 
 
+def needs(config) -> tuple[str, ...]:
+  """The fields that the training rows of a config must have."""
+  if config.run == 'sft':
+    return ('solution',)
+  return ('answer',) if config.reward == 'sparse' else ('solution', 'answer')
+
+
 def _row(line: str, where: str, number: int, needs) -> Problem:
   try:
     row = json.loads(line)

@@ -29,7 +29,7 @@ def sft(config: Config, workdir: pathlib.Path) -> list[metrics.Row]:
   mesh = mesh_lib.make_mesh(config.mesh)
   folder = resolve(config.policy.init)
   tokenizer = Tokenizer(folder)
-  problems = data.read_problems(config.data.train, ('solution',),
+  problems = data.read_problems(resolve(config.data.train), data.needs(config),
                                 config.data.limit)
   held_out = evaluate.HeldOut(config, tokenizer, mesh)
   checkpoint.claim(workdir, config)

@@ -42,10 +42,8 @@ def train(config: Config, workdir: pathlib.Path) -> list[metrics.Row]:
   mesh = mesh_lib.make_mesh(config.mesh)
   folder = resolve(config.policy.init)
   tokenizer = Tokenizer(folder)
-  problems = data.read_problems(
-      resolve(config.data.train),
-      ('answer', 'solution') if config.reward != 'sparse' else ('answer',),
-      config.data.limit)
+  problems = data.read_problems(resolve(config.data.train), data.needs(config),
+                                config.data.limit)
   data.policy_prompts(tokenizer, problems, config)  # all of them fit
   held_out = evaluate.HeldOut(config, tokenizer, mesh)
   judge = None if config.reward == 'sparse' else load_judge(config, mesh)
@@ -64,7 +62,8 @@ def train(config: Config, workdir: pathlib.Path) -> list[metrics.Row]:
     held_out(model, state.params, 0, log)
 
   for step in range(start, config.steps):
-    state, taken = step_fn(state, batch_of(step), jax.random.fold_in(root, step))
+    state, taken = step_fn(state, batch_of(step),
+                           jax.random.fold_in(root, step))
     done = step + 1
     log.advance(reward=f'{taken.metrics["reward/mean"]:.3f}')
     log.write(done, taken.metrics, line(done, taken.metrics)

@@ -90,9 +90,10 @@ def build_rows(template: prompts.Template, tokenizer: Tokenizer,
 def hidden_states(model: ModelConfig, params, rows: Rows) -> jax.Array:
   """Final hidden states [B, W, D] under the tree's attention mask."""
   column = jnp.arange(rows.tokens.shape[1])
-  node_q, node_k = rows.node[:, :, None], rows.node[:, None, :]
-  trunk = (node_k == TRUNK) & (column < rows.limit[:, :, None])
-  own = (node_k == node_q) & (column[None, :] <= column[:, None])
+  k, q = column[None, None, :], column[None, :, None]
+  node_k, node_q = rows.node[:, None, :], rows.node[:, :, None]
+  trunk = (node_k == TRUNK) & (k < rows.limit[:, :, None])
+  own = (node_k == node_q) & (k <= q)
   return transformer.forward(model, params, rows.tokens, rows.positions,
                              trunk | own)[0]
 
@@ -110,7 +111,7 @@ def _read(model, params, rows, score_ids):
   logits = score_logits(model, params, hidden, rows.read)
   p = jax.nn.softmax(logits, axis=-1)[..., jnp.array(score_ids)]
   mass = p.sum(axis=-1)
-  likert = jnp.sum(p * jnp.arange(1.0, 6.0), axis=-1)
+  likert = p @ jnp.arange(1.0, 6.0)
   return (likert / jnp.maximum(mass, 1e-30) - 1.0) / 4.0, mass
 
 

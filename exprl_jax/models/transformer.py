@@ -84,7 +84,7 @@ class _Decoder(nnx.Module):
 
 
 def _param(rngs, shape, axes):
-  """Ones for norms, N(0, 0.02) for the rest."""
+  """Ones for norms, N(0, 0.02) for the rest (Qwen's initializer_range)."""
   if axes == ('norm',):
     return nnx.Param(jnp.ones(shape), out_sharding=axes)
   return nnx.Param(0.02 * jax.random.normal(rngs.params(), shape),
@@ -166,7 +166,7 @@ def causal_mask(segment_ids: jax.Array) -> jax.Array:
   """
   t = segment_ids.shape[1]
   same = segment_ids[:, :, None] == segment_ids[:, None, :]
-  return same & jnp.tril(jnp.ones((t, t), bool))
+  return same & jnp.tril(jnp.ones((1, t, t), bool))
 
 
 def dense(x, w, dtype=None):
@@ -180,14 +180,14 @@ def rms_norm(x, weight, eps):
   """Root-mean-square norm in float32, returned in x's dtype."""
   y = x.astype(jnp.float32)
   y *= jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + eps)
-  return (y * weight).astype(x.dtype)
+  return (y * jnp.broadcast_to(weight, y.shape)).astype(x.dtype)
 
 
 def rope(x, positions, theta):
   """Rotates the halves of x[B, T, N, H] by its positions, in float32."""
   h = x.shape[-1] // 2
   frequency = theta ** -(jnp.arange(h, dtype=jnp.float32) / h)
-  angle = positions[:, :, None, None] * frequency
+  angle = positions[:, :, None, None] * frequency[None, None, None]
   a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
   sin, cos = jnp.sin(angle), jnp.cos(angle)
   return jnp.concatenate([a * cos - b * sin, b * cos + a * sin],

@@ -16,7 +16,7 @@ import numpy as np
 from exprl_jax import mesh as mesh_lib
 from exprl_jax.models import transformer
 from exprl_jax.models.config import ModelConfig
-from exprl_jax.types import Rollout
+from exprl_jax.types import InputError, Rollout
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,12 +81,12 @@ def sample(cfg: ModelConfig, params, prompts: list[list[int]], key: jax.Array,
     P * G rows of max_prompt_tokens + max_new_tokens columns.
 
   Raises:
-    ValueError: a prompt is empty or too long.
+    InputError: a prompt is empty or too long.
   """
   width = opts.max_prompt_tokens
   for i, prompt in enumerate(prompts):
     if not 0 < len(prompt) <= width:
-      raise ValueError(f'prompt {i} has {len(prompt)} tokens; '
+      raise InputError(f'prompt {i} has {len(prompt)} tokens; '
                        f'rollout.max_prompt_tokens={width}')
   # Whole groups on every device: the last rows are repeats, dropped below.
   parts = mesh.shape['data'] * mesh.shape['fsdp']
@@ -110,6 +110,7 @@ def _sample(cfg, opts, params, prompts, lengths, key, first_id):
   group = opts.group_size
   rows = prompts.shape[0] * group
   columns = prompts.shape[1] + opts.max_new_tokens
+  row, column = jnp.arange(rows), jnp.arange(columns)[None, :]
   ids = first_id + jnp.arange(rows)
   keys = jax.vmap(jax.random.fold_in, (None, 0))(key, ids)
   state = _prefill(cfg, params, prompts, lengths, group, columns,
@@ -118,12 +119,11 @@ def _sample(cfg, opts, params, prompts, lengths, key, first_id):
 
   def step(s: _State) -> _State:
     token, logprob = draw(s.logits, keys, s.length, opts.temperature)
-    row = jnp.arange(rows)
-    # Ended rows write into the last column's successor, which is dropped.
-    column = jnp.where(s.done, columns, s.length)
-    tokens = s.tokens.at[row, column].set(token, mode='drop')
-    logprobs = s.logprobs.at[row, column].set(logprob, mode='drop')
-    seen = jnp.arange(columns)[None, None, :] <= s.length[:, None, None]
+    # Ended rows write behind the last column, which is dropped.
+    here = jnp.where(s.done, columns, s.length)
+    tokens = s.tokens.at[row, here].set(token, mode='drop')
+    logprobs = s.logprobs.at[row, here].set(logprob, mode='drop')
+    seen = column[:, None] <= s.length[:, None, None]
     hidden, cache = transformer.forward(
         cfg, params, token[:, None], s.length[:, None], seen, s.cache)
     ended = jnp.isin(token, jnp.array(opts.eos_ids))
@@ -135,7 +135,6 @@ def _sample(cfg, opts, params, prompts, lengths, key, first_id):
     return (s.count < opts.max_new_tokens) & ~s.done.all()
 
   s = jax.lax.while_loop(running, step, state)
-  column = jnp.arange(columns)[None, :]
   valid = column < s.length[:, None]
   return Rollout(s.tokens, valid, valid & (column >= prompt_length[:, None]),
                  s.logprobs, s.done)

@@ -59,5 +59,5 @@ def write_model_folder(folder: pathlib.Path, layers: int, width: int,
 if __name__ == '__main__':
   world.write_problems(ASSETS / 'tiny_problems')
   write_model_folder(ASSETS / 'tiny_policy', 3, 80, 2, 1)
-  write_model_folder(ASSETS / 'tiny_judge', 4, 96, 4, 2)
+  write_model_folder(ASSETS / 'tiny_judge', 4, 80, 2, 1)
   print(f'wrote {ASSETS}')

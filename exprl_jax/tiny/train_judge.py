@@ -12,9 +12,16 @@ traces from four sources:
               and what that policy wrote is labelled and joins the data
 
 One row in twelve comes with another problem's reference and scores what it
-reaches of that. Besides the scores there is an auxiliary look-up loss: at the
-'=' of a step the judge predicts the reference's value for that step, which
-teaches it to compare. Training problems are drawn at random and never are
+reaches of that. Besides the scores there is a loss on hints inside the trace:
+from the month of a step to its '=' the judge predicts the reference's value
+for that month, which teaches it to look up; at the end of each step it says 5
+if the step raised the label and 1 if not, which teaches it to compare. The
+first steps see nothing but well-formed traces; without this warm-up and
+without the hints it takes many times longer until the judge begins to count.
+
+Like the paper's, the judge starts as a copy of the base policy, here with one
+more layer that at first changes nothing (its output projections are 0); from
+random weights it learned to look things up three times slower. Training problems are drawn at random and never are
 those of the shipped sets or of the set that accepts the judge.
 
 The run is not resumable; it takes about a quarter of an hour.
@@ -30,6 +37,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from exprl_jax import checkpoint
+from exprl_jax import data
 from exprl_jax import learner
 from exprl_jax import mesh as mesh_lib
 from exprl_jax import metrics
@@ -39,9 +47,11 @@ from exprl_jax.config import Config, Credit, Optim, resolve
 from exprl_jax.judge import judge as judge_lib
 from exprl_jax.judge import steps as steps_lib
 from exprl_jax.judge.judge import Judge, Rows
+from exprl_jax.models import config as model_config
 from exprl_jax.models import hf
 from exprl_jax.models import transformer
 from exprl_jax.models.config import ModelConfig
+from exprl_jax.rollout import engine
 from exprl_jax.tiny import traces
 from exprl_jax.tiny import world
 from exprl_jax.tokenizer import Tokenizer
@@ -59,7 +69,8 @@ def train_judge(config: Config, workdir: pathlib.Path) -> list[metrics.Row]:
   tokenizer = Tokenizer(folder)
   makers = Makers(config, mesh)
   checkpoint.claim(workdir, config)
-  model, params = hf.load(folder, mesh, random_key=jax.random.key(config.seed))
+  model = model_config.read_config(folder)
+  params = grown(model, makers.base, jax.random.key(config.seed))
   judge = Judge(model, params, tokenizer, config.judge.template,
                 config.judge.rows, mesh)
   state = learner.init_state(params, config.optim, config.steps)
@@ -68,30 +79,43 @@ def train_judge(config: Config, workdir: pathlib.Path) -> list[metrics.Row]:
   pools = {'base': makers.base_samples(), 'taught': makers.taught(),
            'adversary': []}
   source = Source(pools, makers, rng)
-  per_round = config.steps // cfg.rounds
 
   for step in range(config.steps):
-    batch = [source.draw() for _ in range(config.data.batch)]
-    rows, targets, lookup = labelled_rows(judge, batch, config.judge.max_steps)
-    arrays = mesh_lib.shard_rows((rows, targets, lookup), mesh)
+    draw = source.well_formed if step < cfg.warmup_steps else source.draw
+    batch = [draw() for _ in range(config.data.batch)]
+    arrays = mesh_lib.shard_rows(
+        labelled_rows(judge, batch, config.judge.max_steps), mesh)
     with jax.set_mesh(mesh):
       state, values = update(model, state, arrays, config.optim, config.steps,
-                             judge.template.score_ids, cfg.lookup_weight)
+                             judge.template.score_ids, cfg.hint_weight)
     done = step + 1
     log.advance()
     if done % 10 == 0:
       log.write(done, values, line(done, values) if done % 100 == 0 else '')
-    if done % per_round == 0:
+    if done >= cfg.warmup_steps and done % cfg.round_steps == 0:
       judge.params = state.params
       hf.save(workdir / 'model', model, state.params, folder)
       if done < config.steps:
-        new, told = makers.adversary(judge, done // per_round)
+        new, told = makers.adversary(judge, done // cfg.round_steps)
         pools['adversary'] += new
         log.write(done, told, f'step {done:5d}  adversary: judge '
                   f'{told["adversary/judge"]:.3f}  truth '
                   f'{told["adversary/truth"]:.3f}')
   log.close()
   return metrics.read(workdir / 'metrics.jsonl')
+
+
+def grown(model: ModelConfig, params, key: jax.Array):
+  """`params` with as many layers as `model`: new ones add nothing at first."""
+  fresh = transformer.init(model, key)['layers']
+  have = len(params['layers']['q'])
+
+  def append(path, old, new):
+    silent = path[-1].key in ('o', 'down')
+    return jnp.concatenate([old, new[have:] * (0.0 if silent else 1.0)])
+
+  layers = jax.tree_util.tree_map_with_path(append, params['layers'], fresh)
+  return params | {'layers': layers}
 
 
 class Source:
@@ -101,7 +125,14 @@ class Source:
                makers: 'Makers', rng: random.Random):
     self._pools, self._makers, self._rng = pools, makers, rng
 
+  def well_formed(self) -> traces.Labelled:
+    """Right and wrong statements and a box: what the judge learns first."""
+    story = self._makers.fresh_story(self._rng)
+    text = traces.mixed(self._rng, story)
+    return traces.label(story.problem(''), self._makers.cut(text))
+
   def draw(self) -> traces.Labelled:
+    """A trace of any source, now and then with a wrong reference."""
     rng = self._rng
     name = rng.choices(tuple(_MIX), weights=_MIX.values())[0]
     if name == 'synthetic' or not self._pools[name]:
@@ -125,13 +156,13 @@ class Makers:
     self._config, self._mesh = config, mesh
     folder = resolve(config.policy.init)
     self._tokenizer = Tokenizer(folder)
-    self._model, self._base = hf.load(folder, mesh)
+    self._model, self.base = hf.load(folder, mesh)
     self._delimiters = steps_lib.delimiter_ids(self._tokenizer,
                                                config.judge.delimiter)
     self._problems = world.problems('judge_train')
     self._forbidden = {p.question for split in world.SPLITS
                        for p in world.problems(split)}
-    self._policy = self._base  # where the next adversary starts
+    self._policy = self.base  # where the next adversary starts
 
   def fresh_story(self, rng: random.Random) -> world.Story:
     """Six steps mostly; never a problem of a shipped or accepting set."""
@@ -151,19 +182,17 @@ class Makers:
 
   def base_samples(self) -> list[traces.Labelled]:
     """What the base policy writes at several temperatures."""
-    return sum((self._run(self._base, truth, 'process', steps=10, learn=False,
-                          number=i, temperature=t)[0]
-                for i, t in enumerate((0.7, 0.8, 1.0, 1.2))), [])
+    return sum((self._sample(self.base, temperature, number)
+                for number, temperature in enumerate((0.7, 0.8, 1.0, 1.2))),
+               [])
 
   def taught(self) -> list[traces.Labelled]:
     """What a policy writes that is trained on the truth (which is not ExpRL,
     but makes good traces), while it learns and after."""
-    steps = self._config.judge_training.policy_steps
-    while_learning, self._taught, _ = self._run(
-        self._base, truth, 'process', steps=steps, number=100)
-    after, _, _ = self._run(self._taught, truth, 'process', steps=steps // 2,
-                            number=101, learn=False, temperature=1.0)
-    return while_learning + after
+    while_learning, self._taught, _ = self._learn(
+        self.base, truth, 'process', 100,
+        self._config.judge_training.policy_steps)
+    return while_learning + self._sample(self._taught, 1.0, 101)
 
   def adversary(self, judge: Judge, number: int):
     """A policy trained to please the judge, with process or outcome rewards,
@@ -174,42 +203,60 @@ class Makers:
     """
     kind = 'process' if number % 3 else 'outcome'
     config = dataclasses.replace(self._config, reward=kind)
-    out, self._policy, told = self._run(
-        (self._base, self._policy, self._policy, self._taught)[number % 4],
+    out, self._policy, told = self._learn(
+        (self.base, self._policy, self._policy, self._taught)[number % 4],
         lambda traces_: rewards.dense(traces_, judge, config), kind,
-        steps=self._config.judge_training.adversary_steps, number=200 + number)
+        200 + number, self._config.judge_training.adversary_steps)
     return out, told
 
-  def _run(self, params, scorer: rewards.Scorer, kind: str, steps: int,
-           number: int, learn: bool = True, temperature: float = 0.8):
-    """Samples for `steps` batches, learning from `params` on or not.
+  def _sample(self, params, temperature: float, number: int
+              ) -> list[traces.Labelled]:
+    """One sample of every problem."""
+    options = dataclasses.replace(
+        engine.options(self._config, self._tokenizer, 1),
+        temperature=temperature)
+    rollout = engine.sample(
+        self._model, params,
+        data.policy_prompts(self._tokenizer, self._problems, self._config),
+        self._key(number), options, self._mesh)
+    return self._label(rewards.cut(
+        self._problems, rollout, self._tokenizer, frozenset(), 1))
+
+  def _label(self, items: list[rewards.Trace]) -> list[traces.Labelled]:
+    out = [traces.label(t.problem, self.cut(''.join(t.steps))) for t in items]
+    return [item for item in out if item.steps]
+
+  def _key(self, number: int) -> jax.Array:
+    return jax.random.fold_in(jax.random.key(self._config.seed), number)
+
+  def _learn(self, params, scorer: rewards.Scorer, kind: str, number: int,
+             steps: int):
+    """RL from `params` on a scorer, as the main job does it.
 
     Returns:
-      All traces, labelled; the policy in the end; the last step's judge score
-      and truth.
+      All traces, labelled; the policy in the end; the mean score and the mean
+      truth of the last step.
     """
     config = dataclasses.replace(
         self._config, run='train', reward=kind, steps=steps,
-        rollout=dataclasses.replace(
-            self._config.rollout, temperature=temperature),
         credit=Credit('delta', first='zero') if kind == 'process' else Credit(),
-        optim=Optim(lr=1e-3 if learn else 0.0, updates=2))
-    reward = rewards.from_scorer(config, self._tokenizer, scorer)
-    step = train.Step(config, self._model, self._base, self._tokenizer, reward,
+        optim=Optim(lr=1e-3, updates=2))
+    step = train.Step(config, self._model, self.base, self._tokenizer,
+                      rewards.from_scorer(config, self._tokenizer, scorer),
                       self._mesh)
     state = learner.init_state(params, config.optim, step.total_updates)
     rng = random.Random(f'{self._config.seed}-{number}')
-    root = jax.random.fold_in(jax.random.key(self._config.seed), number)
     out, told = [], {}
     for i in range(steps):
-      state, taken = step(state, rng.sample(self._problems, config.data.batch),
-                          jax.random.fold_in(root, i))
-      new = [traces.label(t.problem, self.cut(''.join(t.steps)))
-             for t in taken.rewarded.traces]
-      out += [item for item in new if item.steps]
+      problems = rng.sample(self._problems,
+                            config.judge_training.problems)
+      state, taken = step(state, problems,
+                          jax.random.fold_in(self._key(number), i))
+      new = self._label(taken.rewarded.traces)
+      out += new
       told = {'adversary/judge': taken.metrics['reward/mean'],
-              'adversary/truth': metrics.mean(
-                  item.labels[-1] if item.steps else 0.0 for item in new)}
+              'adversary/truth': sum(item.labels[-1] for item in new)
+                                 / len(taken.rewarded.traces)}
     return out, state.params, told
 
 
@@ -226,60 +273,66 @@ def truth(items: list[rewards.Trace]):
 
 def labelled_rows(judge: Judge, batch: list[traces.Labelled], max_steps: int
                   ) -> tuple[Rows, np.ndarray, np.ndarray]:
-  """The judge's rows, labels f32[B, S] and look-up targets i32[B, W].
+  """The judge's rows, labels f32[B, S] and hints i32[B, W].
 
-  The look-up target stands at the '=' of each step: the token of the value
-  that the reference gives for the step's month; -1 elsewhere.
+  A hint is the token that a column of the trace is to predict, -1 for none:
+  from the month of a step to its '=' the reference's value for that month, at
+  the end of a step the score 5 or 1: has it raised the label?
   """
   tokenizer = judge.tokenizer
   rows = judge_lib.build_rows(
       judge.template, tokenizer, [(b.problem, b.steps) for b in batch],
       max_steps)
   labels = np.zeros(rows.exists.shape, np.float32)
-  lookup = np.full(rows.tokens.shape, -1, np.int32)
-  (equals,) = tokenizer.encode('=')
+  hints = np.full(rows.tokens.shape, -1, np.int32)
+  delimiter, equals = (tokenizer.encode(word)[0] for word in ('###', '='))
+  score_ids = judge.template.score_ids
   for i, item in enumerate(batch):
     labels[i, :len(item.labels)] = item.labels
     wanted = {tokenizer.encode(month)[0]: tokenizer.encode(value)[0]
               for month, value in world.reference_steps(item.problem.solution)}
-    column, month = len(judge.template.head(tokenizer, item.problem)), None
-    while rows.node[i, column] == judge_lib.TRUNK:
+    trunk = int((rows.node[i] == judge_lib.TRUNK).sum())
+    value = -1
+    for column in range(len(judge.template.head(tokenizer, item.problem)),
+                        trunk):
       token = int(rows.tokens[i, column])
-      month = token if token in wanted else month
-      if token == equals and month is not None:
-        lookup[i, column] = wanted[month]
-      column += 1
-  return rows, labels, lookup
+      value = -1 if token == delimiter else wanted.get(token, value)
+      hints[i, column] = value
+      value = -1 if token == equals else value
+    rose = np.diff(item.labels, prepend=0.0) > 0
+    ends = rows.limit[i, rows.read[i, :len(rose)]] - 1
+    hints[i, ends] = np.where(rose, score_ids[-1], score_ids[0])
+  return rows, labels, hints
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3, 4, 5, 6), donate_argnums=1)
 def update(model: ModelConfig, state: TrainState, arrays, cfg: Optim,
-           total_steps: int, score_ids: tuple[int, ...], lookup_weight: float):
-  """One step on the cross-entropy of the scores plus the look-up loss.
+           total_steps: int, score_ids: tuple[int, ...], hint_weight: float):
+  """One step on the cross-entropy of the scores plus that of the hints.
 
   A label between two Likert levels is split between them (two-hot).
   """
-  rows, labels, lookup = arrays
+  rows, labels, hints = arrays
   exists = rows.exists
   level = labels * 4.0
-  target = jax.nn.relu(1.0 - jnp.abs(level[..., None] - jnp.arange(5.0)))
+  target = jax.nn.relu(1.0 - jnp.abs(
+      level[..., None] - jnp.arange(5.0)[None, None]))
 
   def loss_of(params):
     hidden = judge_lib.hidden_states(model, params, rows)
-    logp = jax.nn.log_softmax(
-        judge_lib.score_logits(model, params, hidden, rows.read))
-    scores = logp[..., jnp.array(score_ids)]
+    scores = jax.nn.log_softmax(judge_lib.score_logits(
+        model, params, hidden, rows.read))[..., jnp.array(score_ids)]
     score_loss = -jnp.sum((target * scores).sum(-1), where=exists)
     score_loss /= exists.sum()
     p = jax.nn.softmax(scores, axis=-1)
-    error = jnp.abs((p * jnp.arange(5.0)).sum(-1) / 4.0 - labels)
-    looked = jax.nn.log_softmax(transformer.project(model, params, hidden))
+    error = jnp.abs(p @ jnp.arange(5.0) / 4.0 - labels)
+    logp = jax.nn.log_softmax(transformer.project(model, params, hidden))
     picked = jnp.take_along_axis(
-        looked, jnp.maximum(lookup, 0)[..., None], axis=-1)[..., 0]
-    mask = lookup >= 0
-    lookup_loss = -jnp.sum(picked, where=mask) / jnp.maximum(mask.sum(), 1)
-    return score_loss + lookup_weight * lookup_loss, {
-        'judge/score_loss': score_loss, 'judge/lookup_loss': lookup_loss,
+        logp, jnp.maximum(hints, 0)[..., None], axis=-1)[..., 0]
+    mask = hints >= 0
+    hint_loss = -jnp.sum(picked, where=mask) / jnp.maximum(mask.sum(), 1)
+    return score_loss + hint_weight * hint_loss, {
+        'judge/score_loss': score_loss, 'judge/hint_loss': hint_loss,
         'judge/abs_error': jnp.sum(error, where=exists) / exists.sum()}
 
   gradient, values = jax.grad(loss_of, has_aux=True)(state.params)
@@ -289,5 +342,5 @@ def update(model: ModelConfig, state: TrainState, arrays, cfg: Optim,
 
 def line(step: int, values) -> str:
   return (f'step {step:5d}  score loss {values["judge/score_loss"]:.3f}  '
-          f'error {values["judge/abs_error"]:.3f}  look-up '
-          f'{values["judge/lookup_loss"]:.3f}')
+          f'error {values["judge/abs_error"]:.3f}  hints '
+          f'{values["judge/hint_loss"]:.3f}')

@@ -224,6 +224,8 @@ class PretrainingText:
     return self._size
 
   def __getitem__(self, index: int) -> Problem:
+    if not 0 <= index < self._size:
+      raise IndexError(index)
     rng = random.Random(f'pretraining-{self._seed}-{index}')
     while True:
       short = rng.random() < 0.6

@@ -1,0 +1,64 @@
+"""Runs a config once for every combination of some flags, one after another.
+
+  python launch/sweep.py --config=configs/tiny.py --root=/tmp/sweep \
+    --set=config.seed=0,1,2 --set=config.optim.lr=3e-4,5e-4
+
+Each run has its own workdir below --root, named after its values; a sweep
+that is started again resumes. --dry_run prints the command lines, to be given
+to a cluster. Other flags for all runs go behind `--`.
+"""
+
+import itertools
+import pathlib
+import shlex
+import subprocess
+import sys
+
+from absl import app
+from absl import flags
+
+_CONFIG = flags.DEFINE_string('config', None, 'Config file.', required=True)
+_ROOT = flags.DEFINE_string('root', None, 'Folder of the workdirs.',
+                            required=True)
+_SET = flags.DEFINE_multi_string('set', [], 'KEY=VALUE,VALUE,...')
+_DRY_RUN = flags.DEFINE_bool('dry_run', False, 'Print the commands only.')
+
+
+def commands(config: str, root: str, settings: list[str], more: list[str]
+             ) -> list[list[str]]:
+  """A command line for each combination.
+
+  Raises:
+    ValueError: a setting is not KEY=VALUE,VALUE,...
+  """
+  axes = []
+  for setting in settings:
+    key, equals, values = setting.partition('=')
+    if not (key and equals and all(values.split(','))):
+      raise ValueError(f'--set={setting}: want KEY=VALUE,VALUE,...')
+    axes.append([(key, value) for value in values.split(',')])
+  out = []
+  for point in itertools.product(*axes):
+    name = '-'.join(f'{k.split(".")[-1]}={v}' for k, v in point) or 'run'
+    out.append([sys.executable, '-m', 'exprl_jax.main', f'--config={config}',
+                *(f'--{k}={v}' for k, v in point), *more,
+                f'--workdir={pathlib.Path(root) / name}'])
+  return out
+
+
+def main(argv):
+  try:
+    lines = commands(_CONFIG.value, _ROOT.value, _SET.value, argv[1:])
+  except ValueError as e:
+    raise app.UsageError(str(e)) from None
+  failed = 0
+  for line in lines:
+    print(shlex.join(line), flush=True)
+    if not _DRY_RUN.value:
+      failed += subprocess.run(line, check=False).returncode != 0
+  if failed:
+    sys.exit(f'{failed} of {len(lines)} runs failed')
+
+
+if __name__ == '__main__':
+  app.run(main)

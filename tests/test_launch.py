@@ -1,0 +1,96 @@
+"""Manifests and scripts, as far as they go without a cluster."""
+
+import importlib.util
+import pathlib
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+LAUNCH = pathlib.Path('launch')
+
+
+def load(name):
+  spec = importlib.util.spec_from_file_location(name, LAUNCH / f'{name}.py')
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module
+
+
+@pytest.fixture(scope='module')
+def gke():
+  # Defines absl flags: once per process.
+  return load('gke')
+
+
+def job(gke, slice_name):
+  text = gke.manifest('run-1', slice_name, 'image', 'bucket', 'account', 3,
+                      ['--config=configs/tiny.py', '--config.seed=1'])
+  return yaml.safe_load(text)
+
+
+def test_jobset_runs_the_command_on_the_whole_slice(gke):
+  for slice_name, (accelerator, topology, chips) in gke.SLICES.items():
+    spec = job(gke, slice_name)
+    assert spec['kind'] == 'JobSet' and spec['metadata']['name'] == 'run-1'
+    (replicated,) = spec['spec']['replicatedJobs']
+    batch_job = replicated['template']['spec']
+    pod = batch_job['template']['spec']
+    (container,) = pod['containers']
+    assert container['command'] == ['python', '-m', 'exprl_jax.main']
+    assert container['args'] == [
+        '--config=configs/tiny.py', '--config.seed=1',
+        '--workdir=/bucket/runs/run-1']
+    assert container['resources']['limits']['google.com/tpu'] == chips
+    sizes = [int(n) for n in topology.split('x')]
+    product = 1
+    for n in sizes:
+      product *= n
+    assert product == chips, 'one host holds the slice'
+    assert pod['nodeSelector']['cloud.google.com/gke-tpu-accelerator'] == (
+        accelerator)
+    assert pod['restartPolicy'] == 'Never'  # wanted by podFailurePolicy
+    rule = batch_job['podFailurePolicy']['rules'][0]['onExitCodes']
+    assert rule['containerName'] == container['name']
+
+
+def test_gke_rejects_bad_names_and_no_config(gke):
+  with pytest.raises(ValueError, match='lower-case'):
+    gke.manifest('Run_1', 'v5e-8', 'i', 'b', 'a', 1, ['--config=x.py'])
+  with pytest.raises(ValueError, match='no --config'):
+    gke.manifest('run', 'v5e-8', 'i', 'b', 'a', 1, [])
+
+
+def test_sweep_is_the_product():
+  def run(*args):
+    return subprocess.run(
+        [sys.executable, LAUNCH / 'sweep.py', '--dry_run', '--config=c.py',
+         '--root=/r', *args], text=True, capture_output=True)
+  out = run('--set=config.seed=0,1', '--set=config.optim.lr=1', '--',
+            '--config.compare=')
+  assert [line.split()[3:] for line in out.stdout.splitlines()] == [
+      ['--config=c.py', f'--config.seed={s}', '--config.optim.lr=1',
+       '--config.compare=', f'--workdir=/r/seed={s}-lr=1'] for s in '01']
+  bad = run('--set=config.seed')
+  assert bad.returncode == 1 and 'KEY=VALUE' in bad.stdout + bad.stderr
+
+
+def test_tpu_vm_dry_run_prints_the_command():
+  def run(*args):
+    return subprocess.run(['bash', LAUNCH / 'tpu_vm.sh', *args], text=True,
+                          capture_output=True)
+  out = run('--dry_run', 'n', 'zone', 'v6e-8', '--config=configs/tiny.py',
+            "--config.run=a b")
+  assert out.returncode == 0
+  assert 'exprl_jax.main --config=configs/tiny.py' in out.stdout
+  assert run('n', 'zone').returncode == 2
+  assert 'one of' in run('--dry_run', 'n', 'z', 'v9-8', '--config=c').stderr
+
+
+def test_gke_dry_run_prints_yaml():
+  out = subprocess.run(
+      [sys.executable, LAUNCH / 'gke.py', '--dry_run', '--name=n', '--image=i',
+       '--bucket=b', '--', '--config=c.py'], text=True, capture_output=True,
+      check=True)
+  assert yaml.safe_load(out.stdout)['kind'] == 'JobSet'

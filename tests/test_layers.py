@@ -1,0 +1,74 @@
+"""Imports go downward only: docs/design.md has the picture."""
+
+import ast
+import pathlib
+
+import exprl_jax
+
+# Later layers may import earlier ones, not the other way round.
+LAYERS = [
+    {'types', 'grading', 'metrics', 'tiny.world', 'models.config', 'config',
+     'mesh'},
+    {'models.transformer', 'tokenizer', 'advantages', 'data', 'tiny.traces',
+     'judge.steps', 'tiny.assets'},
+    {'models.hf', 'losses', 'rollout.engine', 'judge.prompts', 'checkpoint',
+     'judge.judge'},
+    {'learner', 'rewards', 'evaluate', 'report'},
+    {'train', 'sft', 'dry_run', 'tiny.train_judge', 'tiny.accept'},
+    {'main'},
+]
+ROOT = pathlib.Path(exprl_jax.__file__).parent
+
+
+def modules():
+  for path in ROOT.rglob('*.py'):
+    name = '.'.join(path.relative_to(ROOT).with_suffix('').parts)
+    if not name.endswith('__init__'):
+      yield name, ast.parse(path.read_text())
+
+
+def imports(tree, top_level_only=False):
+  nodes = tree.body if top_level_only else ast.walk(tree)
+  for node in nodes:
+    if isinstance(node, ast.ImportFrom):
+      yield from (f'{node.module}.{a.name}' for a in node.names)
+    elif isinstance(node, ast.Import):
+      yield from (a.name for a in node.names)
+
+
+def rank(name):
+  found = [i for i, layer in enumerate(LAYERS) if name in layer]
+  assert len(found) == 1, f'{name} has no place in LAYERS'
+  return found[0]
+
+
+def test_imports_go_down():
+  names = {name for name, _ in modules()}
+  for name, tree in modules():
+    for target in imports(tree):
+      target = target.removeprefix('exprl_jax.')
+      other = target if target in names else target.rpartition('.')[0]
+      if other in names and other != name:
+        same = rank(name) == rank(other)
+        assert rank(name) > rank(other) or same and not cycle(other, name), (
+            f'{name} imports {other}')
+
+
+def cycle(a, b):
+  """Whether a imports b, too."""
+  tree = dict(modules())[a]
+  return any(t.removeprefix('exprl_jax.').startswith(b) for t in imports(tree))
+
+
+def test_flax_is_imported_in_models_only():
+  for name, tree in modules():
+    if not name.startswith('models.'):
+      assert not any(t.startswith('flax') for t in imports(tree)), name
+
+
+def test_no_torch_and_no_transformers_at_start_up():
+  for name, tree in modules():
+    for target in imports(tree):
+      assert not target.startswith('torch'), name
+    for target in imports(tree, top_level_only=True):
+      assert not target.startswith('transformers'), name

@@ -1,0 +1,221 @@
+"""Whole runs, short: the loop, resuming, recipes, and mistakes in the input."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from exprl_jax import config as config_lib
+from exprl_jax import main
+from exprl_jax import metrics
+from exprl_jax import rewards
+from exprl_jax.types import InputError, Problem, Rollout
+
+
+SHORT = ['--config.steps=3', '--config.eval.limit=4', '--config.eval.samples=2',
+         '--config.eval.ks=(1,2)', '--config.eval.rows=8',
+         '--config.eval.every=0', '--config.data.batch=8',
+         '--config.checkpoint.every=0']
+GROUPS = ['--config.rollout.group_size=4']
+
+
+def run(config, workdir, *flags):
+  main.main([f'--config=configs/{config}.py', f'--workdir={workdir}', *SHORT,
+             *flags])
+  return metrics.read(workdir / 'metrics.jsonl')
+
+
+def without_times(rows):
+  return [{k: v for k, v in r.items() if not k.startswith('time/')}
+          for r in rows]
+
+
+def test_the_main_job_in_short(tmp_path, capsys):
+  rows = run('tiny', tmp_path, *GROUPS)
+  out = capsys.readouterr().out
+  assert f'workdir {tmp_path}' in out
+  assert 'tiny, seed 0' in out and 'tiny_grpo, seed 0' in out
+  assert 'pass@1 before' in out
+  steps = [r for r in rows if 'policy/loss' in r]
+  assert [r['step'] for r in steps] == [1, 2, 3]
+  for row in steps:
+    assert all(np.isfinite(v) for v in row.values())
+    assert {'reward/mean', 'reward/accuracy', 'judge/score_mass',
+            'policy/ref_kl', 'policy/entropy', 'length/response_mean',
+            'time/rollout', 'time/judge', 'time/update'} <= set(row)
+    assert row['judge/score_mass'] > 0.9 and row['judge/invalid_frac'] == 0
+    # The sampler's and the learner's log-probabilities agree.
+    assert row['mismatch/logprob_abs_diff'] < 1e-5
+  names = sorted({k for r in rows for k in r if k != 'step'})
+  assert all(n.count('/') == 1 for n in names), 'area/name'
+  samples = sorted((tmp_path / 'samples').iterdir())
+  trace = json.loads(samples[-1].read_text().splitlines()[0])
+  assert {'question', 'steps', 'correct'} <= set(trace)
+  assert {'text', 'score', 'advantage'} <= set(trace['steps'][0])
+  assert 'by ' not in samples[-1].read_text(), 'no reference in the samples'
+  report = (tmp_path / 'report.html').read_text()
+  assert report.count('<img') == 6 and 'pass@1' in report
+  assert (tmp_path / 'compare/metrics.jsonl').exists()
+  assert (tmp_path / 'model/model.safetensors').exists()
+
+
+@pytest.mark.parametrize('config, flags', [
+    ('tiny_outcome', GROUPS), ('tiny_grpo', GROUPS), ('tiny_sft', [])])
+def test_every_recipe_runs(tmp_path, config, flags):
+  rows = run(config, tmp_path, '--config.compare=', *flags)
+  assert sum('eval/pass@1' in r for r in rows) == 2
+  key = 'sft/loss' if config == 'tiny_sft' else 'policy/loss'
+  assert np.isfinite([r[key] for r in rows if key in r]).all()
+
+
+def test_resumed_is_uninterrupted(tmp_path):
+  flags = ['--config.compare=', '--config.checkpoint.every=1', *GROUPS]
+  want = run('tiny', tmp_path / 'whole', *flags)
+  run('tiny', tmp_path / 'parts', *flags, '--config.steps=2')
+  # As if killed while writing: a row after the checkpoint, cut short.
+  with (tmp_path / 'parts/metrics.jsonl').open('a') as file:
+    file.write('{"step": 3, "policy/loss": 7}\n{"step": 3, "pol')
+  got = run('tiny', tmp_path / 'parts', *flags)
+  # The parts evaluated once more, at the step where the first one ended.
+  evaluated = lambda r: 'eval/pass@1' in r and r['step'] == 2
+  assert without_times([r for r in got if not evaluated(r)]) == without_times(
+      want)
+  weights = [(tmp_path / d / 'model/model.safetensors').read_bytes()
+             for d in ('whole', 'parts')]
+  assert weights[0] == weights[1]
+
+
+def test_a_run_is_a_function_of_its_seed(tmp_path):
+  flags = ['--config.compare=', *GROUPS, '--config.steps=1']
+  a, b, c = (without_times(run('tiny', tmp_path / name, *flags, seed))
+             for name, seed in (('a', '--config.seed=1'),
+                                ('b', '--config.seed=1'),
+                                ('c', '--config.seed=2')))
+  assert a == b != c
+
+
+def test_the_sft_loss_falls_on_its_own_rows(tmp_path):
+  rows = run('tiny_sft', tmp_path, '--config.steps=40', '--config.data.limit=8',
+             '--config.eval.problems=', '--config.optim.warmup_steps=1')
+  losses = [r['sft/loss'] for r in rows if 'sft/loss' in r]
+  assert losses[-1] < 0.5 * losses[0]
+
+
+def test_evaluate_a_workdir(tmp_path):
+  run('tiny_grpo', tmp_path / 'run', *GROUPS, '--config.steps=1')
+  config = tmp_path / 'evaluate.py'
+  config.write_text(pathlib.Path('configs/tiny_grpo.py').read_text().replace(
+      "c.run = 'train'", "c.run = 'evaluate'"))
+  main.main([f'--config={config}', f'--workdir={tmp_path / "out"}', *SHORT,
+             f'--config.policy.init={tmp_path / "run"}'])
+  (row,) = metrics.read(tmp_path / 'out/metrics.jsonl')
+  last = metrics.read(tmp_path / 'run/metrics.jsonl')[-1]
+  assert row['eval/pass@1'] == last['eval/pass@1']
+  assert len((tmp_path / 'out/samples.jsonl').read_text().splitlines()) == 8
+
+
+def test_dry_run_shows_the_prompts_and_writes_nothing(tmp_path, capsys):
+  main.main(['--config=configs/tiny.py', '--dry_run',
+             f'--workdir={tmp_path / "w"}'])
+  out = capsys.readouterr().out
+  assert '--- policy prompt' in out and '--- judge prompt' in out
+  policy_part = out.split('--- policy prompt')[1].split('--- judge prompt')[0]
+  assert 'by ' not in policy_part and 'boxed' not in policy_part
+  assert not (tmp_path / 'w').exists()
+
+
+def bad(message, tmp_path, *flags):
+  with pytest.raises(InputError, match=message) as e:
+    run('tiny', tmp_path / 'w', '--config.compare=', *flags)
+  assert '\n' not in str(e.value)
+
+
+def test_mistakes_are_reported_before_anything_is_written(tmp_path):
+  rows = [{'question': 'q', 'answer': '1', 'solution': 's'},
+          {'question': 'q', 'answer': '1'}]
+  path = tmp_path / 'rows.jsonl'
+  path.write_text(''.join(json.dumps(r) + '\n' for r in rows))
+  bad('rows.jsonl:2: row has no solution', tmp_path,
+      f'--config.data.train={path}')
+  bad('none.jsonl: no such problem file', tmp_path,
+      '--config.data.train=none.jsonl')
+  bad('nowhere: no config.json|nowhere: neither', tmp_path,
+      '--config.policy.init=nowhere')
+  bad('nowhere: ', tmp_path, '--config.judge.init=nowhere')
+  bad('no such template', tmp_path, '--config.judge.template=tinny')
+  bad('its prompt has 37 tokens|its prompt has', tmp_path,
+      '--config.rollout.max_prompt_tokens=20')
+  bad('wants 3 devices', tmp_path, '--config.mesh.data=3')
+  assert not (tmp_path / 'w').exists()
+
+
+def test_a_workdir_of_another_run_is_left_alone(tmp_path):
+  run('tiny_grpo', tmp_path / 'w', *GROUPS, '--config.steps=1')
+  before = sorted(p.name for p in (tmp_path / 'w').iterdir())
+  bad('holds another run: .*reward', tmp_path, *GROUPS)
+  assert sorted(p.name for p in (tmp_path / 'w').iterdir()) == before
+  (tmp_path / 'other').mkdir()
+  (tmp_path / 'other/thesis.txt').write_text('')
+  with pytest.raises(InputError, match='is not empty and holds no run'):
+    run('tiny', tmp_path / 'other', '--config.compare=')
+
+
+def test_the_command_prints_one_line_and_exits_with_one():
+  out = subprocess.run(
+      [sys.executable, '-m', 'exprl_jax.main', '--config=configs/tiny.py',
+       '--config.stpes=3'], text=True, capture_output=True)
+  assert out.returncode == 1
+  assert out.stderr.count('\n') == 1 and 'Did you mean "steps"' in out.stderr
+
+
+class Verdicts:
+  """A judge whose verdicts are given, to test what is made of them."""
+
+  def __init__(self, score, mass, exists):
+    self._verdicts = tuple(np.array(x) for x in (score, mass, exists))
+
+  def score(self, items, max_steps):
+    from exprl_jax.judge.judge import Verdicts as V
+    return V(*(x[:len(items), :max_steps] for x in self._verdicts))
+
+
+def test_empty_unreadable_and_cut_off_rows(policy):
+  """Row 0: two steps. Row 1: one is unreadable. Row 2: EOS alone, scores 0
+  without a judge. Row 3: cut off, scores 0 under overlong='zero'."""
+  tokenizer = policy[2]
+  _, values, _ = main.parse(['--config=configs/tiny.py',
+                             '--config.rollout.overlong=zero',
+                             '--config.judge.max_steps=2'])
+  config = config_lib.freeze(values)
+  trace = tokenizer.encode('dec 4 ### jan 8')
+  rows = [trace + [tokenizer.eos_ids[0]], trace + [tokenizer.eos_ids[0]],
+          [tokenizer.eos_ids[0]], trace]
+  tokens, completion = np.zeros((4, 9), np.int32), np.zeros((4, 9), bool)
+  for i, row in enumerate(rows):
+    tokens[i, 2:2 + len(row)], completion[i, 2:2 + len(row)] = row, True
+  rollout = Rollout(tokens, completion, completion, np.zeros((4, 9)),
+                    np.array([True, True, True, False]))
+  judge = Verdicts([[.25, .5]] * 3, [[1, 1], [1, .1], [1, 1]],
+                   [[True, True]] * 3)
+  reward = rewards.make(config, tokenizer, judge)
+  out = reward([Problem('', 'q', 's', '8')], rollout)
+  np.testing.assert_allclose(
+      out.scores.value, [[.25, .5], [0, 0], [0, 0], [0, 0]])
+  np.testing.assert_array_equal(
+      out.scores.valid, [[1, 1], [0, 0], [1, 0], [1, 1]])
+  # Steps end before '###' and at the EOS; columns start at the prompt's 2.
+  np.testing.assert_array_equal(out.scores.step_end[[0, 2, 3]],
+                                [[3, 7], [2, 0], [3, 6]])
+  assert out.metrics['judge/invalid_frac'] == 0.25
+  assert out.metrics['judge/empty_frac'] == 0.25
+  assert out.metrics['reward/mean'] == pytest.approx((.5 + 0 + 0) / 3)
+
+
+def test_a_judge_that_cannot_be_read_stops_the_run(tmp_path):
+  """The policy is no judge: after 'score' it does not say 1 to 5."""
+  with pytest.raises(RuntimeError, match='of the verdicts are unreadable'):
+    run('tiny', tmp_path, *GROUPS, '--config.compare=',
+        '--config.judge.init=asset:tiny_policy', '--config.judge.min_mass=0.99')
