@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 def get_config():
   c = ConfigDict()
   c.run = 'train_judge'
-  c.steps = 3000
+  c.steps = 2400
   c.policy = ConfigDict(dict(init='asset:tiny_policy'))
   c.judge = ConfigDict(dict(
       init='asset:tiny_judge', template='tiny', max_steps=8, min_mass=0.0))

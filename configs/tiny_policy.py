@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 def get_config():
   c = ConfigDict()
   c.run = 'sft'
-  c.steps = 2048
+  c.steps = 3072
   c.policy = ConfigDict(dict(init='asset:tiny_policy', random=True))
   c.data = ConfigDict(dict(train='tiny:pretraining', batch=64))
   c.rollout = ConfigDict(

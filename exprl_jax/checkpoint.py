@@ -85,5 +85,6 @@ class Checkpoints:
       self._manager.save(step, args=ocp.args.StandardSave(state))
 
   def close(self) -> None:
+    """Waits until everything is on disk."""
     self._manager.wait_until_finished()
     self._manager.close()

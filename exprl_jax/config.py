@@ -14,6 +14,7 @@ import pathlib
 from typing import Any
 
 import ml_collections
+
 from exprl_jax.types import InputError
 
 
@@ -43,6 +44,8 @@ class Judge:
 
 @dataclasses.dataclass(frozen=True)
 class Data:
+  """Problems to train on, and how many at a time."""
+
   train: str = ''  # JSONL of problems
   batch: int = 8  # problems per step (sft: rows per step)
   limit: int = 0  # use only so many problems; 0 is all
@@ -50,6 +53,8 @@ class Data:
 
 @dataclasses.dataclass(frozen=True)
 class Rollout:
+  """What the policy is given and how it is sampled."""
+
   group_size: int = 8  # samples per problem, G
   max_prompt_tokens: int = 1024
   max_new_tokens: int = 1024
@@ -60,6 +65,8 @@ class Rollout:
 
 @dataclasses.dataclass(frozen=True)
 class Credit:
+  """From scores to advantages: advantages.py, docs/method.md."""
+
   rule: str = 'group'  # group (one score a row) | delta (one a step)
   divide_by_std: bool = True  # group
   first: str = 'final'  # delta, baseline of step 1: final (paper) | zero
@@ -68,6 +75,8 @@ class Credit:
 
 @dataclasses.dataclass(frozen=True)
 class Loss:
+  """losses.policy_gradient."""
+
   clip_low: float = 0.2
   clip_high: float = 0.28
   dual_clip: float = 3.0  # 0 is off
@@ -93,6 +102,8 @@ class Optim:
 
 @dataclasses.dataclass(frozen=True)
 class Eval:
+  """Held-out problems, and how often they are sampled."""
+
   problems: str = ''  # JSONL of held-out problems; none: no evaluation
   every: int = 0  # steps; 0: only before and after
   samples: int = 16  # per problem
@@ -103,6 +114,8 @@ class Eval:
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
+  """How often the training state is saved, and how many are kept."""
+
   every: int = 0  # steps; 0: only at the end
   keep: int = 2
 
@@ -130,6 +143,8 @@ class JudgeTraining:
 
 @dataclasses.dataclass(frozen=True)
 class Config:
+  """One run."""
+
   run: str = 'train'  # train | sft | evaluate | train_judge
   seed: int = 0
   steps: int = 100

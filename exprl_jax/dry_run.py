@@ -1,7 +1,6 @@
 """--dry_run: read everything, compute nothing, show what the models see."""
 
-from exprl_jax import data
-from exprl_jax import evaluate
+from exprl_jax import data, evaluate
 from exprl_jax import mesh as mesh_lib
 from exprl_jax.config import Config, resolve
 from exprl_jax.judge import prompts

@@ -8,11 +8,8 @@ import time
 import jax
 import numpy as np
 
-from exprl_jax import checkpoint
-from exprl_jax import data
-from exprl_jax import grading
+from exprl_jax import checkpoint, data, grading, metrics
 from exprl_jax import mesh as mesh_lib
-from exprl_jax import metrics
 from exprl_jax.config import Config, resolve
 from exprl_jax.models import hf
 from exprl_jax.models.config import ModelConfig
@@ -62,6 +59,7 @@ class HeldOut:
       self._prompts = data.policy_prompts(tokenizer, self._problems, config)
 
   def due(self, step: int, last: int) -> bool:
+    """Whether `step` is to be evaluated, of a run that ends at `last`."""
     every = self._config.eval.every
     return step == last or bool(every and step % every == 0)
 

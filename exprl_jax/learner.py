@@ -42,7 +42,7 @@ def apply_gradient(state: TrainState, gradient, cfg: Optim, total_steps: int
                    ) -> tuple[TrainState, dict[str, jax.Array]]:
   """One optimiser step; a gradient that is not finite is skipped, counted."""
   tx = optimizer(cfg, total_steps)
-  norm = optax.global_norm(gradient)
+  norm = optax.tree.norm(gradient)
   updates, opt_state = tx.update(gradient, state.opt_state, state.params)
   new = TrainState(state.step + 1, optax.apply_updates(state.params, updates),
                    opt_state)

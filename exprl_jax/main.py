@@ -10,8 +10,7 @@ import pathlib
 import sys
 import tempfile
 
-from absl import flags
-from absl import logging
+from absl import flags, logging
 import ml_collections
 from ml_collections import config_flags
 

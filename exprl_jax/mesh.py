@@ -6,6 +6,7 @@ import logging
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 import numpy as np
+
 from exprl_jax.types import InputError
 
 AXES = ('data', 'fsdp', 'tensor')
@@ -77,10 +78,6 @@ def shardings(logical, abstract, mesh: Mesh):
   return jax.tree.map(
       lambda axes, array: NamedSharding(mesh, spec(axes, array.shape, mesh)),
       logical, abstract, is_leaf=lambda x: isinstance(x, tuple))
-
-
-def replicated(mesh: Mesh) -> NamedSharding:
-  return NamedSharding(mesh, PartitionSpec())
 
 
 def constrain(x: jax.Array, *logical: str | None) -> jax.Array:

@@ -10,15 +10,14 @@ from typing import Any
 import numpy as np
 import tqdm
 
-
 Row = dict[str, float]  # {'step': ..., 'area/name': number}
 
 
 class Log:
   """Appends rows to metrics.jsonl and shows a progress bar.
 
-  No name is a path prefix of another. A resumed run first drops the rows after its checkpoint, so the
-  file reads as if nothing had happened.
+  No name is a path prefix of another. A resumed run first drops the rows after
+  its checkpoint, so that the file reads as if nothing had happened.
   """
 
   def __init__(self, workdir: pathlib.Path, total: int, first_step: int = 0,
@@ -42,10 +41,12 @@ class Log:
       sys.stdout.flush()
 
   def advance(self, **shown: str) -> None:
+    """Moves the progress bar by one step."""
     self._bar.set_postfix(shown, refresh=False)
     self._bar.update()
 
   def close(self) -> None:
+    """Removes the progress bar."""
     self._bar.close()
 
 
@@ -69,6 +70,7 @@ class Timer:
     self._name, self._start = '', 0.0
 
   def __call__(self, name: str) -> 'Timer':
+    """Says which phase the `with` block is."""
     self._name = name
     return self
 
@@ -80,6 +82,7 @@ class Timer:
     self.seconds[self._name] = self.seconds.get(self._name, 0.0) + spent
 
   def metrics(self) -> dict[str, float]:
+    """{'time/PHASE': seconds}."""
     return {f'time/{k}': v for k, v in self.seconds.items()}
 
 

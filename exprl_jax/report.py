@@ -49,7 +49,7 @@ def summary(results: list[Result]) -> list[list[str]]:
   ks = results[0].config.eval.ks
   head = ['held-out problems']
   for k in ks:
-    head += [f'pass@{k} before', f'after [95 % interval]']
+    head += [f'pass@{k} before', 'after [95 % interval]']
   table = [head]
   for result in results:
     found = evaluations(result.rows)
@@ -65,6 +65,7 @@ def summary(results: list[Result]) -> list[list[str]]:
 
 
 def as_text(table: list[list[str]]) -> str:
+  """The table with its columns lined up."""
   widths = [max(map(len, column)) for column in zip(*table)]
   return '\n'.join('  '.join(cell.ljust(w) for cell, w in zip(row, widths))
                    .rstrip() for row in table)

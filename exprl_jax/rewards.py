@@ -5,8 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from exprl_jax import grading
-from exprl_jax import metrics
+from exprl_jax import grading, metrics
 from exprl_jax.config import Config
 from exprl_jax.judge import steps as steps_lib
 from exprl_jax.judge.judge import Judge
@@ -18,6 +17,7 @@ class Trace(NamedTuple):
   """A completion as its grader sees it: without EOS, cut into steps."""
 
   problem: Problem
+  text: str  # the whole
   steps: list[str]  # texts; one, the whole, for rewards without steps
   ends: list[int]  # column of the last token of each step
   finished: bool
@@ -26,6 +26,8 @@ class Trace(NamedTuple):
 
 
 class Rewarded(NamedTuple):
+  """What a reward makes of a rollout."""
+
   scores: Scores  # of numpy arrays
   traces: list[Trace]
   correct: np.ndarray  # bool[B] final answers; for sparse rewards and logs
@@ -84,11 +86,11 @@ def cut(problems: Sequence[Problem], rollout: Rollout, tokenizer: Tokenizer,
     texts = [tokenizer.decode(body[a:b]) for a, b in zip([0, *ends], ends)]
     # The EOS belongs to the last step; an empty trace is one empty step.
     last = [*ends[:-1], len(ids)]
-    problem = problems[i // group]
+    problem, text = problems[i // group], tokenizer.decode(body)
     traces.append(Trace(
-        problem, texts or [''], [int(columns[0]) + end - 1 for end in last],
-        bool(finished[i]),
-        grading.grade(tokenizer.decode(body), problem.answer)))
+        problem, text, texts or [''],
+        [int(columns[0]) + end - 1 for end in last], bool(finished[i]),
+        grading.grade(text, problem.answer)))
   return traces
 
 
@@ -108,7 +110,7 @@ def dense(traces: list[Trace], judge: Judge, config: Config):
     RuntimeError: more than judge.max_invalid_frac of the rows are unreadable.
   """
   max_steps = config.judge.max_steps if config.reward == 'process' else 1
-  asked = [i for i, t in enumerate(traces) if any(s.strip() for s in t.steps)]
+  asked = [i for i, t in enumerate(traces) if t.text.strip()]
   verdicts = judge.score([(traces[i].problem, traces[i].steps) for i in asked],
                          max_steps)
   value = np.zeros((len(traces), max_steps), np.float32)

@@ -6,13 +6,8 @@ import pathlib
 import jax
 import numpy as np
 
-from exprl_jax import checkpoint
-from exprl_jax import data
-from exprl_jax import evaluate
-from exprl_jax import learner
-from exprl_jax import losses
+from exprl_jax import checkpoint, data, evaluate, learner, losses, metrics
 from exprl_jax import mesh as mesh_lib
-from exprl_jax import metrics
 from exprl_jax.config import Config, Optim, resolve
 from exprl_jax.models import hf
 from exprl_jax.models.config import ModelConfig

@@ -9,6 +9,7 @@ import jinja2
 import jinja2.ext
 import jinja2.sandbox
 import tokenizers
+
 from exprl_jax.types import InputError
 
 

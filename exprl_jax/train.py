@@ -16,14 +16,16 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from exprl_jax import advantages
-from exprl_jax import checkpoint
-from exprl_jax import data
-from exprl_jax import evaluate
-from exprl_jax import learner
+from exprl_jax import (
+  advantages,
+  checkpoint,
+  data,
+  evaluate,
+  learner,
+  metrics,
+  rewards,
+)
 from exprl_jax import mesh as mesh_lib
-from exprl_jax import metrics
-from exprl_jax import rewards
 from exprl_jax.config import Config, Credit, resolve
 from exprl_jax.judge.judge import Judge
 from exprl_jax.models import hf
@@ -103,6 +105,7 @@ class Step:
 
   def __call__(self, state: TrainState, problems, key: jax.Array
                ) -> tuple[TrainState, Taken]:
+    """Samples, scores and updates; donates `state`."""
     config, timer = self._config, metrics.Timer()
     with timer('rollout'):
       prompts = data.policy_prompts(self._tokenizer, problems, config)

@@ -70,6 +70,8 @@ class Experience(NamedTuple):
 
 
 class TrainState(NamedTuple):
+  """What a checkpoint holds."""
+
   step: jax.Array  # i32[] optimiser steps taken
   params: Any
   opt_state: Any

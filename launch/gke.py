@@ -15,8 +15,7 @@ import re
 import string
 import subprocess
 
-from absl import app
-from absl import flags
+from absl import app, flags
 
 # slice -> (accelerator, topology, chips of its one host)
 SLICES = {
@@ -63,6 +62,7 @@ def manifest(name: str, slice_name: str, image: str, bucket: str,
 
 
 def main(argv):
+  """Applies the manifest, or prints it."""
   try:
     text = manifest(_NAME.value, _SLICE.value, _IMAGE.value, _BUCKET.value,
                     _ACCOUNT.value, _RESTARTS.value, argv[1:])

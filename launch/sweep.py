@@ -14,8 +14,7 @@ import shlex
 import subprocess
 import sys
 
-from absl import app
-from absl import flags
+from absl import app, flags
 
 _CONFIG = flags.DEFINE_string('config', None, 'Config file.', required=True)
 _ROOT = flags.DEFINE_string('root', None, 'Folder of the workdirs.',
@@ -47,6 +46,7 @@ def commands(config: str, root: str, settings: list[str], more: list[str]
 
 
 def main(argv):
+  """Runs the commands, or prints them."""
   try:
     lines = commands(_CONFIG.value, _ROOT.value, _SET.value, argv[1:])
   except ValueError as e:

@@ -97,7 +97,8 @@ def test_spread_gives_tokens_of_an_unreadable_step_to_the_next():
 def test_a_row_without_a_score_gets_no_advantage():
   s = scores([[0.5, 0.5]], [[False, False]], [[2, 4]])
   assert not np.any(advantages.delta(s))
-  assert not np.any(advantages.spread(np.ones((1, 2)), s, np.ones((1, 5), bool)))
+  ones = np.ones((1, 5), bool)
+  assert not np.any(advantages.spread(np.ones((1, 2)), s, ones))
 
 
 @pytest.mark.parametrize('seed', range(5))

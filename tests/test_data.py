@@ -56,7 +56,7 @@ def test_every_epoch_is_another_permutation_and_steps_are_functions():
 
 
 def test_no_solution_enters_a_policy_prompt(policy):
-  """No run of three words of a solution is in its prompt but by the question."""
+  """No three words in a row of a solution but those of the question."""
   tokenizer = policy[2]
   for problem in world.problems('train'):
     prompt = tokenizer.decode(data.policy_prompt(tokenizer, problem.question),

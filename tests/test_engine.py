@@ -1,4 +1,4 @@
-"""Laws of sampling: decode = full forward, sampler = learner, alone = together."""
+"""Laws of sampling: decode = forward, sampler = learner, alone = together."""
 
 import dataclasses
 

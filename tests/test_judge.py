@@ -1,5 +1,7 @@
 """The judge: forked = naive, what it reads, and how steps are cut."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -7,14 +9,10 @@ from exprl_jax.judge import judge as judge_lib
 from exprl_jax.judge import prompts
 from exprl_jax.judge.judge import Judge
 from exprl_jax.judge.steps import delimiter_ids, step_ends
-from exprl_jax.models import hf
-from exprl_jax.models import transformer
+from exprl_jax.models import hf, transformer
 from exprl_jax.tiny import world
 from exprl_jax.tokenizer import Tokenizer
 from exprl_jax.types import InputError, Problem
-import jax
-import jax.numpy as jnp
-
 from tests.conftest import JUDGE
 
 

@@ -14,7 +14,7 @@ LAYERS = [
     {'models.hf', 'losses', 'rollout.engine', 'judge.prompts', 'checkpoint',
      'judge.judge'},
     {'learner', 'rewards', 'evaluate', 'report'},
-    {'train', 'sft', 'dry_run', 'tiny.train_judge', 'tiny.accept'},
+    {'train', 'sft', 'dry_run', 'tiny.train_judge'},
     {'main'},
 ]
 ROOT = pathlib.Path(exprl_jax.__file__).parent

@@ -7,9 +7,7 @@ import pytest
 
 from exprl_jax import config as config_lib
 from exprl_jax import grading
-from exprl_jax.tiny import assets
-from exprl_jax.tiny import traces
-from exprl_jax.tiny import world
+from exprl_jax.tiny import assets, traces, world
 from exprl_jax.types import Problem
 
 STORY = world.Story('max', 'pens', 12, (('dec', 'loses', 8),

@@ -9,11 +9,8 @@ import numpy as np
 import pytest
 
 from exprl_jax import config as config_lib
-from exprl_jax import main
-from exprl_jax import metrics
-from exprl_jax import rewards
+from exprl_jax import main, metrics, rewards
 from exprl_jax.types import InputError, Problem, Rollout
-
 
 SHORT = ['--config.steps=3', '--config.eval.limit=4', '--config.eval.samples=2',
          '--config.eval.ks=(1,2)', '--config.eval.rows=8',

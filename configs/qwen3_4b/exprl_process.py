@@ -3,7 +3,8 @@ r"""ExpRL-Process with Qwen3-4B-Instruct-2507 as policy and judge.
   python -m exprl_jax.main --config=configs/qwen3_4b/exprl_process.py \
     --config.policy.init=/models/Qwen3-4B-Instruct-2507 \
     --config.judge.init=/models/Qwen3-4B-Instruct-2507 \
-    --config.data.train=/data/train.jsonl --config.eval.problems=/data/eval.jsonl
+    --config.data.train=/data/train.jsonl \
+    --config.eval.problems=/data/eval.jsonl
 
 The numbers are those of the ExpRL paper, arXiv 2606.17024: 36 problems of 10
 samples a step, 16,384 new tokens, temperature 0.8, one update a batch, AdamW

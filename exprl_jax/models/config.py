@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+
 from exprl_jax.types import InputError
 
 

@@ -12,8 +12,7 @@ import safetensors
 import safetensors.numpy
 
 from exprl_jax import mesh as mesh_lib
-from exprl_jax.models import config
-from exprl_jax.models import transformer
+from exprl_jax.models import config, transformer
 from exprl_jax.models.config import ModelConfig
 from exprl_jax.types import InputError
 

@@ -5,6 +5,7 @@ arrays; NNX modules are built from them inside jit, where that costs nothing.
 """
 
 import functools
+import math
 from typing import NamedTuple
 
 from flax import nnx
@@ -84,11 +85,13 @@ class _Decoder(nnx.Module):
 
 
 def _param(rngs, shape, axes):
-  """Ones for norms, N(0, 0.02) for the rest (Qwen's initializer_range)."""
+  """Ones for norms, N(0, 1 / fan-in) for the rest."""
   if axes == ('norm',):
     return nnx.Param(jnp.ones(shape), out_sharding=axes)
-  return nnx.Param(0.02 * jax.random.normal(rngs.params(), shape),
-                   out_sharding=axes)
+  fan_in = {'vocab': shape[-1], 'heads': math.prod(shape[:-1])}.get(
+      axes[0], shape[0])
+  value = jax.random.normal(rngs.params(), shape) * fan_in**-0.5
+  return nnx.Param(value, out_sharding=axes)
 
 
 @functools.cache

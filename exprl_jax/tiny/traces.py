@@ -8,6 +8,8 @@ from exprl_jax.types import Problem
 
 
 class Labelled(NamedTuple):
+  """A trace and the truth about it."""
+
   problem: Problem
   steps: list[str]  # texts, as the judge is asked about them
   labels: list[float]  # the truth about every prefix

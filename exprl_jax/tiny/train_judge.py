@@ -21,8 +21,9 @@ without the hints it takes many times longer until the judge begins to count.
 
 Like the paper's, the judge starts as a copy of the base policy, here with one
 more layer that at first changes nothing (its output projections are 0); from
-random weights it learned to look things up three times slower. Training problems are drawn at random and never are
-those of the shipped sets or of the set that accepts the judge.
+random weights it learned to look things up three times slower. Training
+problems are drawn at random and never are those of the shipped sets or of the
+set that accepts the judge.
 
 The run is not resumable; it takes about a quarter of an hour.
 """
@@ -36,26 +37,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from exprl_jax import checkpoint
-from exprl_jax import data
-from exprl_jax import learner
+from exprl_jax import checkpoint, data, learner, metrics, rewards, train
 from exprl_jax import mesh as mesh_lib
-from exprl_jax import metrics
-from exprl_jax import rewards
-from exprl_jax import train
 from exprl_jax.config import Config, Credit, Optim, resolve
 from exprl_jax.judge import judge as judge_lib
 from exprl_jax.judge import steps as steps_lib
 from exprl_jax.judge.judge import Judge, Rows
 from exprl_jax.models import config as model_config
-from exprl_jax.models import hf
-from exprl_jax.models import transformer
+from exprl_jax.models import hf, transformer
 from exprl_jax.models.config import ModelConfig
 from exprl_jax.rollout import engine
-from exprl_jax.tiny import traces
-from exprl_jax.tiny import world
+from exprl_jax.tiny import traces, world
 from exprl_jax.tokenizer import Tokenizer
-from exprl_jax.types import Problem, TrainState
+from exprl_jax.types import TrainState
 
 _MIX = {'synthetic': 0.40, 'base': 0.15, 'taught': 0.20, 'adversary': 0.25}
 _WRONG_REFERENCE = 1 / 12
@@ -223,7 +217,7 @@ class Makers:
         self._problems, rollout, self._tokenizer, frozenset(), 1))
 
   def _label(self, items: list[rewards.Trace]) -> list[traces.Labelled]:
-    out = [traces.label(t.problem, self.cut(''.join(t.steps))) for t in items]
+    out = [traces.label(t.problem, self.cut(t.text)) for t in items]
     return [item for item in out if item.steps]
 
   def _key(self, number: int) -> jax.Array:
@@ -341,6 +335,7 @@ def update(model: ModelConfig, state: TrainState, arrays, cfg: Optim,
 
 
 def line(step: int, values) -> str:
+  """What a person reads of a step."""
   return (f'step {step:5d}  score loss {values["judge/score_loss"]:.3f}  '
           f'error {values["judge/abs_error"]:.3f}  hints '
           f'{values["judge/hint_loss"]:.3f}')

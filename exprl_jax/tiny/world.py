@@ -58,6 +58,7 @@ class Story:
   steps: tuple[tuple[str, str, int], ...]
 
   def question(self) -> str:
+    """What the policy is given."""
     events = ' . '.join(
         f'{month} {verb}' if verb in FIXED_OPERAND else f'{month} {verb} {n}'
         for month, verb, n in self.steps)
@@ -73,6 +74,7 @@ class Story:
     return out
 
   def reference(self) -> str:
+    """What the judge is given as well: right and terse."""
     totals = ' '.join(f'by {step[0]} {value}'
                       for step, value in zip(self.steps, self.values()))
     return f'{totals} \\boxed{{ {self.values()[-1]} }}'
@@ -97,6 +99,7 @@ class Story:
     return ' ### '.join([*out, box(total)])
 
   def problem(self, problem_id: str) -> Problem:
+    """The row of a problem file."""
     return Problem(id=problem_id, question=self.question(),
                    solution=self.reference(), answer=str(self.values()[-1]))
 
@@ -108,10 +111,12 @@ def apply(operator: str, a: int, b: int) -> int:
 
 
 def statement(month: str, a: int, operator: str, b: int, result: int) -> str:
+  """One step of a trace."""
   return f'{month} {a} {operator} {b} = {result}'
 
 
 def box(value: int) -> str:
+  """The end of a trace."""
   return f'\\boxed{{ {value} }}'
 
 
@@ -206,6 +211,7 @@ def stories(split: str) -> list[Story]:
 
 
 def problems(split: str) -> list[Problem]:
+  """The problems of a split, in the order of their ids."""
   return [s.problem(f'{split}-{i:04d}') for i, s in enumerate(stories(split))]
 
 
