@@ -40,7 +40,7 @@ setuptools.setup(
     extras_require={
         'tpu': ['jax[tpu]>=0.10.2,<0.12'],
         'gcs': ['gcsfs'],
-        'test': ['pytest>=8', 'hypothesis>=6', 'pyyaml>=6', 'ruff>=0.9'],
-        'bench': ['psutil'],
+        'test': ['pytest>=8', 'pyyaml>=6', 'ruff>=0.9'],
+        'bench': [],  # peers that benchmarks compare with: none yet
     },
 )

@@ -10,26 +10,28 @@ import orbax.checkpoint as ocp
 from exprl_jax.config import Checkpoint, Config
 from exprl_jax.types import InputError, TrainState
 
-# Keys that may change when a run goes on.
+# Keys that may change when a run goes on; steps, unless a schedule needs them.
 _FREE = ('steps', 'eval', 'checkpoint', 'compare')
 
 
-def claim(workdir: pathlib.Path, config: Config) -> None:
-  """Makes the workdir this run's, or finds that it is already.
+def check_workdir(workdir: pathlib.Path, config: Config) -> None:
+  """Checks that the workdir is free, or holds this very run.
 
   Raises:
     InputError: it holds a run with another config, or something else.
   """
   path = workdir / 'config.json'
-  new = json.loads(json.dumps(dataclasses.asdict(config)))
+  new = _as_json(config)
   if path.exists():
     try:
       old = json.loads(path.read_text())
     except json.JSONDecodeError:
       raise InputError(f'{path}: not JSON; choose another --workdir') from None
-    different = sorted(k for k in _flat(old).keys() | _flat(new).keys()
-                       if k.split('.')[0] not in _FREE
-                       and _flat(old).get(k) != _flat(new).get(k))
+    free = _FREE if config.optim.schedule == 'constant' else _FREE[1:]
+    old, new = _flat(old), _flat(new)
+    different = sorted(k for k in old.keys() | new.keys()
+                       if k.split('.')[0] not in free
+                       and old.get(k) != new.get(k))
     if different:
       raise InputError(
           f'--workdir={workdir} holds another run: {", ".join(different[:5])} '
@@ -37,8 +39,18 @@ def claim(workdir: pathlib.Path, config: Config) -> None:
   elif workdir.exists() and any(workdir.iterdir()):
     raise InputError(f'--workdir={workdir} is not empty and holds no run; '
                      'choose a fresh --workdir')
+
+
+def claim(workdir: pathlib.Path, config: Config) -> None:
+  """Makes the workdir this run's: writes its config.json."""
+  check_workdir(workdir, config)
   workdir.mkdir(parents=True, exist_ok=True)
-  path.write_text(json.dumps(new, indent=1, sort_keys=True) + '\n')
+  (workdir / 'config.json').write_text(
+      json.dumps(_as_json(config), indent=1, sort_keys=True) + '\n')
+
+
+def _as_json(config: Config) -> dict:
+  return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
 def _flat(tree: dict, prefix: str = '') -> dict:

@@ -24,6 +24,7 @@ class Model:
 
   init: str = ''  # Hugging Face directory, workdir, or asset:NAME
   random: bool = False  # take config.json and tokenizer only, draw weights
+  random_std: float = 0.0  # their standard deviation; 0: 1 / sqrt(fan-in)
   dtype: str = 'float32'  # of matrix products; parameters stay float32
   remat: bool = False  # recompute layers in the backward pass
 
@@ -139,6 +140,7 @@ class JudgeTraining:
   policy_steps: int = 80  # RL steps on the programmatic truth
   problems: int = 8  # per RL step
   hint_weight: float = 1.0  # of the loss on hints inside the trace
+  start: str = ''  # the judge starts as a copy of this model; '': the policy
 
 
 @dataclasses.dataclass(frozen=True)

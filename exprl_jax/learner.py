@@ -35,7 +35,7 @@ def init_state(params, cfg: Optim, total_steps: int) -> TrainState:
   """Step 0. The moments are sharded as the parameters are."""
   params = jax.tree.map(jnp.copy, params)  # the updates donate them
   tx = optimizer(cfg, total_steps)
-  return TrainState(jnp.int32(0), params, jax.jit(tx.init)(params))
+  return TrainState(jnp.int32(0), params, tx.init(params))
 
 
 def apply_gradient(state: TrainState, gradient, cfg: Optim, total_steps: int

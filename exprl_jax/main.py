@@ -46,9 +46,6 @@ def parse(argv: list[str]) -> tuple[str, ml_collections.ConfigDict,
   flags.DEFINE_bool(
       'dry_run', False, 'Check the config, the data and the models, print one '
       'prompt of each kind, and stop.', flag_values=found)
-  flags.DEFINE_bool(
-      'distributed', False, 'Call jax.distributed.initialize() first, for a '
-      'slice of several hosts.', flag_values=found)
   flags.DEFINE_bool('verbose', False, 'Log what the libraries do.',
                     flag_values=found)
   if '--help' in argv:
@@ -83,12 +80,14 @@ def _take_config(argv: list[str]) -> tuple[str, list[str]]:
 
 
 def compared(config: config_lib.Config, path: str) -> config_lib.Config:
-  """The config that `config.compare` names: same seed, steps, evaluation."""
+  """The config that `config.compare` names, on the same problems, samples and
+  steps: the two differ by reward, credit, loss and optimiser."""
   other = config_lib.freeze(
       config_lib.load(str(pathlib.Path(path).parent / config.compare)))
   return dataclasses.replace(
-      other, seed=config.seed, steps=config.steps, compare='',
-      eval=config.eval, checkpoint=config.checkpoint, mesh=config.mesh)
+      other, compare='', **{key: getattr(config, key) for key in (
+          'seed', 'steps', 'policy', 'data', 'rollout', 'eval', 'checkpoint',
+          'mesh')})
 
 
 def main(argv: list[str]) -> None:
@@ -103,17 +102,15 @@ def main(argv: list[str]) -> None:
   runs = [(path, config)]
   if config.compare:
     runs.append((config.compare, compared(config, path)))
-  if found.distributed:
-    import jax
-    jax.distributed.initialize()
   if found.dry_run:
     from exprl_jax import dry_run
     dry_run.dry_run(config)
     return
+  from exprl_jax import checkpoint, report
   workdir = pathlib.Path(
       found.workdir or tempfile.mkdtemp(prefix=f'{pathlib.Path(path).stem}-'))
+  checkpoint.check_workdir(workdir, config)
   print(f'workdir {workdir}', flush=True)
-  from exprl_jax import report
   results = []
   for i, (name, cfg) in enumerate(runs):
     folder = workdir if i == 0 else workdir / 'compare'

@@ -24,7 +24,8 @@ class Log:
                show: bool = True):
     self._path = workdir / 'metrics.jsonl'
     self._show = show
-    rows = [r for r in read(self._path) if r['step'] <= first_step]
+    rows = read(self._path) if first_step else []
+    rows = [r for r in rows if r['step'] <= first_step]
     self._path.write_text(''.join(json.dumps(r) + '\n' for r in rows))
     self._bar = tqdm.tqdm(total=total, initial=first_step, unit='step',
                           disable=not show or not sys.stderr.isatty(),

@@ -27,11 +27,12 @@ def sft(config: Config, workdir: pathlib.Path) -> list[metrics.Row]:
   problems = data.read_problems(resolve(config.data.train), data.needs(config),
                                 config.data.limit)
   held_out = evaluate.HeldOut(config, tokenizer, mesh)
-  checkpoint.claim(workdir, config)
   batch_of = data.batches(problems, config.data.batch, config.seed)
   model, params = hf.load(
       folder, mesh, config.policy.dtype, config.policy.remat,
-      jax.random.key(config.seed) if config.policy.random else None)
+      jax.random.key(config.seed) if config.policy.random else None,
+      config.policy.random_std)
+  checkpoint.claim(workdir, config)
   state = learner.init_state(params, config.optim, config.steps)
   checkpoints = checkpoint.Checkpoints(workdir, config.checkpoint)
   start, state = checkpoints.restore(state)

@@ -49,10 +49,10 @@ def train(config: Config, workdir: pathlib.Path) -> list[metrics.Row]:
   data.policy_prompts(tokenizer, problems, config)  # all of them fit
   held_out = evaluate.HeldOut(config, tokenizer, mesh)
   judge = None if config.reward == 'sparse' else load_judge(config, mesh)
-  checkpoint.claim(workdir, config)
   batch_of = data.batches(problems, config.data.batch, config.seed)
   model, reference = hf.load(folder, mesh, config.policy.dtype,
                              config.policy.remat)
+  checkpoint.claim(workdir, config)
   step_fn = Step(config, model, reference, tokenizer,
                  rewards.make(config, tokenizer, judge), mesh)
   state = learner.init_state(reference, config.optim, step_fn.total_updates)

@@ -136,6 +136,16 @@ def test_remat_changes_nothing(small, rng):
     np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-4)
 
 
+def test_bfloat16_products_are_close(small, rng):
+  """Relative to the spread of the logits; bfloat16 has 8 bits."""
+  cfg, params = small
+  rows = rng.integers(0, 40, (2, 9))
+  want = logits(cfg, params, rows)
+  got = logits(dataclasses.replace(cfg, dtype='bfloat16'), params, rows)
+  assert got.dtype == jnp.float32
+  assert 0 < float(jnp.abs(got - want).max()) < 0.1 * float(want.std())
+
+
 @pytest.fixture
 def folder(tmp_path):
   return shutil.copytree(POLICY, tmp_path / 'model')

@@ -61,7 +61,7 @@ def test_the_shipped_tokenizers_are_the_makers():
 def test_problem_sets_do_not_overlap():
   sets = [{p.question for p in world.problems(s)} for s in world.SPLITS]
   assert sum(map(len, sets)) == len(set.union(*sets)) == sum(
-      size for _, size in world.SPLITS.values())
+      size for _, size, _ in world.SPLITS.values())
   text = world.PretrainingText(3000)
   assert not {p.question for p in text} & set.union(*sets)
   assert text[7] == world.PretrainingText(10)[7] and text[7] != text[8]

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -11,6 +12,7 @@ import pytest
 from exprl_jax import config as config_lib
 from exprl_jax import main, metrics, rewards
 from exprl_jax.types import InputError, Problem, Rollout
+from tests.conftest import POLICY
 
 SHORT = ['--config.steps=3', '--config.eval.limit=4', '--config.eval.samples=2',
          '--config.eval.ks=(1,2)', '--config.eval.rows=8',
@@ -146,6 +148,11 @@ def test_mistakes_are_reported_before_anything_is_written(tmp_path):
   bad('its prompt has 37 tokens|its prompt has', tmp_path,
       '--config.rollout.max_prompt_tokens=20')
   bad('wants 3 devices', tmp_path, '--config.mesh.data=3')
+  folder = shutil.copytree(POLICY, tmp_path / 'model')
+  weights = folder / 'model.safetensors'
+  weights.write_bytes(weights.read_bytes()[:-1000])
+  bad('model.safetensors: corrupt or cut', tmp_path,
+      f'--config.policy.init={folder}')
   assert not (tmp_path / 'w').exists()
 
 

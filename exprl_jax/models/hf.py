@@ -32,7 +32,8 @@ _TOKENIZER_FILES = ('tokenizer.json', 'tokenizer.model', 'chat_template.jinja',
 
 
 def load(folder: str | pathlib.Path, mesh, dtype: str = 'float32',
-         remat: bool = False, random_key: jax.Array | None = None):
+         remat: bool = False, random_key: jax.Array | None = None,
+         random_std: float = 0.0):
   """Loads a model onto a mesh.
 
   Args:
@@ -41,6 +42,7 @@ def load(folder: str | pathlib.Path, mesh, dtype: str = 'float32',
     dtype: of the matrix products ('float32' or 'bfloat16').
     remat: recompute layers in the backward pass.
     random_key: draws new weights; only config.json is read.
+    random_std: of the new weights; 0 is 1 / sqrt(fan-in).
 
   Returns:
     (ModelConfig, parameters in float32).
@@ -54,8 +56,9 @@ def load(folder: str | pathlib.Path, mesh, dtype: str = 'float32',
   abstract = transformer.abstract_params(cfg)
   shardings = mesh_lib.shardings(transformer.logical_axes(cfg), abstract, mesh)
   if random_key is not None:
-    init = jax.jit(transformer.init, static_argnums=0, out_shardings=shardings)
-    return cfg, init(cfg, random_key)
+    init = jax.jit(transformer.init, static_argnums=(0, 2),
+                   out_shardings=shardings)
+    return cfg, init(cfg, random_key, random_std)
   tensors = _Tensors(pathlib.Path(folder))
 
   def read(path, want, sharding):

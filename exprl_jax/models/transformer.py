@@ -25,10 +25,10 @@ class Cache(NamedTuple):
 
 class _Layer(nnx.Module):
 
-  def __init__(self, cfg: ModelConfig, rngs: nnx.Rngs):
+  def __init__(self, cfg: ModelConfig, rngs: nnx.Rngs, std: float):
     d, n, k, h, f = (cfg.embed_dim, cfg.num_heads, cfg.num_kv_heads,
                      cfg.head_dim, cfg.mlp_dim)
-    param = functools.partial(_param, rngs)
+    param = functools.partial(_param, rngs, std)
     self.cfg = cfg
     self.attention_norm = param((d,), ('norm',))
     self.q = param((d, n, h), ('embed', 'heads', 'head_dim'))
@@ -67,30 +67,30 @@ class _Layer(nnx.Module):
 
 class _Decoder(nnx.Module):
 
-  def __init__(self, cfg: ModelConfig, rngs: nnx.Rngs):
-    self.embedding = _param(rngs, (cfg.vocab_size, cfg.embed_dim),
+  def __init__(self, cfg: ModelConfig, rngs: nnx.Rngs, std: float = 0.0):
+    self.embedding = _param(rngs, std, (cfg.vocab_size, cfg.embed_dim),
                             ('vocab', 'embed'))
 
     @nnx.split_rngs(splits=cfg.num_layers)
     @nnx.vmap(in_axes=(0,), out_axes=0,
               transform_metadata={nnx.PARTITION_NAME: 'layers'})
     def layers(rngs):
-      return _Layer(cfg, rngs)
+      return _Layer(cfg, rngs, std)
 
     self.layers = layers(rngs)
-    self.final_norm = _param(rngs, (cfg.embed_dim,), ('norm',))
+    self.final_norm = _param(rngs, std, (cfg.embed_dim,), ('norm',))
     if not cfg.tied_embedding:
-      self.head = _param(rngs, (cfg.embed_dim, cfg.vocab_size),
+      self.head = _param(rngs, std, (cfg.embed_dim, cfg.vocab_size),
                          ('embed', 'vocab'))
 
 
-def _param(rngs, shape, axes):
-  """Ones for norms, N(0, 1 / fan-in) for the rest."""
+def _param(rngs, std, shape, axes):
+  """Ones for norms, normal for the rest; std 0 is 1 / sqrt(fan-in)."""
   if axes == ('norm',):
     return nnx.Param(jnp.ones(shape), out_sharding=axes)
   fan_in = {'vocab': shape[-1], 'heads': math.prod(shape[:-1])}.get(
       axes[0], shape[0])
-  value = jax.random.normal(rngs.params(), shape) * fan_in**-0.5
+  value = jax.random.normal(rngs.params(), shape) * (std or fan_in**-0.5)
   return nnx.Param(value, out_sharding=axes)
 
 
@@ -114,10 +114,10 @@ def logical_axes(cfg: ModelConfig):
       is_leaf=lambda v: isinstance(v, nnx.Variable))
 
 
-def init(cfg: ModelConfig, key: jax.Array):
-  """Random parameters, float32."""
+def init(cfg: ModelConfig, key: jax.Array, std: float = 0.0):
+  """Random parameters, float32; std 0 is 1 / sqrt(fan-in)."""
   with nnx.use_eager_sharding(False):
-    return nnx.to_pure_dict(nnx.split(_Decoder(cfg, nnx.Rngs(key)))[1])
+    return nnx.to_pure_dict(nnx.split(_Decoder(cfg, nnx.Rngs(key), std))[1])
 
 
 def forward(cfg: ModelConfig, params, tokens: jax.Array, positions: jax.Array,

@@ -64,7 +64,10 @@ def train_judge(config: Config, workdir: pathlib.Path) -> list[metrics.Row]:
   makers = Makers(config, mesh)
   checkpoint.claim(workdir, config)
   model = model_config.read_config(folder)
-  params = grown(model, makers.base, jax.random.key(config.seed))
+  start = makers.base
+  if cfg.start:
+    _, start = hf.load(resolve(cfg.start), mesh)
+  params = grown(model, start, jax.random.key(config.seed))
   judge = Judge(model, params, tokenizer, config.judge.template,
                 config.judge.rows, mesh)
   state = learner.init_state(params, config.optim, config.steps)
@@ -101,7 +104,7 @@ def train_judge(config: Config, workdir: pathlib.Path) -> list[metrics.Row]:
 
 def grown(model: ModelConfig, params, key: jax.Array):
   """`params` with as many layers as `model`: new ones add nothing at first."""
-  fresh = transformer.init(model, key)['layers']
+  fresh = transformer.init(model, key, std=0.02)['layers']
   have = len(params['layers']['q'])
 
   def append(path, old, new):
