@@ -21,6 +21,6 @@ def get_config():
       lr=3e-3, schedule='cosine', warmup_steps=100, b2=0.98))
   c.judge_training = ConfigDict(dict(
       warmup_steps=600, round_steps=150, adversary_steps=40, policy_steps=80,
-      problems=8, hint_weight=1.0, start='/tmp/start'))
+      problems=8, hint_weight=1.0))
   c.mesh = ConfigDict(dict(data=-1, fsdp=1))
   return c
