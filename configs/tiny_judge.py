@@ -1,7 +1,8 @@
-"""How the tiny judge was made (see exprl_jax/tiny/train_judge.py).
+"""How the tiny judge was made (exprl_jax/tiny/train_judge.py).
 
-  python -m exprl_jax.main --config=configs/tiny_judge.py --workdir=/tmp/j
-  cp /tmp/j/model/* exprl_jax/assets/tiny_judge/
+  python -m exprl_jax.main --config=configs/tiny_judge.py
+
+is the first of two passes; docs/tiny.md has all commands.
 """
 
 from ml_collections import ConfigDict
@@ -21,6 +22,6 @@ def get_config():
       lr=3e-3, schedule='cosine', warmup_steps=100, b2=0.98))
   c.judge_training = ConfigDict(dict(
       warmup_steps=600, round_steps=150, adversary_steps=40, policy_steps=80,
-      problems=8, hint_weight=1.0))
+      problems=8, hint_weight=1.0, start='/tmp/start'))
   c.mesh = ConfigDict(dict(data=-1, fsdp=1))
   return c

@@ -4,6 +4,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
 import optax
 
 from exprl_jax import losses
@@ -32,10 +33,17 @@ def learning_rate(cfg: Optim, total_steps: int) -> optax.Schedule:
 
 
 def init_state(params, cfg: Optim, total_steps: int) -> TrainState:
-  """Step 0. The moments are sharded as the parameters are."""
+  """Step 0. The moments are sharded as the parameters are, counts are on all
+  devices of their mesh."""
   params = jax.tree.map(jnp.copy, params)  # the updates donate them
   tx = optimizer(cfg, total_steps)
-  return TrainState(jnp.int32(0), params, tx.init(params))
+  state = TrainState(jnp.int32(0), params, tx.init(params))
+  sharding = jax.tree.leaves(params)[0].sharding
+  if not isinstance(sharding, NamedSharding):
+    return state
+  everywhere = NamedSharding(sharding.mesh, PartitionSpec())
+  return jax.tree.map(
+      lambda x: jax.device_put(x, everywhere) if x.ndim == 0 else x, state)
 
 
 def apply_gradient(state: TrainState, gradient, cfg: Optim, total_steps: int

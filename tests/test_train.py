@@ -159,7 +159,7 @@ def test_mistakes_are_reported_before_anything_is_written(tmp_path):
 def test_a_workdir_of_another_run_is_left_alone(tmp_path):
   run('tiny_grpo', tmp_path / 'w', *GROUPS, '--config.steps=1')
   before = sorted(p.name for p in (tmp_path / 'w').iterdir())
-  bad('holds another run: .*reward', tmp_path, *GROUPS)
+  bad('holds another run: credit.first, credit.rule', tmp_path, *GROUPS)
   assert sorted(p.name for p in (tmp_path / 'w').iterdir()) == before
   (tmp_path / 'other').mkdir()
   (tmp_path / 'other/thesis.txt').write_text('')

@@ -84,6 +84,13 @@ def mixed(rng: random.Random, s: world.Story) -> str:
   return _join(*statements, world.box(_last_result(statements)))
 
 
+def _early_box(rng, s):
+  """Stops after some steps, mostly right ones, and boxes what it has."""
+  statements = (_right if rng.random() < 0.7 else _statements)(rng, s)
+  statements = statements[:rng.randint(1, len(statements))]
+  return _join(*statements, world.box(_last_result(statements)))
+
+
 def _some_right(rng, s):
   """Right until some step, then wrong results."""
   statements, start = _right(rng, s), rng.randint(0, len(s.steps))
@@ -200,6 +207,7 @@ _KINDS = {
     'right': (0.12, lambda rng, s: s.worked()),
     'misread': (0.13, lambda rng, s: s.worked(rng)),
     'mixed': (0.25, mixed), 'some_right': (0.12, _some_right),
+    'early_box': (0.12, _early_box),
     'shuffled': (0.1, _shuffled), 'no_working': (0.08, _no_working),
     'wrong_working': (0.06, _wrong_working), 'box_games': (0.06, _box_games),
     'loop': (0.04, _loop), 'hostile': (0.02, _hostile),
