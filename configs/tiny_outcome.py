@@ -10,7 +10,7 @@ def get_config():
   c = ConfigDict()
   c.run = 'train'
   c.seed = 0
-  c.steps = 80
+  c.steps = 120
   c.reward = 'outcome'
   c.compare = 'tiny_grpo.py'
   c.policy = ConfigDict(dict(init='asset:tiny_policy'))
@@ -24,8 +24,8 @@ def get_config():
   c.optim = ConfigDict(dict(
       lr=5e-4, weight_decay=0.01, clip_norm=1.0, updates=2))
   c.eval = ConfigDict(dict(
-      problems='asset:tiny_problems/test.jsonl', every=20, samples=16,
+      problems='asset:tiny_problems/test.jsonl', every=40, samples=16,
       ks=(1, 16)))
-  c.checkpoint = ConfigDict(dict(every=20))
+  c.checkpoint = ConfigDict(dict(every=40))
   c.mesh = ConfigDict(dict(data=-1, fsdp=1))
   return c
