@@ -25,11 +25,13 @@ setuptools.setup(
         'optax>=0.2.8',
         'orbax-checkpoint>=0.12.8',
         'grain>=0.2.18',
-        'transformers>=5.0',  # converts sentencepiece tokenizers
+        'transformers>=5.0',  # the parity tests; nothing imports it at run time
         'tokenizers>=0.22',
-        'sentencepiece>=0.2',
+        'sentencepiece>=0.2.3',
         'safetensors>=0.6',
         'jinja2>=3.1',  # chat templates
+        'etils[epath]>=1.10',  # paths on gs://, through gcsfs
+        'gcsfs',
         'google-cloud-storage>=3.0',
         'absl-py>=2.0',
         'ml_collections>=1.1',
@@ -39,8 +41,9 @@ setuptools.setup(
     ],
     extras_require={
         'tpu': ['jax[tpu]>=0.10.2,<0.12'],
-        'gcs': ['gcsfs'],
-        'test': ['pytest>=8', 'pyyaml>=6', 'ruff>=0.9'],
+        'test': ['pytest>=8', 'pyyaml>=6', 'ruff>=0.9',
+                 'torch==2.13.0',  # transformers' models, to compare with
+                 'gcp-storage-emulator>=2024.8'],
         'bench': [],  # peers that benchmarks compare with: none yet
     },
 )

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import pathlib
 
+from etils import epath
 import jax
 import orbax.checkpoint as ocp
 
@@ -11,6 +12,7 @@ from exprl_jax.config import Checkpoint, Config
 from exprl_jax.types import InputError, TrainState
 
 # Keys that may change when a run goes on; steps, unless a schedule needs them.
+_FOLDER, _ITEM = 'checkpoints', 'default'  # Orbax's name of a lone item
 _FREE = ('steps', 'eval', 'checkpoint', 'compare')
 
 
@@ -63,13 +65,54 @@ def _flat(tree: dict, prefix: str = '') -> dict:
   return out
 
 
+def steps(workdir: epath.PathLike) -> list[int]:
+  """The steps of the complete checkpoints of a workdir, in order."""
+  folder = epath.Path(workdir) / _FOLDER
+  if not folder.exists():
+    return []
+  return sorted(int(p.name) for p in folder.iterdir()
+                if p.name.isdigit() and (p / _ITEM).exists())
+
+
+def restore_params(workdir: epath.PathLike, step: int, abstract):
+  """The parameters of a checkpoint, without the optimiser.
+
+  Args:
+    workdir: of a run that has checkpoints.
+    step: 0 is the newest.
+    abstract: ShapeDtypeStructs with the shardings to restore to.
+
+  Returns:
+    (step, parameters).
+
+  Raises:
+    InputError: no such step, or parameters of another shape.
+  """
+  have = steps(workdir)
+  step = step or have[-1]
+  if step not in have:
+    raise InputError(f'{workdir}: no checkpoint of step {step}; it has '
+                     f'{", ".join(map(str, have))}')
+  item = {'params': abstract}
+  path = epath.Path(workdir).resolve() / _FOLDER / f'{step:08d}' / _ITEM
+  with ocp.PyTreeCheckpointer() as checkpointer:
+    try:
+      found = checkpointer.restore(path, args=ocp.args.PyTreeRestore(
+          item=item, partial_restore=True,
+          restore_args=ocp.checkpoint_utils.construct_restore_args(item)))
+    except ValueError as e:
+      raise InputError(f'{path}: not the parameters of the model it started '
+                       f'from ({str(e).splitlines()[0]})') from None
+  return step, found['params']
+
+
 class Checkpoints:
   """The training states of one workdir; saving is asynchronous."""
 
   def __init__(self, workdir: pathlib.Path, cfg: Checkpoint):
     self._every = cfg.every
     self._manager = ocp.CheckpointManager(
-        (workdir / 'checkpoints').absolute(),
+        (workdir / _FOLDER).absolute(),
         options=ocp.CheckpointManagerOptions(
             preservation_policy=(
                 ocp.checkpoint_managers.preservation_policy.LatestN(cfg.keep)),

@@ -13,6 +13,7 @@ import importlib.util
 import pathlib
 from typing import Any
 
+from etils import epath
 import ml_collections
 
 from exprl_jax.types import InputError
@@ -26,7 +27,8 @@ class Model:
   random: bool = False  # take config.json and tokenizer only, draw weights
   random_std: float = 0.0  # their standard deviation; 0: 1 / sqrt(fan-in)
   dtype: str = 'float32'  # of matrix products; parameters stay float32
-  remat: bool = False  # recompute layers in the backward pass
+  remat: str = 'none'  # none | full | dots | save_attention: layers recomputed
+  attention: str = 'auto'  # auto | einsum | dot_product | splash
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,7 +129,19 @@ class Mesh:
 
   data: int = 1
   fsdp: int = -1
+  expert: int = 1  # of a mixture of experts: whole experts on each device
   tensor: int = 1
+  rollout_tensor: int = 0  # tensor axis while sampling, the rest is data; 0:
+  # sample as it trains
+
+
+@dataclasses.dataclass(frozen=True)
+class Export:
+  """run='export': policy.init, a model or a workdir, as a model folder."""
+
+  out: str = ''  # folder or gs://bucket/folder, fresh
+  step: int = 0  # of the workdir's checkpoints; 0: the newest
+  dtype: str = 'bfloat16'  # of the stored tensors; bfloat16 | float32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,7 +161,7 @@ class JudgeTraining:
 class Config:
   """One run."""
 
-  run: str = 'train'  # train | sft | evaluate | train_judge
+  run: str = 'train'  # train | sft | evaluate | export | train_judge
   seed: int = 0
   steps: int = 100
   reward: str = 'process'  # process | outcome | sparse
@@ -162,11 +176,12 @@ class Config:
   eval: Eval = Eval()
   checkpoint: Checkpoint = Checkpoint()
   mesh: Mesh = Mesh()
+  export: Export = Export()
   judge_training: JudgeTraining = JudgeTraining()
 
 
 CHOICES = {
-    'run': ('train', 'sft', 'evaluate', 'train_judge'),
+    'run': ('train', 'sft', 'evaluate', 'export', 'train_judge'),
     'reward': ('process', 'outcome', 'sparse'),
     'credit.rule': ('group', 'delta'),
     'credit.first': ('final', 'zero'),
@@ -174,7 +189,10 @@ CHOICES = {
     'rollout.overlong': ('keep', 'zero'),
     'optim.schedule': ('constant', 'cosine'),
     'policy.dtype': ('float32', 'bfloat16'),
+    'policy.remat': ('none', 'full', 'dots', 'save_attention'),
+    'policy.attention': ('auto', 'einsum', 'dot_product', 'splash'),
     'judge.dtype': ('float32', 'bfloat16'),
+    'export.dtype': ('float32', 'bfloat16'),
 }
 
 # At least this; everything else is checked where it is read.
@@ -185,6 +203,7 @@ MINIMUM = {
     'optim.lr': 0, 'optim.updates': 1, 'optim.micro_batches': 1,
     'eval.samples': 1, 'eval.rows': 1, 'eval.every': 0,
     'checkpoint.every': 0, 'checkpoint.keep': 1, 'loss.logprob_chunk': 1,
+    'export.step': 0, 'mesh.rollout_tensor': 0,
 }
 
 
@@ -253,6 +272,7 @@ def _check_combinations(c: Config) -> None:
   needs = {'policy.init': True,
            'data.train': c.run in ('train', 'sft'),
            'eval.problems': c.run == 'evaluate',
+           'export.out': c.run == 'export',
            'judge.init': c.run == 'train' and c.reward != 'sparse'
            or c.run == 'train_judge'}
   for name, needed in needs.items():
@@ -298,13 +318,14 @@ def _get(config: Config, dotted: str):
   return config
 
 
-def resolve(path: str) -> pathlib.Path:
+def resolve(path: str) -> epath.Path:
   """asset:NAME is a folder or file that ships with the package.
 
-  A workdir stands for the model that its run has written.
+  A workdir stands for the model that its run has written. A path may be on
+  gs://.
   """
   if path.startswith('asset:'):
-    return pathlib.Path(__file__).parent / 'assets' / path[len('asset:'):]
-  folder = pathlib.Path(path)
+    return epath.Path(__file__).parent / 'assets' / path[len('asset:'):]
+  folder = epath.Path(path)
   model = folder / 'model'
   return model if (model / 'config.json').is_file() else folder

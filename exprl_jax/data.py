@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 import json
-import pathlib
 
+from etils import epath
 import grain
 
 from exprl_jax.tiny import world
@@ -12,7 +12,7 @@ from exprl_jax.types import InputError, Problem
 _FIELDS = ('id', 'question', 'solution', 'answer', 'domain', 'rubric')
 
 
-def read_problems(path: str | pathlib.Path, needs: Sequence[str] = (),
+def read_problems(path: epath.PathLike, needs: Sequence[str] = (),
                   limit: int = 0) -> Sequence[Problem]:
   """Reads a JSONL file of problems and checks every row.
 
@@ -32,7 +32,7 @@ def read_problems(path: str | pathlib.Path, needs: Sequence[str] = (),
   """
   if str(path).startswith('tiny:'):
     return world.named(str(path)[len('tiny:'):], limit)
-  path = pathlib.Path(path)
+  path = epath.Path(path)
   if not path.is_file():
     raise InputError(f'{path}: no such problem file (JSONL: one object with '
                      'question, solution, answer a line)')

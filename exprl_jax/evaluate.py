@@ -89,6 +89,7 @@ class HeldOut:
   def _sample(self, model, params):
     """Whole groups in waves of about `eval.rows` rows."""
     config, samples = self._config, self._config.eval.samples
+    params = engine.prepare(model, params, self._mesh)
     options = engine.options(config, self._tokenizer, group_size=samples)
     # The same draws at every step: evaluations differ by the policy alone.
     key = jax.random.fold_in(jax.random.key(config.seed), 2**31 - 1)
@@ -138,7 +139,7 @@ def evaluate(config: Config, workdir: pathlib.Path) -> list[metrics.Row]:
   folder = resolve(config.policy.init)
   tokenizer = Tokenizer(folder)
   held_out = HeldOut(config, tokenizer, mesh)
-  model, params = hf.load(folder, mesh, config.policy.dtype)
+  model, params = hf.load(folder, mesh, config.policy.dtype, frozen=True)
   checkpoint.claim(workdir, config)
   log = metrics.Log(workdir, 0)
   held_out(model, params, 0, log, workdir / 'samples.jsonl')

@@ -34,8 +34,8 @@ def learning_rate(cfg: Optim, total_steps: int) -> optax.Schedule:
 
 def init_state(params, cfg: Optim, total_steps: int) -> TrainState:
   """Step 0. The moments are sharded as the parameters are, counts are on all
-  devices of their mesh."""
-  params = jax.tree.map(jnp.copy, params)  # the updates donate them
+  devices of their mesh. Updates donate the state, so `params` goes with it.
+  """
   tx = optimizer(cfg, total_steps)
   state = TrainState(jnp.int32(0), params, tx.init(params))
   sharding = jax.tree.leaves(params)[0].sharding

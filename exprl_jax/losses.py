@@ -31,8 +31,8 @@ def token_logprobs(cfg: ModelConfig, params, tokens: jax.Array,
   """
   b, t = tokens.shape
   positions = jnp.broadcast_to(jnp.arange(t), (b, t))
-  mask = transformer.causal_mask(valid.astype(jnp.int32))
-  hidden, _ = transformer.forward(cfg, params, tokens, positions, mask)
+  hidden, _ = transformer.forward(cfg, params, tokens, positions,
+                                  segment_ids=valid.astype(jnp.int32))
   n = -(-(t - 1) // chunk)
   width = -(-(t - 1) // n)
   pad = n * width - (t - 1)

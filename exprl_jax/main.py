@@ -97,7 +97,7 @@ def main(argv: list[str]) -> None:
     InputError: something in it, or in what it names, is not as it should be.
   """
   path, values, found = parse(argv)
-  logging.set_verbosity(logging.INFO if found.verbose else logging.ERROR)
+  logging.set_verbosity(logging.INFO if found.verbose else logging.WARNING)
   config = config_lib.freeze(values)
   runs = [(path, config)]
   if config.compare:
@@ -105,6 +105,10 @@ def main(argv: list[str]) -> None:
   if found.dry_run:
     from exprl_jax import dry_run
     dry_run.dry_run(config)
+    return
+  if config.run == 'export':
+    from exprl_jax import export
+    export.export(config)
     return
   from exprl_jax import checkpoint, report
   workdir = pathlib.Path(

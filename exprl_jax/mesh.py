@@ -1,20 +1,24 @@
 """The device mesh and the rules that map logical array axes onto it."""
 
 from collections.abc import Sequence
-import logging
+import functools
 
+from absl import logging
 import jax
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
 from exprl_jax.types import InputError
 
-AXES = ('data', 'fsdp', 'tensor')
+AXES = ('data', 'fsdp', 'expert', 'tensor')
 
 # Logical axis of a parameter or activation -> mesh axes.
 RULES = {
-    'batch': ('data', 'fsdp'),
+    'batch': ('data', 'fsdp', 'expert'),
+    'batch_of_experts': ('data', 'fsdp'),  # all tokens that meet an expert
     'embed': ('fsdp',),
+    'experts': ('expert',),
     'heads': ('tensor',),
     'kv_heads': ('tensor',),
     'mlp': ('tensor',),
@@ -22,11 +26,12 @@ RULES = {
     'layers': (),
     'head_dim': (),
     'norm': (),
+    'router': (),
 }
 
 
 def make_mesh(cfg, devices: Sequence[jax.Device] | None = None) -> Mesh:
-  """A mesh with axes (data, fsdp, tensor) over all devices.
+  """A mesh with axes (data, fsdp, expert, tensor) over all devices.
 
   Args:
     cfg: config.Mesh: axis sizes; at most one is -1 and takes what is left.
@@ -65,12 +70,22 @@ def spec(logical: Sequence[str | None], shape: Sequence[int],
       raise InputError(f'axes {tuple(logical)} use mesh axis {axes} twice')
     parts = int(np.prod([mesh.shape[a] for a in axes]))
     if size % parts:
-      logging.info('axis %r of size %d does not divide by %d: replicated',
-                   name, size, parts)
+      _warn_once(name, size, axes, parts)
       axes = ()
     used |= set(axes)
     out.append(axes or None)
   return PartitionSpec(*out)
+
+
+@functools.cache
+def _warn_once(name, size, axes, parts):
+  logging.warning('axis %r of size %d does not divide by the %d devices of '
+                  'mesh axes %s: it is replicated', name, size, parts, axes)
+
+
+def axes_of(entry: str | tuple[str, ...] | None) -> tuple[str, ...]:
+  """The mesh axes of one entry of a PartitionSpec, which may be a string."""
+  return (entry,) if isinstance(entry, str) else tuple(entry or ())
 
 
 def shardings(logical, abstract, mesh: Mesh):
@@ -78,6 +93,50 @@ def shardings(logical, abstract, mesh: Mesh):
   return jax.tree.map(
       lambda axes, array: NamedSharding(mesh, spec(axes, array.shape, mesh)),
       logical, abstract, is_leaf=lambda x: isinstance(x, tuple))
+
+
+def batch_parts(mesh: Mesh) -> int:
+  """Into how many parts the rows of a batch are split."""
+  return int(np.prod([mesh.shape[a] for a in RULES['batch']]))
+
+
+def split(shape: Sequence[int], axis: int, mesh: Mesh) -> NamedSharding:
+  """One axis over as many devices as it divides by, each a part."""
+  axes = [a for a in mesh.axis_names if mesh.shape[a] > 1]
+  while axes and shape[axis] % int(np.prod([mesh.shape[a] for a in axes])):
+    axes.pop()
+  return NamedSharding(
+      mesh, PartitionSpec(*(None,) * axis, tuple(axes) or None))
+
+
+def rollout_mesh(mesh: Mesh, tensor: int) -> Mesh:
+  """The same devices for sampling: `tensor` of them share a copy of the
+  parameters, the rest of the mesh is data.
+
+  Raises:
+    InputError: the devices do not divide.
+  """
+  if not tensor:
+    return mesh
+  expert, rest = mesh.shape['expert'], mesh.size // mesh.shape['expert']
+  if rest % tensor:
+    raise InputError(f'mesh.rollout_tensor={tensor} does not divide the '
+                     f'{rest} devices of data, fsdp and tensor')
+  return Mesh(mesh.devices.reshape(rest // tensor, 1, expert, tensor), AXES,
+              axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def barrier(name: str) -> None:
+  """Waits for all processes."""
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices(name)
+
+
+def fetch(tree):
+  """Global arrays as numpy arrays, whole, in every process."""
+  if jax.process_count() == 1:
+    return jax.tree.map(np.asarray, tree)
+  return multihost_utils.process_allgather(tree, tiled=True)
 
 
 def constrain(x: jax.Array, *logical: str | None) -> jax.Array:

@@ -29,9 +29,10 @@ def sft(config: Config, workdir: pathlib.Path) -> list[metrics.Row]:
   held_out = evaluate.HeldOut(config, tokenizer, mesh)
   batch_of = data.batches(problems, config.data.batch, config.seed)
   model, params = hf.load(
-      folder, mesh, config.policy.dtype, config.policy.remat,
-      jax.random.key(config.seed) if config.policy.random else None,
-      config.policy.random_std)
+      folder, mesh, config.policy.dtype, remat=config.policy.remat,
+      attention=config.policy.attention,
+      random_key=(jax.random.key(config.seed) if config.policy.random
+                  else None), random_std=config.policy.random_std)
   checkpoint.claim(workdir, config)
   state = learner.init_state(params, config.optim, config.steps)
   checkpoints = checkpoint.Checkpoints(workdir, config.checkpoint)

@@ -14,6 +14,7 @@ import pathlib
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from exprl_jax import (
@@ -28,7 +29,7 @@ from exprl_jax import (
 from exprl_jax import mesh as mesh_lib
 from exprl_jax.config import Config, Credit, resolve
 from exprl_jax.judge.judge import Judge
-from exprl_jax.models import hf
+from exprl_jax.models import hf, transformer
 from exprl_jax.models.config import ModelConfig
 from exprl_jax.rollout import engine
 from exprl_jax.tokenizer import Tokenizer
@@ -42,20 +43,25 @@ def train(config: Config, workdir: pathlib.Path) -> list[metrics.Row]:
   the end, model/ (a Hugging Face directory) into `workdir`.
   """
   mesh = mesh_lib.make_mesh(config.mesh)
+  sampling = mesh_lib.rollout_mesh(mesh, config.mesh.rollout_tensor)
   folder = resolve(config.policy.init)
   tokenizer = Tokenizer(folder)
   problems = data.read_problems(resolve(config.data.train), data.needs(config),
                                 config.data.limit)
   data.policy_prompts(tokenizer, problems, config)  # all of them fit
-  held_out = evaluate.HeldOut(config, tokenizer, mesh)
-  judge = None if config.reward == 'sparse' else load_judge(config, mesh)
+  held_out = evaluate.HeldOut(config, tokenizer, sampling)
+  judge = None if config.reward == 'sparse' else load_judge(config, sampling)
   batch_of = data.batches(problems, config.data.batch, config.seed)
-  model, reference = hf.load(folder, mesh, config.policy.dtype,
-                             config.policy.remat)
+  model, params = hf.load(folder, mesh, config.policy.dtype,
+                          remat=config.policy.remat,
+                          attention=config.policy.attention)
   checkpoint.claim(workdir, config)
+  # The frozen copy must be other arrays: updates donate the policy.
+  reference = jax.jit(lambda x: jax.tree.map(jnp.copy, transformer.cast(
+      model, x)))(params)
   step_fn = Step(config, model, reference, tokenizer,
-                 rewards.make(config, tokenizer, judge), mesh)
-  state = learner.init_state(reference, config.optim, step_fn.total_updates)
+                 rewards.make(config, tokenizer, judge), mesh, sampling)
+  state = learner.init_state(params, config.optim, step_fn.total_updates)
   checkpoints = checkpoint.Checkpoints(workdir, config.checkpoint)
   start, state = checkpoints.restore(state)
   log = metrics.Log(workdir, config.steps, start)
@@ -96,9 +102,11 @@ class Step:
 
   def __init__(self, config: Config, model: ModelConfig, reference,
                tokenizer: Tokenizer, reward: rewards.Reward,
-               mesh: jax.sharding.Mesh):
+               mesh: jax.sharding.Mesh, sampling: jax.sharding.Mesh):
+    """`mesh` is what the policy trains on, `sampling` what it samples on."""
     self._config, self._model, self._reference = config, model, reference
-    self._tokenizer, self._reward, self._mesh = tokenizer, reward, mesh
+    self._tokenizer, self._reward = tokenizer, reward
+    self._mesh, self._sampling = mesh, sampling
     self._options = engine.options(config, tokenizer,
                                    config.rollout.group_size)
     self.total_updates = config.steps * config.optim.updates
@@ -110,7 +118,9 @@ class Step:
     with timer('rollout'):
       prompts = data.policy_prompts(self._tokenizer, problems, config)
       rollout = jax.block_until_ready(engine.sample(
-          self._model, state.params, prompts, key, self._options, self._mesh))
+          self._model, engine.prepare(self._model, state.params,
+                                      self._sampling),
+          prompts, key, self._options, self._sampling))
     with timer('judge'):
       rewarded = self._reward(problems, rollout)
     with timer('logprob'):
@@ -161,7 +171,7 @@ def load_judge(config: Config, mesh: jax.sharding.Mesh) -> Judge:
   """The judge of a config."""
   folder = resolve(config.judge.init)
   tokenizer = Tokenizer(folder)
-  model, params = hf.load(folder, mesh, config.judge.dtype)
+  model, params = hf.load(folder, mesh, config.judge.dtype, frozen=True)
   return Judge(model, params, tokenizer, config.judge.template,
                config.judge.rows, mesh)
 

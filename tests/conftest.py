@@ -9,23 +9,27 @@ import jax
 jax.config.update('jax_num_cpu_devices', 8)
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 
 from exprl_jax import config as config_lib
 from exprl_jax import mesh as mesh_lib
-from exprl_jax.models import hf, transformer
-from exprl_jax.models.config import ModelConfig
+from exprl_jax.models import config, hf, transformer
 from exprl_jax.tokenizer import Tokenizer
 
 POLICY = config_lib.resolve('asset:tiny_policy')
 JUDGE = config_lib.resolve('asset:tiny_judge')
 
 # Odd sizes on purpose: grouped heads, head_dim unequal embed_dim / heads.
-SMALL = ModelConfig(
-    vocab_size=40, num_layers=2, embed_dim=24, mlp_dim=40, num_heads=4,
-    num_kv_heads=2, head_dim=16, rope_theta=1e4, norm_eps=1e-6,
-    tied_embedding=False)
+SMALL_JSON = {
+    'model_type': 'qwen3', 'vocab_size': 40, 'num_hidden_layers': 2,
+    'hidden_size': 24, 'intermediate_size': 40, 'num_attention_heads': 4,
+    'num_key_value_heads': 2, 'head_dim': 16, 'rope_theta': 1e4,
+    'rms_norm_eps': 1e-6, 'tie_word_embeddings': False}
+SMALL = config.parse_config(dict(SMALL_JSON), 'SMALL_JSON')
 
 
 @pytest.fixture(scope='session')
@@ -39,6 +43,18 @@ def small(one_device):
   """(ModelConfig, parameters) of a random model."""
   del one_device
   return SMALL, transformer.init(SMALL, jax.random.key(0))
+
+
+@pytest.fixture
+def small_folder(small, tmp_path):
+  """The small model as a Hugging Face directory, with a tokenizer."""
+  base, folder = tmp_path / 'base', tmp_path / 'small'
+  base.mkdir()
+  (base / 'config.json').write_text(json.dumps(SMALL_JSON))
+  for file in ('tokenizer.json', 'tokenizer_config.json'):
+    shutil.copy(POLICY / file, base)
+  hf.save(folder, *small, base)
+  return folder
 
 
 @pytest.fixture(scope='session')

@@ -38,7 +38,7 @@ def test_greedy_decoding_is_the_argmax_of_the_full_forward(small, one_device):
   b, t = r.tokens.shape
   hidden, _ = transformer.forward(
       cfg, params, r.tokens, jnp.broadcast_to(jnp.arange(t)[None], (b, t)),
-      transformer.causal_mask(r.valid.astype(jnp.int32)))
+      segment_ids=r.valid.astype(jnp.int32))
   best = jnp.argmax(transformer.project(cfg, params, hidden), axis=-1)
   wanted = np.asarray(r.completion)[:, 1:]
   assert wanted.sum() >= 4 * 3

@@ -45,7 +45,7 @@ def test_forked_scores_are_naive_scores(judge):
       n = len(ids)
       hidden, _ = transformer.forward(
           judge.model, judge.params, jnp.array([ids]), jnp.arange(n)[None],
-          transformer.causal_mask(jnp.ones((1, n), jnp.int32)))
+          segment_ids=jnp.ones((1, n), jnp.int32))
       p = jax.nn.softmax(transformer.project(judge.model, judge.params,
                                              hidden[0, -1]))
       p = np.asarray(p)[list(judge.template.score_ids)]

@@ -7,14 +7,15 @@ import exprl_jax
 
 # Later layers may import earlier ones, not the other way round.
 LAYERS = [
-    {'types', 'grading', 'metrics', 'tiny.world', 'models.config', 'config',
-     'mesh'},
+    {'types', 'grading', 'metrics', 'tiny.world', 'models.rope',
+     'models.config', 'models.safetensors', 'config', 'mesh'},
+    {'models.attention', 'models.moe'},
     {'models.transformer', 'tokenizer', 'advantages', 'data', 'tiny.traces',
      'judge.steps', 'tiny.assets'},
     {'models.hf', 'losses', 'rollout.engine', 'judge.prompts', 'checkpoint',
      'judge.judge'},
     {'learner', 'rewards', 'evaluate', 'report'},
-    {'train', 'sft', 'dry_run', 'tiny.train_judge'},
+    {'train', 'sft', 'dry_run', 'export', 'tiny.train_judge'},
     {'main'},
 ]
 ROOT = pathlib.Path(exprl_jax.__file__).parent

@@ -32,7 +32,7 @@ def test_token_logprobs_are_those_of_the_plain_softmax(small, rng):
   b, t = batch.tokens.shape
   hidden, _ = transformer.forward(
       cfg, params, batch.tokens, jnp.broadcast_to(jnp.arange(t)[None], (b, t)),
-      transformer.causal_mask(batch.valid.astype(jnp.int32)))
+      segment_ids=batch.valid.astype(jnp.int32))
   logp = jax.nn.log_softmax(transformer.project(cfg, params, hidden) / 0.8)
   want = np.zeros((b, t))
   want[:, 1:] = np.take_along_axis(
@@ -108,7 +108,7 @@ def one_update(small, batch, **optim):
   # With a huge epsilon Adam is gradient descent: parameters move by -gradient.
   optim = Optim(lr=1e6, b1=0.0, b2=0.0, eps=1e6, weight_decay=0.0,
                 clip_norm=1e9, **optim)
-  state = learner.init_state(params, optim, 1)
+  state = learner.init_state(jax.tree.map(jnp.copy, params), optim, 1)
   state, values = learner.update(cfg, state, batch, Loss(logprob_chunk=5),
                                  optim, 0.8, 2, 1)
   return jax.tree.map(lambda a, b: a - b, state.params, params), values

@@ -22,7 +22,7 @@ def get_config():
   c.steps = 230
   c.reward = 'process'
   c.policy = ConfigDict(dict(
-      init='/models/Qwen3-4B-Instruct-2507', dtype='bfloat16', remat=True))
+      init='/models/Qwen3-4B-Instruct-2507', dtype='bfloat16', remat='full'))
   c.judge = ConfigDict(dict(
       init='/models/Qwen3-4B-Instruct-2507', dtype='bfloat16', template='math',
       delimiter='###', max_steps=16, rows=8))

@@ -1,100 +1,260 @@
 """The shape of a decoder, read from a Hugging Face config.json."""
 
+from collections.abc import Callable
 import dataclasses
 import json
-import pathlib
 
+from etils import epath
+
+from exprl_jax.models.rope import ROPE_KEYS, Rope
 from exprl_jax.types import InputError
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-  """A Qwen3 dense decoder. Hashable, so it is a static argument of jit."""
+  """One decoder of any family. Hashable, so it is a static argument of jit."""
 
   vocab_size: int
   num_layers: int
   embed_dim: int
-  mlp_dim: int
+  mlp_dim: int  # of one expert, in a mixture of experts
   num_heads: int
   num_kv_heads: int
   head_dim: int
-  rope_theta: float
   norm_eps: float
   tied_embedding: bool
-  dtype: str = 'float32'  # of the matrix products; parameters stay float32
-  remat: bool = False  # recompute each layer in the backward pass
+  rope: Rope
+  local_rope: Rope | None = None  # of layers with a window; None: as `rope`
+  windows: tuple[int, ...] = ()  # tokens each layer looks back; 0, (): all
+  attention_scale: float = 0.0  # of the scores; 0: head_dim ** -0.5
+  attention_softcap: float = 0.0  # c tanh(score / c); 0: none
+  logit_softcap: float = 0.0
+  embed_scaled: bool = False  # embeddings are multiplied by sqrt(embed_dim)
+  activation: str = 'silu'  # silu | gelu_tanh
+  qkv_bias: bool = False
+  qk_norm: bool = False  # norm of each head's query and key
+  norm_offset: bool = False  # norms multiply by 1 + weight
+  post_norms: bool = False  # norms behind attention and MLP, too
+  num_experts: int = 0  # 0: one dense MLP
+  experts_per_token: int = 0
+  norm_topk: bool = False  # the chosen experts' weights sum to 1
+  dtype: str = 'float32'  # of the matrix products; norms stay float32
+  remat: str = 'none'  # transformer.REMAT
+  attention: str = 'auto'  # attention.IMPLEMENTATIONS
+
+  @property
+  def kinds(self) -> tuple[int, ...]:
+    """The different windows; a layer is of one of these kinds."""
+    return tuple(sorted(set(self.windows))) or (0,)
+
+  @property
+  def layer_kinds(self) -> tuple[int, ...]:
+    """The kind of each layer, an index into `kinds`."""
+    windows = self.windows or (0,) * self.num_layers
+    return tuple(self.kinds.index(w) for w in windows)
 
 
 # Keys of config.json that say nothing about the function being computed.
 _IRRELEVANT = frozenset({
-    '_name_or_path', 'architectures', 'attention_dropout', 'bos_token_id',
-    'chunk_size_feed_forward', 'dtype', 'eos_token_id', 'id2label',
-    'initializer_range', 'is_encoder_decoder', 'label2id', 'layer_types',
-    'max_position_embeddings', 'max_window_layers', 'output_attentions',
-    'output_hidden_states', 'pad_token_id', 'problem_type', 'return_dict',
-    'torch_dtype', 'transformers_version', 'use_cache'})
+    '_attn_implementation', '_attn_implementation_autoset', '_name_or_path',
+    'architectures', 'attention_dropout', 'bos_token_id',
+    'cache_implementation', 'chunk_size_feed_forward', 'dtype', 'eos_token_id',
+    'id2label', 'initializer_range', 'is_encoder_decoder', 'label2id',
+    'max_position_embeddings', 'output_attentions', 'output_hidden_states',
+    'output_router_logits', 'pad_token_id', 'problem_type', 'return_dict',
+    'router_aux_loss_coef', 'tokenizer_class', 'torch_dtype',
+    'transformers_version', 'use_cache'})
 
 
-def read_config(folder: str | pathlib.Path) -> ModelConfig:
-  """Reads `folder`/config.json.
+def read_config(folder: epath.PathLike) -> ModelConfig:
+  """Reads `folder`/config.json; the folder may be on gs://.
 
   Raises:
     InputError: no such file, another architecture, or a key that changes the
       model and is not implemented.
   """
-  path = pathlib.Path(folder) / 'config.json'
+  path = epath.Path(folder) / 'config.json'
   try:
     raw = json.loads(path.read_text())
-  except FileNotFoundError:
+  except (FileNotFoundError, NotADirectoryError):
     raise InputError(
         f'{folder}: no config.json; name the folder of a Hugging Face model '
         '(config.json, *.safetensors, tokenizer.json)') from None
   except json.JSONDecodeError as e:
     raise InputError(f'{path}: not JSON ({e})') from None
-  if raw.get('model_type') != 'qwen3':
-    raise InputError(f'{path}: model_type {raw.get("model_type")!r} is not '
-                     "implemented; this version reads 'qwen3'")
-  rope = raw.pop('rope_parameters', None) or {}
-  theta = rope.get('rope_theta', raw.pop('rope_theta', None))
-  wanted = {
-      'model_type': 'qwen3', 'hidden_act': 'silu', 'attention_bias': False,
-      'use_sliding_window': False, 'rope_scaling': None,
-      'sliding_window': raw.get('sliding_window')
-      if not raw.get('use_sliding_window') else None}
-  for key, value in wanted.items():
-    if raw.pop(key, value) != value:
-      raise InputError(f'{path}: only {key}={value!r} is implemented')
-  if rope.get('rope_type', 'default') != 'default':
-    raise InputError(f'{path}: rope_type {rope["rope_type"]!r} is not '
-                     'implemented')
+  return parse_config(raw, str(path))
+
+
+def parse_config(raw: dict, path: str) -> ModelConfig:
+  """The model of a config.json's values; errors name `path`.
+
+  Raises:
+    InputError: as read_config.
+  """
+  raw = {k: v for k, v in raw.items() if k not in _IRRELEVANT}
+  family = raw.pop('model_type', None)
+  if family not in FAMILIES:
+    raise InputError(f'{path}: model_type {family!r} is not implemented; '
+                     f'these are: {", ".join(sorted(FAMILIES))}')
   try:
-    cfg = ModelConfig(
-        vocab_size=raw.pop('vocab_size'),
-        num_layers=raw.pop('num_hidden_layers'),
-        embed_dim=raw.pop('hidden_size'),
-        mlp_dim=raw.pop('intermediate_size'),
-        num_heads=raw.pop('num_attention_heads'),
-        num_kv_heads=raw.pop('num_key_value_heads'),
-        head_dim=raw.pop('head_dim'),
-        rope_theta=float(theta),
-        norm_eps=raw.pop('rms_norm_eps'),
-        tied_embedding=raw.pop('tie_word_embeddings', False))
-  except (KeyError, TypeError) as e:
+    values = _common(raw) | FAMILIES[family](raw)
+    values['windows'] = _windows(raw.pop('layer_types', None),
+                                 values['num_layers'], *values['windows'])
+  except KeyError as e:
     raise InputError(f'{path}: key {e} is missing') from None
-  if unknown := sorted(set(raw) - _IRRELEVANT):
-    raise InputError(f'{path}: keys {unknown} are not implemented')
-  return cfg
+  except _NotImplemented as e:
+    raise InputError(f'{path}: {e}') from None
+  if raw:
+    raise InputError(f'{path}: keys {sorted(raw)} are not implemented')
+  return ModelConfig(**values)
 
 
-def to_hf(cfg: ModelConfig, dtype: str) -> dict:
-  """The config.json that `transformers` opens as Qwen3ForCausalLM."""
+class _NotImplemented(Exception):
+  pass
+
+
+def _only(raw: dict, **wanted) -> None:
+  """Takes keys that may have one value only."""
+  for key, value in wanted.items():
+    if (found := raw.pop(key, value)) != value:
+      raise _NotImplemented(f'{key}={found!r}: only {value!r} is implemented')
+
+
+def _common(raw: dict) -> dict:
+  heads, embed = raw.pop('num_attention_heads'), raw.pop('hidden_size')
+  activations = {'silu': 'silu', 'gelu_pytorch_tanh': 'gelu_tanh'}
+  names = {raw.pop(k, None) for k in ('hidden_activation', 'hidden_act')}
+  name = (names - {None}).pop() if names != {None} else 'silu'
+  if name not in activations or len(names - {None}) > 1:
+    raise _NotImplemented(f'hidden_act {names - {None}} is not implemented')
+  _only(raw, attention_bias=False)
   return {
-      'architectures': ['Qwen3ForCausalLM'], 'model_type': 'qwen3',
-      'vocab_size': cfg.vocab_size, 'num_hidden_layers': cfg.num_layers,
-      'hidden_size': cfg.embed_dim, 'intermediate_size': cfg.mlp_dim,
-      'num_attention_heads': cfg.num_heads,
-      'num_key_value_heads': cfg.num_kv_heads, 'head_dim': cfg.head_dim,
-      'rope_theta': cfg.rope_theta, 'rms_norm_eps': cfg.norm_eps,
-      'tie_word_embeddings': cfg.tied_embedding, 'hidden_act': 'silu',
-      'attention_bias': False, 'max_position_embeddings': 32768,
-      'torch_dtype': dtype}
+      'vocab_size': raw.pop('vocab_size'),
+      'num_layers': raw.pop('num_hidden_layers'),
+      'embed_dim': embed,
+      'mlp_dim': raw.pop('intermediate_size'),
+      'num_heads': heads,
+      'num_kv_heads': raw.pop('num_key_value_heads', None) or heads,
+      'head_dim': raw.pop('head_dim', None) or embed // heads,
+      'norm_eps': raw.pop('rms_norm_eps'),
+      'activation': activations[name]}
+
+
+def _windows(types: list[str] | None, num_layers: int, window: int | None,
+             is_local: Callable[[int], bool]) -> tuple[int, ...]:
+  """The window of every layer, from layer_types or the family's rule."""
+  kinds = {'sliding_attention': window or 0, 'full_attention': 0}
+  if types is None:
+    types = ['sliding_attention' if is_local(i) else 'full_attention'
+             for i in range(num_layers)]
+  if unknown := set(types) - set(kinds):
+    raise _NotImplemented(f'layer_types {unknown} are not implemented')
+  windows = tuple(kinds[t] for t in types)
+  return windows if any(windows) else ()
+
+
+def _rope(raw: dict) -> Rope:
+  """Either spelling: rope_theta and rope_scaling, or rope_parameters."""
+  values = dict(raw.pop('rope_parameters', None) or
+                raw.pop('rope_scaling', None) or {})
+  theta = raw.pop('rope_theta', None)
+  theta = values.pop('rope_theta', theta)
+  raw.pop('rope_scaling', None)
+  if theta is None:
+    raise KeyError('rope_theta')
+  kind = values.pop('rope_type', values.pop('type', 'default'))
+  values.pop('type', None)
+  if kind not in ROPE_KEYS:
+    raise _NotImplemented(f'rope_type {kind!r} is not implemented; these are: '
+                          f'{", ".join(ROPE_KEYS)}')
+  known = {ours: values.pop(theirs) for theirs, ours in ROPE_KEYS[kind].items()
+           if theirs in values}
+  if values:
+    raise _NotImplemented(f'rope keys {sorted(values)} are not implemented')
+  return Rope(float(theta), kind, **known)
+
+
+def _qwen(raw: dict) -> dict:
+  window = raw.pop('sliding_window', None)
+  first = raw.pop('max_window_layers', 0)
+  if not raw.pop('use_sliding_window', False):
+    window = None
+  return {'rope': _rope(raw), 'windows': (window, lambda i: i >= first),
+          'tied_embedding': raw.pop('tie_word_embeddings', False)}
+
+
+def _qwen2(raw: dict) -> dict:
+  return _qwen(raw) | {'qkv_bias': True}
+
+
+def _qwen3(raw: dict) -> dict:
+  return _qwen(raw) | {'qk_norm': True}
+
+
+def _qwen3_moe(raw: dict) -> dict:
+  _only(raw, decoder_sparse_step=1, mlp_only_layers=[])
+  experts = [raw.pop(k) for k in ('num_experts', 'num_local_experts')
+             if k in raw]
+  raw.pop('max_window_layers', None)
+  if not experts:
+    raise KeyError('num_experts')
+  return _qwen3(raw) | {
+      'num_experts': experts[0],
+      'experts_per_token': raw.pop('num_experts_per_tok'),
+      'mlp_dim': raw.pop('moe_intermediate_size'),
+      'norm_topk': raw.pop('norm_topk_prob')}
+
+
+def _llama(raw: dict) -> dict:
+  _only(raw, mlp_bias=False, pretraining_tp=1)
+  return {'rope': _rope(raw), 'windows': (None, lambda i: False),
+          'tied_embedding': raw.pop('tie_word_embeddings', False)}
+
+
+def _mistral(raw: dict) -> dict:
+  return {'rope': _rope(raw),
+          'windows': (raw.pop('sliding_window', None), lambda i: True),
+          'tied_embedding': raw.pop('tie_word_embeddings', False)}
+
+
+def _gemma(raw: dict) -> dict:
+  """What Gemma 2 and 3 have in common."""
+  if raw.pop('use_bidirectional_attention', None):
+    raise _NotImplemented('use_bidirectional_attention is not implemented')
+  scalar = raw.pop('query_pre_attn_scalar')
+  return {
+      'attention_scale': scalar**-0.5,
+      'attention_softcap': raw.pop('attn_logit_softcapping', None) or 0.0,
+      'logit_softcap': raw.pop('final_logit_softcapping', None) or 0.0,
+      'norm_offset': True, 'post_norms': True,
+      'tied_embedding': raw.pop('tie_word_embeddings', True)}
+
+
+def _gemma2(raw: dict) -> dict:
+  return _gemma(raw) | {
+      'rope': _rope(raw), 'embed_scaled': True,
+      'windows': (raw.pop('sliding_window'), lambda i: i % 2 == 0)}
+
+
+def _gemma3(raw: dict) -> dict:
+  pattern = 6
+  for key in ('sliding_window_pattern', '_sliding_window_pattern'):
+    pattern = raw.pop(key, pattern)
+  both = raw.pop('rope_parameters', None) or {}
+  if 'full_attention' in both:
+    rope = _rope({'rope_parameters': both['full_attention']})
+    local = _rope({'rope_parameters': both['sliding_attention']})
+  else:
+    rope, local = _rope(raw), Rope(float(raw.pop('rope_local_base_freq')))
+  return _gemma(raw) | {
+      'rope': rope, 'local_rope': local, 'qk_norm': True, 'embed_scaled': True,
+      'windows': (raw.pop('sliding_window'),
+                  lambda i: (i + 1) % pattern != 0)}
+
+
+# model_type of config.json -> what it adds to the common values. It takes the
+# keys it understands out of the dict; what is left over is an error.
+FAMILIES: dict[str, Callable[[dict], dict]] = {
+    'qwen2': _qwen2, 'qwen3': _qwen3, 'qwen3_moe': _qwen3_moe,
+    'llama': _llama, 'mistral': _mistral,
+    'gemma2': _gemma2, 'gemma3_text': _gemma3}

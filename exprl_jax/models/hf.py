@@ -1,18 +1,23 @@
 """Hugging Face directories in and out: safetensors <-> sharded parameters."""
 
+from collections.abc import Iterator
+from concurrent import futures
 import dataclasses
+import functools
+import itertools
 import json
-import pathlib
-import shutil
+import math
 
+from etils import epath
 import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
 import ml_dtypes
 import numpy as np
-import safetensors
-import safetensors.numpy
+import tqdm
 
 from exprl_jax import mesh as mesh_lib
-from exprl_jax.models import config, transformer
+from exprl_jax.models import config, safetensors, transformer
 from exprl_jax.models.config import ModelConfig
 from exprl_jax.types import InputError
 
@@ -21,150 +26,276 @@ from exprl_jax.types import InputError
 _TOP = {'embedding': 'model.embed_tokens.weight',
         'final_norm': 'model.norm.weight', 'head': 'lm_head.weight'}
 _LAYER = {
-    'attention_norm': 'input_layernorm', 'q': 'self_attn.q_proj',
-    'k': 'self_attn.k_proj', 'v': 'self_attn.v_proj',
-    'q_norm': 'self_attn.q_norm', 'k_norm': 'self_attn.k_norm',
-    'o': 'self_attn.o_proj', 'mlp_norm': 'post_attention_layernorm',
-    'gate': 'mlp.gate_proj', 'up': 'mlp.up_proj', 'down': 'mlp.down_proj'}
-_TOKENIZER_FILES = ('tokenizer.json', 'tokenizer.model', 'chat_template.jinja',
-                    'tokenizer_config.json', 'special_tokens_map.json',
-                    'generation_config.json')
+    'attention_norm': 'input_layernorm.weight',
+    'q': 'self_attn.q_proj.weight', 'q_bias': 'self_attn.q_proj.bias',
+    'k': 'self_attn.k_proj.weight', 'k_bias': 'self_attn.k_proj.bias',
+    'v': 'self_attn.v_proj.weight', 'v_bias': 'self_attn.v_proj.bias',
+    'q_norm': 'self_attn.q_norm.weight', 'k_norm': 'self_attn.k_norm.weight',
+    'o': 'self_attn.o_proj.weight',
+    'mlp_norm': 'post_attention_layernorm.weight', 'router': 'mlp.gate.weight',
+    'gate': 'mlp.gate_proj.weight', 'up': 'mlp.up_proj.weight',
+    'down': 'mlp.down_proj.weight'}
+_POST_NORMS = {
+    'attention_post_norm': 'post_attention_layernorm.weight',
+    'mlp_norm': 'pre_feedforward_layernorm.weight',
+    'mlp_post_norm': 'post_feedforward_layernorm.weight'}
+_EXPERTS = ('gate', 'up', 'down')
+_OTHER_FILES = ('tokenizer.json', 'tokenizer.model', 'chat_template.jinja',
+                'tokenizer_config.json', 'special_tokens_map.json',
+                'added_tokens.json', 'generation_config.json')
+_THREADS = 4  # that read files
 
 
-def load(folder: str | pathlib.Path, mesh, dtype: str = 'float32',
-         remat: bool = False, random_key: jax.Array | None = None,
-         random_std: float = 0.0):
+def load(folder: epath.PathLike, mesh: jax.sharding.Mesh,
+         dtype: str = 'float32', *, remat: str = 'none',
+         attention: str = 'auto', frozen: bool = False,
+         random_key: jax.Array | None = None, random_std: float = 0.0):
   """Loads a model onto a mesh.
 
+  Every byte of the files is read once, by one process: the rows of a stored
+  tensor are split over all devices, and the devices turn them into their
+  final layout and sharding. The host holds two layers at most.
+
   Args:
-    folder: a Hugging Face model directory.
+    folder: a Hugging Face model directory, on disk or gs://.
     mesh: where the parameters go, sharded by their logical axes.
     dtype: of the matrix products ('float32' or 'bfloat16').
-    remat: recompute layers in the backward pass.
+    remat: what the backward pass recomputes, a key of transformer.REMAT.
+    attention: one of attention.IMPLEMENTATIONS.
+    frozen: keep the matrices in `dtype`; otherwise all is float32.
     random_key: draws new weights; only config.json is read.
     random_std: of the new weights; 0 is 1 / sqrt(fan-in).
 
   Returns:
-    (ModelConfig, parameters in float32).
+    (ModelConfig, parameters).
 
   Raises:
     InputError: the folder, a tensor or a shape is not as it should be; the
       message names it.
   """
-  cfg = config.read_config(folder)
-  cfg = dataclasses.replace(cfg, dtype=dtype, remat=remat)
+  folder = epath.Path(folder)
+  cfg = dataclasses.replace(config.read_config(folder), dtype=dtype,
+                            remat=remat, attention=attention)
   abstract = transformer.abstract_params(cfg)
+  if frozen:
+    abstract = jax.eval_shape(functools.partial(transformer.cast, cfg),
+                              abstract)
   shardings = mesh_lib.shardings(transformer.logical_axes(cfg), abstract, mesh)
   if random_key is not None:
     init = jax.jit(transformer.init, static_argnums=(0, 2),
                    out_shardings=shardings)
     return cfg, init(cfg, random_key, random_std)
-  tensors = _Tensors(pathlib.Path(folder))
+  tensors = safetensors.open_folder(folder)
+  parts = list(stored_parts(cfg, abstract))
+  _check(folder, cfg, tensors, parts)
+  params = jax.jit(
+      lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), abstract),
+      out_shardings=shardings)()
+  layers = params.pop('layers')
+  place = jax.jit(_place, donate_argnums=0, out_shardings=shardings['layers'])
+  place_top = jax.jit(_place_top, donate_argnums=0, out_shardings={
+      k: v for k, v in shardings.items() if k != 'layers'})
+  progress = tqdm.tqdm(
+      desc=folder.name, total=sum(p.nbytes(tensors) for p in parts), unit='B',
+      unit_scale=True, delay=2,
+      disable=None if jax.process_index() == 0 else True)
+  with progress, jax.set_mesh(mesh):
+    for layer, raw, nbytes in _read_ahead(parts, tensors, mesh):
+      if layer is None:
+        params = place_top(params, raw)
+      else:
+        layers = place(layers, raw, layer)
+      progress.update(nbytes)
+  return cfg, params | {'layers': layers}
 
-  def read(path, want, sharding):
-    keys = [k.key for k in path]
-    if keys[0] == 'layers':
-      names = [f'model.layers.{i}.{_LAYER[keys[1]]}.weight'
-               for i in range(cfg.num_layers)]
-      value = np.stack([_from_hf(keys[1], tensors.get(n), want.shape[1:],
-                                 tensors.where(n)) for n in names])
-    else:
-      name = _TOP[keys[0]]
-      value = _from_hf(keys[0], tensors.get(name), want.shape,
-                       tensors.where(name))
-    return jax.make_array_from_callback(want.shape, sharding,
-                                        lambda i: value[i])
 
-  params = jax.tree_util.tree_map_with_path(read, abstract, shardings)
-  tensors.check_all_used(cfg)
-  return cfg, params
+@dataclasses.dataclass(frozen=True)
+class _Part:
+  """A parameter, or one layer of it, and the tensors that it is stored as."""
+
+  key: str
+  layer: int | None
+  names: tuple[str, ...]  # one, or one for each expert
+  theirs: tuple[int, ...]  # shape of each
+  ours: tuple[int, ...]
+
+  def nbytes(self, tensors) -> int:
+    one = tensors[self.names[0]]
+    return len(self.names) * math.prod(self.theirs) * one.dtype.itemsize
 
 
-def save(folder: str | pathlib.Path, cfg: ModelConfig, params,
-         tokenizer_from: str | pathlib.Path, dtype: str = 'float32') -> None:
+def stored_parts(cfg: ModelConfig, abstract) -> Iterator[_Part]:
+  """How a model is stored: every parameter, layer by layer."""
+  names = _LAYER | (_POST_NORMS if cfg.post_norms else {})
+  for key, name in _TOP.items():
+    if key in abstract:
+      shape = abstract[key].shape
+      yield _Part(key, None, (name,), _theirs(key, shape), shape)
+  for i in range(cfg.num_layers):
+    prefix = f'model.layers.{i}.'
+    for key, stacked in abstract['layers'].items():
+      ours = stacked.shape[1:]
+      if cfg.num_experts and key in _EXPERTS:
+        paths = tuple(prefix + names[key].replace('mlp.', f'mlp.experts.{e}.')
+                      for e in range(cfg.num_experts))
+        yield _Part(key, i, paths, _theirs(key, ours[1:]), ours)
+      else:
+        yield _Part(key, i, (prefix + names[key],), _theirs(key, ours), ours)
+
+
+def _theirs(key: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+  """The stored shape of a parameter."""
+  size = math.prod(shape)
+  if key == 'embedding' or len(shape) == 1:
+    return shape
+  if key.endswith('_bias'):
+    return (size,)
+  if key == 'o':
+    return (shape[-1], size // shape[-1])
+  return (size // shape[0], shape[0])
+
+
+def _check(folder, cfg, tensors, parts) -> None:
+  """All tensors are there in the right shape, and no others."""
+  for part in parts:
+    for name in part.names:
+      if name not in tensors:
+        raise InputError(f'{folder}: tensor {name} is missing')
+      if tensors[name].shape != part.theirs:
+        raise InputError(f'{tensors[name]}: shape {tensors[name].shape}, '
+                         f'config.json says {part.theirs}')
+  used = {name for part in parts for name in part.names}
+  # A tied head may be stored beside the embedding; it is the same matrix.
+  tied = {_TOP['head']} if cfg.tied_embedding else set()
+  if extra := sorted(set(tensors) - used - tied):
+    raise InputError(f'{tensors[extra[0]]}: the model of config.json does not '
+                     f'have it ({len(extra)} such tensors)')
+
+
+def _read_ahead(parts, tensors, mesh):
+  """Yields (layer, its arrays on the devices, bytes); None is the top.
+
+  Other threads read a layer while the one before it is placed.
+
+  The rows of a stored matrix, or the experts of a layer, are split over the
+  devices. The host transposes matrices on their way: XLA:CPU's own transpose
+  is several times slower, and on TPUs it saves the devices a pass.
+  """
+  def read(part):
+    experts, flip = len(part.names) > 1, _transposed(part)
+    shape = part.theirs[::-1] if flip else part.theirs
+    shape = (len(part.names), *shape) if experts else shape
+    axis = 1 if flip and not experts else 0
+    sharding = mesh_lib.split(shape, axis, mesh)
+
+    @functools.cache
+    def block(start, stop):
+      names = part.names[start:stop] if experts else part.names
+      rows = (0, part.theirs[0]) if experts else (start, stop)
+      stored = [tensors[name].rows(*rows) for name in names]
+      stored = [x.T if flip else x for x in stored]
+      return np.stack(stored) if experts else stored[0]
+
+    return jax.make_array_from_callback(
+        shape, sharding, lambda i: block(*i[axis].indices(shape[axis])[:2]))
+
+  units = [list(group) for _, group in itertools.groupby(
+      parts, key=lambda part: part.layer)]
+  with futures.ThreadPoolExecutor(_THREADS) as pool:
+    submit = lambda unit: {p.key: pool.submit(read, p) for p in unit}
+    following = submit(units[0])
+    for i, unit in enumerate(units):
+      reading = following
+      if i + 1 < len(units):
+        following = submit(units[i + 1])
+      yield (unit[0].layer, {k: f.result() for k, f in reading.items()},
+             sum(part.nbytes(tensors) for part in unit))
+
+
+def _place(layers, raw, layer):
+  """Writes one layer into the stacked parameters, in place."""
+  def one(whole, part):
+    part = part.reshape(1, *whole.shape[1:]).astype(whole.dtype)
+    return jax.lax.dynamic_update_slice_in_dim(whole, part, layer, 0)
+
+  return {k: one(whole, raw[k]) for k, whole in layers.items()}
+
+
+def _place_top(params, raw):
+  return {k: raw[k].reshape(v.shape).astype(v.dtype) for k, v in params.items()}
+
+
+def save(folder: epath.PathLike, cfg: ModelConfig, params,
+         base: epath.PathLike, dtype: str = 'float32',
+         max_bytes: int = 5 * 10**9) -> None:
   """Writes a directory that `load` and `transformers` open.
 
+  All processes call it, process 0 writes; the host holds one tensor at a
+  time. config.json comes last: a folder without it was cut short.
+
   Args:
-    folder: created if need be; its model files are overwritten.
+    folder: on disk or gs://; created, its model files are overwritten.
     cfg: the model.
     params: its parameters.
-    tokenizer_from: a model directory whose tokenizer files are copied.
+    base: a directory of the same model; its config.json, tokenizer and
+      generation files are copied.
     dtype: of the stored tensors, 'float32' or 'bfloat16'.
+    max_bytes: of one file.
+
+  Raises:
+    ValueError: `base` is another model.
   """
-  folder = pathlib.Path(folder)
-  folder.mkdir(parents=True, exist_ok=True)
-  to = {'float32': np.float32, 'bfloat16': ml_dtypes.bfloat16}[dtype]
-  tensors = {}
-  for name, value in params.items():
-    if name == 'layers':
-      for ours, stacked in value.items():
-        for i, w in enumerate(np.asarray(stacked)):
-          tensors[f'model.layers.{i}.{_LAYER[ours]}.weight'] = _to_hf(ours, w)
-    else:
-      tensors[_TOP[name]] = _to_hf(name, np.asarray(value))
-  # A non-contiguous array would be stored in memory order: silently wrong.
-  tensors = {k: np.ascontiguousarray(v.astype(to)) for k, v in tensors.items()}
-  safetensors.numpy.save_file(tensors, folder / 'model.safetensors',
-                              metadata={'format': 'pt'})
-  (folder / 'config.json').write_text(
-      json.dumps(config.to_hf(cfg, dtype), indent=2) + '\n')
-  for file in _TOKENIZER_FILES:
-    source = pathlib.Path(tokenizer_from) / file
-    if source.exists() and source.resolve() != (folder / file).resolve():
-      shutil.copyfile(source, folder / file)
-
-
-def _from_hf(name, tensor, shape, where):
-  tensor = tensor.astype(np.float32)
-  size = int(np.prod(shape))
-  if name == 'embedding' or len(shape) == 1:
-    theirs = tuple(shape)
-  elif name == 'o':
-    theirs = (shape[-1], size // shape[-1])
+  folder, base = epath.Path(folder), epath.Path(base)
+  raw = json.loads((base / 'config.json').read_text())
+  raw.pop('torch_dtype', None)
+  raw['dtype'] = dtype
+  same = {'dtype': cfg.dtype, 'remat': cfg.remat, 'attention': cfg.attention}
+  if dataclasses.replace(config.parse_config(dict(raw), str(base)),
+                         **same) != cfg:
+    raise ValueError(f'{base}/config.json is not of the model to be saved')
+  to = np.dtype({'float32': np.float32, 'bfloat16': ml_dtypes.bfloat16}[dtype])
+  parts = list(stored_parts(cfg, params))
+  shapes = {name: p.theirs for p in parts for name in p.names}
+  arrays = _fetch(parts, params, to)
+  if jax.process_index() == 0:
+    folder.mkdir(parents=True, exist_ok=True)
+    safetensors.write_folder(folder, shapes, to, arrays, max_bytes)
+    for file in _OTHER_FILES:
+      if (base / file).exists() and base != folder:
+        (folder / file).write_bytes((base / file).read_bytes())
+    (folder / 'config.json').write_text(json.dumps(raw, indent=2) + '\n')
   else:
-    theirs = (size // shape[0], shape[0])
-  if tensor.shape != theirs:
-    raise InputError(f'{where}: shape {tensor.shape}, config.json says '
-                     f'{theirs}')
-  return tensor if theirs == tuple(shape) else tensor.T.reshape(shape)
+    for _ in arrays:  # its part in the collectives
+      pass
+  mesh_lib.barrier('save')
 
 
-def _to_hf(name, value):
-  if name == 'embedding' or value.ndim == 1:
-    return value
-  if name == 'o':
-    return value.reshape(-1, value.shape[-1]).T
-  return value.reshape(value.shape[0], -1).T
+def _fetch(parts, params, dtype) -> Iterator[tuple[str, np.ndarray]]:
+  """(name, stored array) one after the other, from all processes' devices."""
+  for part in parts:
+    tree = params if part.layer is None else params['layers']
+    value = tree[part.key]
+    sharding = (NamedSharding(value.sharding.mesh, PartitionSpec())
+                if isinstance(value.sharding, NamedSharding) else None)
+    experts = len(part.names) > 1
+    shape = (len(part.names), *part.theirs) if experts else part.theirs
+    out = np.asarray(_taker(sharding, shape, dtype, _transposed(part))(
+        value, part.layer))
+    yield from zip(part.names, out if experts else [out])
 
 
-class _Tensors:
-  """The tensors of a directory by name, from one file or several."""
+@functools.cache
+def _taker(sharding: NamedSharding | None, shape: tuple[int, ...],
+           dtype: np.dtype, transposed: bool):
+  """(parameter, layer) -> the stored array, on every device."""
+  def take(whole, layer):
+    value = (whole if layer is None else whole[layer]).astype(dtype)
+    if not transposed:
+      return value.reshape(shape)
+    return value.reshape(*shape[:-2], shape[-1], shape[-2]).swapaxes(-1, -2)
 
-  def __init__(self, folder: pathlib.Path):
-    self._folder, self._files, self._used = folder, {}, set()
-    paths = sorted(folder.glob('*.safetensors'))
-    if not paths:
-      raise InputError(f'{folder}: no *.safetensors file in it')
-    for path in paths:
-      try:
-        file = safetensors.safe_open(path, framework='np')
-      except (safetensors.SafetensorError, OSError) as e:
-        raise InputError(
-            f'{path}: corrupt or cut short ({e}); copy it again') from None
-      self._files |= {name: (path, file) for name in file.keys()}
+  return jax.jit(take, out_shardings=sharding)
 
-  def get(self, name: str) -> np.ndarray:
-    if name not in self._files:
-      raise InputError(f'{self._folder}: tensor {name} is missing')
-    self._used.add(name)
-    return self._files[name][1].get_tensor(name)
 
-  def where(self, name: str) -> str:
-    return f'{self._files[name][0]}: tensor {name}'
-
-  def check_all_used(self, cfg: ModelConfig) -> None:
-    # A tied head may be stored beside the embedding; it is the same matrix.
-    tied = {'lm_head.weight'} if cfg.tied_embedding else set()
-    if extra := sorted(set(self._files) - self._used - tied):
-      raise InputError(f'{self._folder}: tensors that the model does not have: '
-                       f'{", ".join(extra[:5])}')
+def _transposed(part: _Part) -> bool:
+  return len(part.theirs) == 2 and part.key != 'embedding'

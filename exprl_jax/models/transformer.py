@@ -2,6 +2,8 @@
 
 Outside this file a model is a `ModelConfig` and a plain nested dict of
 arrays; NNX modules are built from them inside jit, where that costs nothing.
+What the model families differ in is a field of `ModelConfig`, each read at one
+place below.
 """
 
 import functools
@@ -13,7 +15,20 @@ import jax
 import jax.numpy as jnp
 
 from exprl_jax import mesh as mesh_lib
+from exprl_jax.models import attention, moe
 from exprl_jax.models.config import ModelConfig
+from exprl_jax.models.rope import frequencies, rotate
+
+_POLICIES = jax.checkpoint_policies
+# What the backward pass finds saved of a layer; the rest is computed again.
+REMAT = {
+    'none': _POLICIES.everything_saveable,
+    'full': _POLICIES.nothing_saveable,
+    'dots': _POLICIES.dots_with_no_batch_dims_saveable,
+    'save_attention': _POLICIES.save_only_these_names(attention.SAVED),
+}
+_ACTIVATIONS = {'silu': jax.nn.silu,
+                'gelu_tanh': functools.partial(jax.nn.gelu, approximate=True)}
 
 
 class Cache(NamedTuple):
@@ -24,45 +39,89 @@ class Cache(NamedTuple):
 
 
 class _Layer(nnx.Module):
+  """One layer; which parameters it has says the config."""
 
   def __init__(self, cfg: ModelConfig, rngs: nnx.Rngs, std: float):
     d, n, k, h, f = (cfg.embed_dim, cfg.num_heads, cfg.num_kv_heads,
                      cfg.head_dim, cfg.mlp_dim)
     param = functools.partial(_param, rngs, std)
+    norm = functools.partial(_constant, 0.0 if cfg.norm_offset else 1.0)
     self.cfg = cfg
-    self.attention_norm = param((d,), ('norm',))
+    self.attention_norm = norm((d,), ('norm',))
     self.q = param((d, n, h), ('embed', 'heads', 'head_dim'))
     self.k = param((d, k, h), ('embed', 'kv_heads', 'head_dim'))
     self.v = param((d, k, h), ('embed', 'kv_heads', 'head_dim'))
-    self.q_norm = param((h,), ('norm',))
-    self.k_norm = param((h,), ('norm',))
     self.o = param((n, h, d), ('heads', 'head_dim', 'embed'))
-    self.mlp_norm = param((d,), ('norm',))
-    self.gate = param((d, f), ('embed', 'mlp'))
-    self.up = param((d, f), ('embed', 'mlp'))
-    self.down = param((f, d), ('mlp', 'embed'))
+    if cfg.qkv_bias:
+      self.q_bias = _constant(0.0, (n, h), ('heads', 'head_dim'))
+      self.k_bias = _constant(0.0, (k, h), ('kv_heads', 'head_dim'))
+      self.v_bias = _constant(0.0, (k, h), ('kv_heads', 'head_dim'))
+    if cfg.qk_norm:
+      self.q_norm = norm((h,), ('norm',))
+      self.k_norm = norm((h,), ('norm',))
+    self.mlp_norm = norm((d,), ('norm',))
+    if cfg.post_norms:
+      self.attention_post_norm = norm((d,), ('norm',))
+      self.mlp_post_norm = norm((d,), ('norm',))
+    if cfg.num_experts:
+      e = cfg.num_experts
+      self.router = param((d, e), ('embed', 'router'))
+      self.gate = param((e, d, f), ('experts', 'embed', 'mlp'))
+      self.up = param((e, d, f), ('experts', 'embed', 'mlp'))
+      self.down = param((e, f, d), ('experts', 'mlp', 'embed'))
+    else:
+      self.gate = param((d, f), ('embed', 'mlp'))
+      self.up = param((d, f), ('embed', 'mlp'))
+      self.down = param((f, d), ('mlp', 'embed'))
 
-  def __call__(self, x, positions, mask, cache=None):
-    """One layer; with a cache, x is the one new token of each row."""
-    eps = self.cfg.norm_eps
+  def __call__(self, x, view, kind, rope, cache=None):
+    """The residual stream x[B, T, D] after the layer, and keys and values.
+
+    Args:
+      x: with a cache, the one new token of each row.
+      view: what is visible.
+      kind: index into `cfg.kinds`.
+      rope: frequencies and factor of this layer's rotary embedding.
+      cache: (k, v) of this layer so far.
+    """
     with jax.named_scope('attention'):
-      y = rms_norm(x, self.attention_norm[...], eps)
-      q = rms_norm(dense(y, self.q[...]), self.q_norm[...], eps)
-      k = rms_norm(dense(y, self.k[...]), self.k_norm[...], eps)
-      q = rope(q, positions, self.cfg.rope_theta)
-      kv = (rope(k, positions, self.cfg.rope_theta), dense(y, self.v[...]))
-      if cache is not None:
-        rows = jnp.arange(x.shape[0])[:, None]
-        kv = jax.tree.map(lambda c, new: c.at[rows, positions].set(new),
-                          cache, kv)
-      y = attend(q, *kv, mask)
-      n, h, d = self.o.shape
-      x = x + dense(y.reshape(*y.shape[:2], n * h),
-                    self.o[...].reshape(n * h, d))
+      y, kv = self._attention(self._norm(x, 'attention_norm'), view, kind,
+                              rope, cache)
+      x += self._norm(y, 'attention_post_norm') if self.cfg.post_norms else y
     with jax.named_scope('mlp'):
-      y = rms_norm(x, self.mlp_norm[...], eps)
-      y = jax.nn.silu(dense(y, self.gate[...])) * dense(y, self.up[...])
-      return x + dense(y, self.down[...]), kv
+      y = self._mlp(self._norm(x, 'mlp_norm'))
+      x += self._norm(y, 'mlp_post_norm') if self.cfg.post_norms else y
+    return x, kv
+
+  def _norm(self, x, name):
+    return rms_norm(self.cfg, x, getattr(self, name)[...])
+
+  def _attention(self, x, view, kind, rope, cache):
+    cfg = self.cfg
+    q, k, v = (dense(x, w[...]) for w in (self.q, self.k, self.v))
+    if cfg.qkv_bias:
+      q, k, v = (y + b[...][None, None] for y, b in (
+          (q, self.q_bias), (k, self.k_bias), (v, self.v_bias)))
+    if cfg.qk_norm:
+      q, k = self._norm(q, 'q_norm'), self._norm(k, 'k_norm')
+    q, k = (rotate(y, view.positions, *rope) for y in (q, k))
+    kv = (k, v)
+    if cache is not None:
+      rows = jnp.arange(x.shape[0])[:, None]
+      kv = jax.tree.map(lambda c, new: c.at[rows, view.positions].set(new),
+                        cache, kv)
+    y = attention.attend(cfg, q, *kv, view, kind)
+    n, h, d = self.o.shape
+    return dense(y.reshape(*y.shape[:2], n * h),
+                 self.o[...].reshape(n * h, d)), kv
+
+  def _mlp(self, x):
+    act = _ACTIVATIONS[self.cfg.activation]
+    if self.cfg.num_experts:
+      return moe.mixture(self.cfg, x, self.router[...], self.gate[...],
+                         self.up[...], self.down[...], act)
+    return dense(act(dense(x, self.gate[...])) * dense(x, self.up[...]),
+                 self.down[...])
 
 
 class _Decoder(nnx.Module):
@@ -78,20 +137,23 @@ class _Decoder(nnx.Module):
       return _Layer(cfg, rngs, std)
 
     self.layers = layers(rngs)
-    self.final_norm = _param(rngs, std, (cfg.embed_dim,), ('norm',))
+    self.final_norm = _constant(0.0 if cfg.norm_offset else 1.0,
+                                (cfg.embed_dim,), ('norm',))
     if not cfg.tied_embedding:
       self.head = _param(rngs, std, (cfg.embed_dim, cfg.vocab_size),
                          ('embed', 'vocab'))
 
 
 def _param(rngs, std, shape, axes):
-  """Ones for norms, normal for the rest; std 0 is 1 / sqrt(fan-in)."""
-  if axes == ('norm',):
-    return nnx.Param(jnp.ones(shape), out_sharding=axes)
-  fan_in = {'vocab': shape[-1], 'heads': math.prod(shape[:-1])}.get(
-      axes[0], shape[0])
+  """Normal; std 0 is 1 / sqrt(fan-in)."""
+  fan_in = {'vocab': shape[-1], 'heads': math.prod(shape[:-1]),
+            'experts': shape[-2]}.get(axes[0], shape[0])
   value = jax.random.normal(rngs.params(), shape) * (std or fan_in**-0.5)
   return nnx.Param(value, out_sharding=axes)
+
+
+def _constant(value, shape, axes):
+  return nnx.Param(jnp.full(shape, value, jnp.float32), out_sharding=axes)
 
 
 @functools.cache
@@ -120,92 +182,109 @@ def init(cfg: ModelConfig, key: jax.Array, std: float = 0.0):
     return nnx.to_pure_dict(nnx.split(_Decoder(cfg, nnx.Rngs(key), std))[1])
 
 
+def cast(cfg: ModelConfig, params):
+  """The parameters as `forward` computes with them: matrices in `cfg.dtype`.
+
+  Norms and routers stay float32. Half the memory in bfloat16, and the same
+  results: for frozen models, and for the copy that samples.
+  """
+  return _cast(cfg, logical_axes(cfg), params)
+
+
+def _cast(cfg, axes, params):
+  keep = {'norm', 'router'}
+  return jax.tree.map(
+      lambda axes, x: x if keep & set(axes) else x.astype(cfg.dtype),
+      axes, params, is_leaf=lambda x: isinstance(x, tuple))
+
+
 def forward(cfg: ModelConfig, params, tokens: jax.Array, positions: jax.Array,
-            mask: jax.Array, cache: Cache | None = None):
+            segment_ids: jax.Array | None = None,
+            mask: jax.Array | None = None, cache: Cache | None = None):
   """Runs the layers.
+
+  What a token may look at is said by either `segment_ids` or `mask`; windows
+  of the model are applied on top.
 
   Args:
     cfg: the model.
-    params: its parameters.
+    params: its parameters, in float32 or as `cast` leaves them.
     tokens: i32[B, T]; T = 1 with a cache.
-    positions: i32[B, T], for the rotary embedding and the place in the cache.
+    positions: i32[B, T], for the rotary embedding and the place in the cache;
+      in packed rows they start again with each segment.
+    segment_ids: i32[B, T]: earlier tokens of the same segment; 0 is padding.
     mask: bool[B, T, S]: may query t look at key s? S = T without a cache,
       else the cache's length.
     cache: keys and values so far; the new ones are written at `positions`.
 
   Returns:
-    Hidden states [B, T, D] after the final norm, and the Cache: the updated
+    Hidden states f32[B, T, D] after the final norm, and the Cache: the updated
     one, or the keys and values of `tokens`.
   """
-  model = nnx.merge(_define(cfg)[0], params)
-  dtype = jnp.dtype(cfg.dtype)
-  x = model.embedding[...][tokens].astype(dtype)
+  if (segment_ids is None) == (mask is None):
+    raise ValueError('one of segment_ids and mask says what is visible')
+  graphdef = nnx.split(nnx.merge(_define(cfg)[0], params).layers)[0]
+  x = params['embedding'][tokens].astype(cfg.dtype)
+  if cfg.embed_scaled:
+    x *= jnp.asarray(cfg.embed_dim**0.5, x.dtype)
   # Without this XLA rematerialises the whole gather on a sharded mesh.
   x = mesh_lib.constrain(x, 'batch', None, None)
-  graphdef, layers = nnx.split(model.layers)
+  view = _view(positions, segment_ids, mask, cache)
+  ropes, layer_axes = _ropes(cfg), logical_axes(cfg)['layers']
 
   def body(x, scanned):
-    weights, layer_cache = scanned
-    layer = nnx.merge(graphdef, jax.tree.map(
-        lambda w: w.astype(dtype) if w.ndim > 1 else w, weights))
-    return layer(x, positions, mask, layer_cache)
+    weights, kind, layer_cache = scanned
+    # Here, layer by layer: no second copy of all parameters is ever made.
+    layer = nnx.merge(graphdef, _cast(cfg, layer_axes, weights))
+    rope = jax.tree.map(lambda table: table[kind], ropes)
+    return layer(x, view, kind, rope, layer_cache)
 
-  if cfg.remat:
-    body = jax.checkpoint(body)
-  x, kv = jax.lax.scan(body, x, (layers, cache and tuple(cache)))
-  return rms_norm(x, model.final_norm[...], cfg.norm_eps), Cache(*kv)
+  if cfg.remat != 'none':
+    body = jax.checkpoint(body, policy=REMAT[cfg.remat])
+  x, kv = jax.lax.scan(body, x, (params['layers'], jnp.array(cfg.layer_kinds),
+                                 cache and tuple(cache)))
+  return (rms_norm(cfg, x.astype(jnp.float32), params['final_norm']),
+          Cache(*kv))
+
+
+def _view(positions, segment_ids, mask, cache) -> attention.View:
+  keys = positions
+  if cache is not None:
+    keys = jnp.broadcast_to(jnp.arange(cache.k.shape[2]),
+                            (positions.shape[0], cache.k.shape[2]))
+  return attention.View(positions, keys, segment_ids, mask)
+
+
+def _ropes(cfg: ModelConfig) -> tuple[jax.Array, jax.Array]:
+  """Frequencies f32[kinds, H / 2] and factors f32[kinds]."""
+  tables = [frequencies(cfg.local_rope if window and cfg.local_rope
+                        else cfg.rope, cfg.head_dim) for window in cfg.kinds]
+  return (jnp.array([f for f, _ in tables]),
+          jnp.array([factor for _, factor in tables], jnp.float32))
 
 
 def project(cfg: ModelConfig, params, hidden: jax.Array) -> jax.Array:
-  """Logits f32[..., V] of hidden states [..., D]."""
-  head = params['embedding'].T if cfg.tied_embedding else params['head']
-  return dense(hidden, head.astype(hidden.dtype), jnp.float32)
+  """Logits f32[..., V] of hidden states f32[..., D], computed in float32.
 
-
-def causal_mask(segment_ids: jax.Array) -> jax.Array:
-  """bool[B, T, T] from i32[B, T]: earlier or same token of the same segment.
-
-  Segment 0 is padding: nothing but padding looks at it.
+  The head is rounded to `cfg.dtype` first, so that the parameters in float32
+  and their `cast` copy give the same.
   """
-  t = segment_ids.shape[1]
-  same = segment_ids[:, :, None] == segment_ids[:, None, :]
-  return same & jnp.tril(jnp.ones((1, t, t), bool))
+  head = params['embedding'].T if cfg.tied_embedding else params['head']
+  logits = dense(hidden, head.astype(cfg.dtype).astype(jnp.float32))
+  if cfg.logit_softcap:
+    logits = cfg.logit_softcap * jnp.tanh(logits / cfg.logit_softcap)
+  return logits
 
 
-def dense(x, w, dtype=None):
+def dense(x, w):
   """x[..., D] times w[D, ...]: flattened, which XLA:CPU runs twice as fast."""
-  out = jax.lax.dot(x.reshape(-1, x.shape[-1]), w.reshape(w.shape[0], -1),
-                    preferred_element_type=dtype)
+  out = jax.lax.dot(x.reshape(-1, x.shape[-1]), w.reshape(w.shape[0], -1))
   return out.reshape(*x.shape[:-1], *w.shape[1:])
 
 
-def rms_norm(x, weight, eps):
+def rms_norm(cfg: ModelConfig, x, weight):
   """Root-mean-square norm in float32, returned in x's dtype."""
   y = x.astype(jnp.float32)
-  y *= jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + eps)
-  return (y * jnp.broadcast_to(weight, y.shape)).astype(x.dtype)
-
-
-def rope(x, positions, theta):
-  """Rotates the halves of x[B, T, N, H] by its positions, in float32."""
-  h = x.shape[-1] // 2
-  frequency = theta ** -(jnp.arange(h, dtype=jnp.float32) / h)
-  angle = positions[:, :, None, None] * frequency[None, None, None]
-  a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-  sin, cos = jnp.sin(angle), jnp.cos(angle)
-  return jnp.concatenate([a * cos - b * sin, b * cos + a * sin],
-                         axis=-1).astype(x.dtype)
-
-
-def attend(q, k, v, mask):
-  """Grouped-query attention, softmax in float32.
-
-  Shapes: q [B, T, N, H]; k, v [B, S, K, H]; mask [B, T, S] -> [B, T, N, H].
-  """
-  b, t, n, h = q.shape
-  q = q.reshape(b, t, k.shape[2], n // k.shape[2], h)
-  scores = jnp.einsum('btkgh,bskh->bkgts', q, k,
-                      preferred_element_type=jnp.float32) * h**-0.5
-  scores = jnp.where(mask[:, None, None], scores, -1e30)
-  weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-  return jnp.einsum('bkgts,bskh->btkgh', weights, v).reshape(b, t, n, h)
+  y *= jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + cfg.norm_eps)
+  y *= jnp.broadcast_to(weight + 1.0 if cfg.norm_offset else weight, y.shape)
+  return y.astype(x.dtype)

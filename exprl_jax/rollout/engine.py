@@ -89,7 +89,7 @@ def sample(cfg: ModelConfig, params, prompts: list[list[int]], key: jax.Array,
       raise InputError(f'prompt {i} has {len(prompt)} tokens; '
                        f'rollout.max_prompt_tokens={width}')
   # Whole groups on every device: the last rows are repeats, dropped below.
-  parts = mesh.shape['data'] * mesh.shape['fsdp']
+  parts = mesh_lib.batch_parts(mesh)
   num = -(-len(prompts) // parts) * parts
   tokens = np.full((num, width), opts.pad_id, np.int32)
   lengths = np.ones(num, np.int32)
@@ -103,6 +103,27 @@ def sample(cfg: ModelConfig, params, prompts: list[list[int]], key: jax.Array,
   if num == len(prompts):
     return out
   return jax.tree.map(lambda x: x[:len(prompts) * opts.group_size], out)
+
+
+def prepare(cfg: ModelConfig, params, mesh: jax.sharding.Mesh):
+  """The policy's parameters for sampling: cast, and sharded for `mesh`.
+
+  Training spreads them over all devices; sampling wants whole copies, or
+  tensor parallel ones. Where nothing changes these are the same arrays.
+  """
+  wanted, convert = _converter(cfg, mesh)
+  same = jax.tree.map(lambda x, w: (x.dtype, x.sharding) == (
+      w.dtype, w.sharding), params, wanted)
+  return params if all(jax.tree.leaves(same)) else convert(params)
+
+
+@functools.cache
+def _converter(cfg, mesh):
+  cast = functools.partial(transformer.cast, cfg)
+  wanted = jax.eval_shape(cast, transformer.abstract_params(cfg))
+  shardings = mesh_lib.shardings(transformer.logical_axes(cfg), wanted, mesh)
+  wanted = jax.tree.map(lambda x, s: x.update(sharding=s), wanted, shardings)
+  return wanted, jax.jit(cast, out_shardings=shardings)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -125,7 +146,8 @@ def _sample(cfg, opts, params, prompts, lengths, key, first_id):
     logprobs = s.logprobs.at[row, here].set(logprob, mode='drop')
     seen = column[:, None] <= s.length[:, None, None]
     hidden, cache = transformer.forward(
-        cfg, params, token[:, None], s.length[:, None], seen, s.cache)
+        cfg, params, token[:, None], s.length[:, None], mask=seen,
+        cache=s.cache)
     ended = jnp.isin(token, jnp.array(opts.eos_ids))
     return _State(
         s.count + 1, transformer.project(cfg, params, hidden[:, 0]), tokens,
@@ -146,8 +168,7 @@ def _prefill(cfg, params, prompts, lengths, group, columns, pad_id) -> _State:
   valid = jnp.arange(width)[None, :] < lengths[:, None]
   positions = jnp.broadcast_to(jnp.arange(width), (num, width))
   hidden, cache = transformer.forward(
-      cfg, params, prompts, positions,
-      transformer.causal_mask(valid.astype(jnp.int32)))
+      cfg, params, prompts, positions, segment_ids=valid.astype(jnp.int32))
   last = jnp.take_along_axis(hidden, lengths[:, None, None] - 1, axis=1)[:, 0]
 
   def fork(x, axis=0):

@@ -12,8 +12,6 @@ import pathlib
 
 import tokenizers
 
-from exprl_jax.models import config
-from exprl_jax.models.config import ModelConfig
 from exprl_jax.tiny import world
 
 ASSETS = pathlib.Path(__file__).parent.parent / 'assets'
@@ -44,12 +42,15 @@ def write_model_folder(folder: pathlib.Path, layers: int, width: int,
   folder.mkdir(parents=True, exist_ok=True)
   tok = tokenizer()
   tok.save(str(folder / 'tokenizer.json'))
-  shape = ModelConfig(
-      vocab_size=-(-tok.get_vocab_size() // 8) * 8, num_layers=layers,
-      embed_dim=width, mlp_dim=256, num_heads=heads, num_kv_heads=kv_heads,
-      head_dim=32, rope_theta=1e4, norm_eps=1e-6, tied_embedding=True)
-  (folder / 'config.json').write_text(
-      json.dumps(config.to_hf(shape, 'float32'), indent=2) + '\n')
+  (folder / 'config.json').write_text(json.dumps({
+      'architectures': ['Qwen3ForCausalLM'], 'model_type': 'qwen3',
+      'vocab_size': -(-tok.get_vocab_size() // 8) * 8,
+      'num_hidden_layers': layers, 'hidden_size': width,
+      'intermediate_size': 256, 'num_attention_heads': heads,
+      'num_key_value_heads': kv_heads, 'head_dim': 32, 'rope_theta': 1e4,
+      'rms_norm_eps': 1e-6, 'tie_word_embeddings': True, 'hidden_act': 'silu',
+      'attention_bias': False, 'max_position_embeddings': 32768,
+      'torch_dtype': 'float32'}, indent=2) + '\n')
   (folder / 'tokenizer_config.json').write_text(json.dumps({
       'tokenizer_class': 'PreTrainedTokenizerFast', 'eos_token': '<|im_end|>',
       'pad_token': '<pad>', 'unk_token': '<unk>'}, indent=2) + '\n')

@@ -240,7 +240,8 @@ class Makers:
         optim=Optim(lr=1e-3, updates=2))
     step = train.Step(config, self._model, self.base, self._tokenizer,
                       rewards.from_scorer(config, self._tokenizer, scorer),
-                      self._mesh)
+                      self._mesh, self._mesh)
+    params = jax.tree.map(jnp.copy, params)  # the updates donate them
     state = learner.init_state(params, config.optim, step.total_updates)
     rng = random.Random(f'{self._config.seed}-{number}')
     out, told = [], {}

@@ -1,0 +1,177 @@
+"""Attention, in three implementations that compute the same.
+
+einsum: the reference, for every mask, cache and platform.
+dot_product: `jax.nn.dot_product_attention`, which on GPUs is a fused kernel.
+splash: the Pallas kernel for TPUs that ships with jax; its mask is causal
+  within segments (packed rows), so it serves training and scoring.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+from jax.ad_checkpoint import checkpoint_name
+import jax.numpy as jnp
+
+from exprl_jax import mesh as mesh_lib
+from exprl_jax.models.config import ModelConfig
+
+IMPLEMENTATIONS = ('auto', 'einsum', 'dot_product', 'splash')
+SAVED = 'attention'  # name of what remat='save_attention' keeps
+_LANES, _BLOCK = 128, 512  # of a TPU register; of the splash kernel
+
+
+class View(NamedTuple):
+  """What queries may look at: causal within segments, or a mask.
+
+  Attributes:
+    positions: i32[B, T] of the queries.
+    key_positions: i32[B, S].
+    segment_ids: i32[B, T]; queries look at earlier columns of their segment.
+      Segment 0 is padding. None where a mask is given.
+    mask: bool[B, T, S], or None where segments are given.
+  """
+
+  positions: jax.Array
+  key_positions: jax.Array
+  segment_ids: jax.Array | None
+  mask: jax.Array | None
+
+
+def choose(cfg: ModelConfig, view: View) -> str:
+  """The implementation for a config and what is to be seen."""
+  chosen = cfg.attention
+  if chosen == 'auto':
+    chosen = {'tpu': 'splash', 'gpu': 'dot_product'}.get(
+        jax.default_backend(), 'einsum')
+  if chosen == 'splash' and view.segment_ids is None:
+    return 'einsum'  # a tree or a cache
+  if chosen == 'dot_product' and cfg.attention_softcap:
+    return 'einsum'
+  return chosen
+
+
+def attend(cfg: ModelConfig, q: jax.Array, k: jax.Array, v: jax.Array,
+           view: View, kind: jax.Array | int) -> jax.Array:
+  """Grouped-query attention; scores and softmax in float32.
+
+  Args:
+    cfg: scale, soft-cap and windows.
+    q: [B, T, N, H].
+    k: [B, S, K, H].
+    v: [B, S, K, H].
+    view: what is visible.
+    kind: index into `cfg.kinds`, the layer's window.
+
+  Returns:
+    [B, T, N, H] in q's dtype.
+  """
+  scale = cfg.attention_scale or cfg.head_dim**-0.5
+  chosen = choose(cfg, view)
+  if chosen == 'splash':
+    out = _splash(cfg, q, k, v, view.segment_ids, kind, scale)
+  else:
+    mask = visible(cfg, view, kind)
+    if chosen == 'dot_product':
+      fused = jax.default_backend() == 'gpu' and q.dtype != jnp.float32
+      out = jax.nn.dot_product_attention(
+          q, k, v, mask=mask[:, None], scale=scale,
+          implementation='cudnn' if fused else 'xla')
+    else:
+      out = _einsum(q, k, v, mask, scale, cfg.attention_softcap)
+  return checkpoint_name(out, SAVED)
+
+
+def causal_mask(segment_ids: jax.Array) -> jax.Array:
+  """bool[B, T, T] from i32[B, T]: earlier or same token of the same segment.
+
+  Segment 0 is padding: nothing but padding looks at it.
+  """
+  t = segment_ids.shape[1]
+  same = segment_ids[:, :, None] == segment_ids[:, None, :]
+  return same & jnp.tril(jnp.ones((1, t, t), bool))
+
+
+def visible(cfg: ModelConfig, view: View, kind: jax.Array | int) -> jax.Array:
+  """bool[B, T, S]: the view, cut to the window of a kind of layer."""
+  mask = causal_mask(view.segment_ids) if view.mask is None else view.mask
+  if not any(cfg.kinds):
+    return mask
+  window = jnp.array(cfg.kinds)[kind]
+  ago = view.positions[:, :, None] - view.key_positions[:, None, :]
+  return mask & ((window == 0) | (ago < window))
+
+
+def _einsum(q, k, v, mask, scale, softcap):
+  b, t, n, h = q.shape
+  q = q.reshape(b, t, k.shape[2], n // k.shape[2], h)
+  scores = jnp.einsum('btkgh,bskh->bkgts', q, k,
+                      preferred_element_type=jnp.float32) * scale
+  if softcap:
+    scores = softcap * jnp.tanh(scores / softcap)
+  scores = jnp.where(mask[:, None, None], scores, -1e30)
+  weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+  return jnp.einsum('bkgts,bskh->btkgh', weights, v).reshape(b, t, n, h)
+
+
+def _splash(cfg, q, k, v, segment_ids, kind, scale):
+  """Pads to whole blocks and runs the kernel on each device's part."""
+  t = q.shape[1]
+  block = min(_BLOCK, -(-t // _LANES) * _LANES)
+  pad = -t % block
+
+  def padded(x):
+    return jnp.pad(x, ((0, 0), (0, pad)) + ((0, 0),) * (x.ndim - 2))
+
+  q, k, v, ids = (padded(x) for x in (q * scale, k, v, segment_ids))
+  branches = [functools.partial(_splash_local, cfg, window, block)
+              for window in cfg.kinds]
+
+  def run(q, k, v, ids, kind):
+    if len(branches) == 1:
+      return branches[0](q, k, v, ids)
+    return jax.lax.switch(kind, branches, q, k, v, ids)
+
+  mesh = jax.sharding.get_abstract_mesh()
+  if not mesh.empty:
+    rows = mesh_lib.spec(('batch', None), ids.shape, mesh)
+    heads = mesh_lib.spec(('batch', None, 'kv_heads', None), k.shape, mesh)
+    run = jax.shard_map(
+        run, in_specs=(heads, heads, heads, rows, jax.P()), out_specs=heads,
+        check_vma=False)
+  return run(q, k, v, ids, jnp.int32(kind))[:, :t]
+
+
+def _splash_local(cfg, window, block, q, k, v, segment_ids):
+  """The kernel on whole arrays; q is scaled, T a multiple of the block."""
+  # Imported here: loading Pallas costs a second that no other platform needs.
+  from jax.experimental.pallas.ops.tpu.splash_attention import (
+    splash_attention_kernel as splash,
+  )
+  from jax.experimental.pallas.ops.tpu.splash_attention import (
+    splash_attention_mask as masks,
+  )
+  b, t, n, h = q.shape
+  kv, group = k.shape[2], n // k.shape[2]
+  one = (masks.LocalMask((t, t), (window - 1, 0), 0) if window
+         else masks.CausalMask((t, t)))
+  sizes = splash.BlockSizes(
+      block_q=block, block_kv=block, block_kv_compute=block, block_q_dkv=block,
+      block_kv_dkv=block, block_kv_dkv_compute=block, block_q_dq=block,
+      block_kv_dq=block)
+
+  def run(interpret, q, k, v, ids):
+    kernel = splash.make_splash_mqa_single_device(
+        masks.MultiHeadMask([one] * group), block_sizes=sizes,
+        attn_logits_soft_cap=cfg.attention_softcap or None,
+        residual_checkpoint_name=SAVED, interpret=interpret)
+    row = lambda q, k, v, ids: jax.vmap(lambda q, k, v: kernel(
+        q, k, v, segment_ids=splash.SegmentIds(ids, ids)))(q, k, v)
+    return jax.vmap(row)(q, k, v, ids)
+
+  q = q.reshape(b, t, kv, group, h).transpose(0, 2, 3, 1, 4)
+  k, v = (x.transpose(0, 2, 1, 3) for x in (k, v))
+  out = jax.lax.platform_dependent(
+      q, k, v, segment_ids, tpu=functools.partial(run, False),
+      default=functools.partial(run, True))
+  return out.transpose(0, 3, 1, 2, 4).reshape(b, t, n, h)

@@ -1,0 +1,89 @@
+"""Rotary position embedding and the ways to stretch it."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+# rope_type of config.json -> its keys there and here.
+_LENGTH = {'original_max_position_embeddings': 'original_length'}
+ROPE_KEYS = {
+    'default': {},
+    'linear': {'factor': 'factor'},
+    'llama3': {'factor': 'factor', 'low_freq_factor': 'low',
+               'high_freq_factor': 'high', **_LENGTH},
+    'yarn': {'factor': 'factor', 'beta_slow': 'low', 'beta_fast': 'high',
+             'attention_factor': 'attention_factor', **_LENGTH},
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Rope:
+  """A rotary embedding; which fields matter depends on the kind."""
+
+  theta: float
+  kind: str = 'default'
+  factor: float = 1.0
+  low: float | None = None
+  high: float | None = None
+  original_length: int = 0
+  attention_factor: float | None = None
+
+
+def frequencies(rope: Rope, head_dim: int) -> tuple[np.ndarray, float]:
+  """Radians per position, f32[head_dim / 2], and a factor of sin and cos."""
+  exponent = np.arange(0, head_dim, 2, dtype=np.float32) / head_dim
+  frequency = (1.0 / rope.theta**exponent).astype(np.float32)
+  if rope.kind == 'linear':
+    return frequency / np.float32(rope.factor), 1.0
+  if rope.kind == 'llama3':
+    return _llama3(rope, frequency), 1.0
+  if rope.kind == 'yarn':
+    return _yarn(rope, frequency, head_dim)
+  return frequency, 1.0
+
+
+def _llama3(rope: Rope, frequency: np.ndarray) -> np.ndarray:
+  """Long waves are stretched, short ones kept, those between blended."""
+  length = rope.original_length
+  wave = 2 * math.pi / frequency
+  blend = np.clip((length / wave - rope.low) / (rope.high - rope.low), 0, 1)
+  return ((1 - blend) * frequency / rope.factor + blend * frequency
+          ).astype(np.float32)
+
+
+def _yarn(rope: Rope, frequency: np.ndarray, head_dim: int
+          ) -> tuple[np.ndarray, float]:
+  """YaRN (arXiv 2309.00071): a linear ramp over dimensions."""
+  def dimension(rotations):  # that turns so many times in the old length
+    wave = rope.original_length / (rotations * 2 * math.pi)
+    return head_dim * math.log(wave) / (2 * math.log(rope.theta))
+
+  first = max(math.floor(dimension(rope.high or 32)), 0)
+  last = min(math.ceil(dimension(rope.low or 1)), head_dim - 1)
+  ramp = np.clip((np.arange(head_dim // 2) - first)
+                 / max(last - first, 0.001), 0, 1)
+  scaled = frequency * (1 - ramp) + frequency / rope.factor * ramp
+  factor = rope.attention_factor
+  if factor is None:
+    factor = 0.1 * math.log(rope.factor) + 1.0 if rope.factor > 1 else 1.0
+  return scaled.astype(np.float32), factor
+
+
+def rotate(x: jax.Array, positions: jax.Array, frequency: jax.Array,
+           factor: jax.Array | float) -> jax.Array:
+  """Rotates the halves of x[B, T, N, H] by its positions, in float32.
+
+  Args:
+    x: queries or keys.
+    positions: i32[B, T].
+    frequency: f32[H / 2], radians per position.
+    factor: multiplies sin and cos.
+  """
+  angle = positions[:, :, None, None] * frequency[None, None, None]
+  a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+  sin, cos = factor * jnp.sin(angle), factor * jnp.cos(angle)
+  return jnp.concatenate([a * cos - b * sin, b * cos + a * sin],
+                         axis=-1).astype(x.dtype)

@@ -1,0 +1,165 @@
+"""Safetensors files by byte ranges, on disk and on gs://.
+
+A file is 8 bytes of header length, a JSON header that says where each tensor
+lies, and the tensors. Reading ranges of it, rather than mapping the file into
+memory, keeps the memory small and works on gs:// as well.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+import dataclasses
+import json
+import math
+
+from etils import epath
+import ml_dtypes
+import numpy as np
+
+from exprl_jax.types import InputError
+
+_DTYPES = {'F32': np.float32, 'F16': np.float16, 'BF16': ml_dtypes.bfloat16}
+_NAMES = {np.dtype(v): k for k, v in _DTYPES.items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class Tensor:
+  """One stored tensor, not yet read."""
+
+  name: str
+  path: epath.Path
+  shape: tuple[int, ...]
+  dtype: np.dtype
+  start: int  # its first byte in the file
+
+  def rows(self, start: int, stop: int) -> np.ndarray:
+    """Reads rows [start, stop) of the first axis.
+
+    Raises:
+      InputError: the file is shorter than it says.
+    """
+    row = math.prod(self.shape[1:]) * self.dtype.itemsize
+    with self.path.open('rb') as file:
+      file.seek(self.start + start * row)
+      data = file.read((stop - start) * row)
+    if len(data) != (stop - start) * row:
+      raise InputError(f'{self}: cut short; copy the file again')
+    return np.frombuffer(data, self.dtype).reshape(-1, *self.shape[1:])
+
+  def __str__(self):
+    return f'{self.path}: tensor {self.name}'
+
+
+def open_folder(folder: epath.Path) -> dict[str, Tensor]:
+  """The tensors of a model directory by name.
+
+  model.safetensors.index.json says which files belong to the model; without
+  one it is all *.safetensors files.
+
+  Raises:
+    InputError: no file, a file that the index names is not there, a tensor
+      that it names is not in its file, or a corrupt or cut file.
+  """
+  index = folder / 'model.safetensors.index.json'
+  where = {}
+  if index.exists():
+    try:
+      where = json.loads(index.read_text())['weight_map']
+    except (json.JSONDecodeError, KeyError, TypeError) as e:
+      raise InputError(f'{index}: not an index of tensors ({e})') from None
+    paths = [folder / name for name in sorted(set(where.values()))]
+  else:
+    paths = sorted(folder.glob('*.safetensors'))
+  if not paths:
+    raise InputError(f'{folder}: no *.safetensors file in it')
+  tensors = {}
+  for path in paths:
+    tensors |= _read_header(path)
+  for name, file in where.items():
+    if name not in tensors:
+      raise InputError(f'{folder / file}: tensor {name} is missing, which '
+                       f'{index.name} says is in it')
+  return tensors
+
+
+def _read_header(path: epath.Path) -> dict[str, Tensor]:
+  try:
+    size = path.stat().length
+    with path.open('rb') as file:
+      length = int.from_bytes(file.read(8), 'little')
+      if length > size - 8:
+        raise ValueError(f'a header of {length} bytes in {size}')
+      header = json.loads(file.read(length))
+    header.pop('__metadata__', None)
+    end = 8 + length + max(
+        (v['data_offsets'][1] for v in header.values()), default=0)
+    if end != size:
+      raise ValueError(f'{size} bytes, should be {end}')
+    return {name: _tensor(path, name, 8 + length, v)
+            for name, v in header.items()}
+  except FileNotFoundError:
+    raise InputError(f'{path}: no such file; the index names it') from None
+  except (ValueError, KeyError, TypeError) as e:
+    if isinstance(e, InputError):
+      raise
+    raise InputError(
+        f'{path}: corrupt or cut short ({e}); copy it again') from None
+
+
+def _tensor(path, name, offset, entry) -> Tensor:
+  if entry['dtype'] not in _DTYPES:
+    raise InputError(f'{path}: tensor {name} is stored as {entry["dtype"]}; '
+                     f'only {", ".join(_DTYPES)} are implemented')
+  start, stop = entry['data_offsets']
+  shape, dtype = tuple(entry['shape']), np.dtype(_DTYPES[entry['dtype']])
+  if stop - start != math.prod(shape) * dtype.itemsize:
+    raise InputError(f'{path}: tensor {name}: {stop - start} bytes for '
+                     f'{entry["dtype"]}{list(shape)}')
+  return Tensor(name, path, shape, dtype, offset + start)
+
+
+def write_folder(folder: epath.Path, shapes: Mapping[str, tuple[int, ...]],
+                 dtype: np.dtype, arrays: Iterable[tuple[str, np.ndarray]],
+                 max_bytes: int) -> None:
+  """Writes tensors one after the other, as many files as need be.
+
+  Args:
+    folder: exists.
+    shapes: the tensors' shapes, in the order in which they come.
+    dtype: of all of them.
+    arrays: (name, array) in that order; only one is held at a time.
+    max_bytes: of a file, unless one tensor is larger.
+  """
+  files: list[list[str]] = [[]]
+  size = {k: math.prod(v) * dtype.itemsize for k, v in shapes.items()}
+  for name in shapes:
+    if files[-1] and sum(size[n] for n in files[-1]) + size[name] > max_bytes:
+      files.append([])
+    files[-1].append(name)
+  names = ['model.safetensors'] if len(files) == 1 else [
+      f'model-{i + 1:05d}-of-{len(files):05d}.safetensors'
+      for i in range(len(files))]
+  arrays = iter(arrays)
+  for file, tensors in zip(names, files):
+    _write_file(folder / file, {n: shapes[n] for n in tensors}, dtype, arrays)
+  if len(files) > 1:
+    (folder / 'model.safetensors.index.json').write_text(json.dumps({
+        'metadata': {'total_size': sum(size.values())},
+        'weight_map': {n: file for file, tensors in zip(names, files)
+                       for n in tensors}}, indent=2) + '\n')
+
+
+def _write_file(path: epath.Path, shapes: Mapping[str, tuple[int, ...]],
+                dtype: np.dtype, arrays: Iterator[tuple[str, np.ndarray]]
+                ) -> None:
+  header, end = {'__metadata__': {'format': 'pt'}}, 0
+  for name, shape in shapes.items():
+    start, end = end, end + math.prod(shape) * dtype.itemsize
+    header[name] = {'dtype': _NAMES[dtype], 'shape': list(shape),
+                    'data_offsets': [start, end]}
+  text = json.dumps(header).encode()
+  text += b' ' * (-len(text) % 8)  # the tensors start aligned
+  with path.open('wb') as file:
+    file.write(len(text).to_bytes(8, 'little') + text)
+    for name in shapes:
+      given, array = next(arrays)
+      assert (given, array.shape, array.dtype) == (name, shapes[name], dtype)
+      file.write(np.ascontiguousarray(array).tobytes())
