@@ -9,7 +9,7 @@ from exprl_jax.types import Experience
 
 
 def token_logprobs(cfg: ModelConfig, params, tokens: jax.Array,
-                   valid: jax.Array, temperature: float = 1.0,
+                   segment_ids: jax.Array, temperature: float = 1.0,
                    chunk: int = 512) -> tuple[jax.Array, jax.Array]:
   """Log-probability of every token given the ones before it, and entropy.
 
@@ -20,19 +20,26 @@ def token_logprobs(cfg: ModelConfig, params, tokens: jax.Array,
   Args:
     cfg: the model.
     params: its parameters.
-    tokens: i32[B, T], each row from its first column, padding at the end.
-    valid: bool[B, T], False at padding.
+    tokens: i32[B, T].
+    segment_ids: i32[B, T]: several sequences packed into a row have ids of
+      their own, each in neighbouring columns; 0 is padding. A row of one
+      sequence may give bool: what is not padding.
     temperature: logits are divided by it, as the sampler does; nats.
     chunk: columns per projection.
 
   Returns:
     logprobs f32[B, T] and entropy f32[B, T] of the distribution that each
-    token was drawn from; both 0 in column 0 and at padding.
+    token was drawn from; both 0 in the first column of a sequence and at
+    padding.
   """
   b, t = tokens.shape
-  positions = jnp.broadcast_to(jnp.arange(t), (b, t))
-  hidden, _ = transformer.forward(cfg, params, tokens, positions,
-                                  segment_ids=valid.astype(jnp.int32))
+  segment_ids = segment_ids.astype(jnp.int32)
+  goes_on = jnp.pad(segment_ids[:, 1:] == segment_ids[:, :-1],
+                    ((0, 0), (1, 0)))
+  column = jnp.broadcast_to(jnp.arange(t), (b, t))
+  start = jax.lax.cummax(jnp.where(goes_on, 0, column), axis=1)
+  hidden, _ = transformer.forward(cfg, params, tokens, column - start,
+                                  segment_ids=segment_ids)
   n = -(-(t - 1) // chunk)
   width = -(-(t - 1) // n)
   pad = n * width - (t - 1)
@@ -55,7 +62,8 @@ def token_logprobs(cfg: ModelConfig, params, tokens: jax.Array,
 
   def join(x):  # [n, B, width] -> [B, T]
     x = x.swapaxes(0, 1).reshape(b, -1)[:, :t - 1]
-    return jnp.where(valid, jnp.pad(x, ((0, 0), (1, 0))), 0.0)
+    return jnp.where(goes_on & (segment_ids > 0),
+                     jnp.pad(x, ((0, 0), (1, 0))), 0.0)
 
   return join(out[0]), join(out[1])
 

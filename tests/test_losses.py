@@ -46,6 +46,19 @@ def test_token_logprobs_are_those_of_the_plain_softmax(small, rng):
     np.testing.assert_allclose(ent, entropy * batch.valid, atol=1e-5)
 
 
+def test_packed_sequences_are_what_they_are_alone(small, rng):
+  cfg, params = small
+  parts = [rng.integers(0, 40, n) for n in (5, 1, 7)]
+  tokens = np.concatenate([*parts, np.zeros(3, int)])[None]
+  ids = np.repeat([4, 2, 3, 0], [5, 1, 7, 3])[None]
+  packed = losses.token_logprobs(cfg, params, tokens, jnp.asarray(ids), 0.8, 4)
+  want = [losses.token_logprobs(cfg, params, p[None], jnp.ones((1, len(p))),
+                                0.8) for p in parts if len(p) > 1]
+  for x, (a, b) in zip(packed, zip(*want)):
+    row = np.concatenate([a[0], [0.0], b[0], [0.0] * 3])
+    np.testing.assert_allclose(x[0], row, atol=1e-5)
+
+
 def test_chunks_do_not_change_the_gradient(small, rng):
   cfg, params = small
   batch = experience(small, rng)
