@@ -88,25 +88,29 @@ def load(folder: epath.PathLike, mesh: jax.sharding.Mesh,
   tensors = safetensors.open_folder(folder)
   parts = list(stored_parts(cfg, abstract))
   _check(folder, cfg, tensors, parts)
-  params = jax.jit(
-      lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), abstract),
-      out_shardings=shardings)()
-  layers = params.pop('layers')
+  zeros = jax.jit(lambda: jax.tree.map(
+      lambda x: jnp.zeros(x.shape, x.dtype), abstract['layers']),
+      out_shardings=shardings['layers']).lower()
   place = jax.jit(_place, donate_argnums=0, out_shardings=shardings['layers'])
-  place_top = jax.jit(_place_top, donate_argnums=0, out_shardings={
-      k: v for k, v in shardings.items() if k != 'layers'})
+  params = {}
   progress = tqdm.tqdm(
       desc=folder.name, total=sum(p.nbytes(tensors) for p in parts), unit='B',
       unit_scale=True, delay=2,
       disable=None if jax.process_index() == 0 else True)
-  with progress, jax.set_mesh(mesh):
-    for layer, raw, nbytes in _read_ahead(parts, tensors, mesh):
+  with (progress, jax.set_mesh(mesh),
+        futures.ThreadPoolExecutor(_THREADS + 1) as pool):
+    zeros = pool.submit(zeros.compile)
+    for layer, raw, nbytes in _read_ahead(parts, tensors, mesh, pool):
       if layer is None:
-        params = place_top(params, raw)
+        params = {k: jax.device_put(v.astype(abstract[k].dtype), shardings[k])
+                  for k, v in raw.items()}
+        params['layers'] = zeros.result()()
       else:
-        layers = place(layers, raw, layer)
+        # Waits, or layers would pile up.
+        params['layers'] = jax.block_until_ready(
+            place(params['layers'], raw, layer))
       progress.update(nbytes)
-  return cfg, params | {'layers': layers}
+  return cfg, params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,7 +176,7 @@ def _check(folder, cfg, tensors, parts) -> None:
                      f'have it ({len(extra)} such tensors)')
 
 
-def _read_ahead(parts, tensors, mesh):
+def _read_ahead(parts, tensors, mesh, pool):
   """Yields (layer, its arrays on the devices, bytes); None is the top.
 
   Other threads read a layer while the one before it is placed.
@@ -201,28 +205,26 @@ def _read_ahead(parts, tensors, mesh):
 
   units = [list(group) for _, group in itertools.groupby(
       parts, key=lambda part: part.layer)]
-  with futures.ThreadPoolExecutor(_THREADS) as pool:
-    submit = lambda unit: {p.key: pool.submit(read, p) for p in unit}
-    following = submit(units[0])
-    for i, unit in enumerate(units):
-      reading = following
-      if i + 1 < len(units):
-        following = submit(units[i + 1])
-      yield (unit[0].layer, {k: f.result() for k, f in reading.items()},
-             sum(part.nbytes(tensors) for part in unit))
+  submit = lambda unit: {p.key: pool.submit(read, p) for p in unit}
+  following = submit(units[0])
+  for i, unit in enumerate(units):
+    reading = following
+    if i + 1 < len(units):
+      following = submit(units[i + 1])
+    yield (unit[0].layer, {k: f.result() for k, f in reading.items()},
+           sum(part.nbytes(tensors) for part in unit))
 
 
 def _place(layers, raw, layer):
   """Writes one layer into the stacked parameters, in place."""
   def one(whole, part):
     part = part.reshape(1, *whole.shape[1:]).astype(whole.dtype)
-    return jax.lax.dynamic_update_slice_in_dim(whole, part, layer, 0)
+    # As bits: XLA:CPU updates bfloat16 by way of the whole in float32.
+    bits = f'uint{8 * whole.dtype.itemsize}'
+    return jax.lax.dynamic_update_slice_in_dim(
+        whole.view(bits), part.view(bits), layer, 0).view(whole.dtype)
 
   return {k: one(whole, raw[k]) for k, whole in layers.items()}
-
-
-def _place_top(params, raw):
-  return {k: raw[k].reshape(v.shape).astype(v.dtype) for k, v in params.items()}
 
 
 def save(folder: epath.PathLike, cfg: ModelConfig, params,

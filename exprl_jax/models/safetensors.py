@@ -37,12 +37,13 @@ class Tensor:
       InputError: the file is shorter than it says.
     """
     row = math.prod(self.shape[1:]) * self.dtype.itemsize
+    data = np.empty((stop - start) * row + 64, np.uint8)
+    data = data[-data.ctypes.data % 64:][:(stop - start) * row]
     with self.path.open('rb') as file:
       file.seek(self.start + start * row)
-      data = file.read((stop - start) * row)
-    if len(data) != (stop - start) * row:
-      raise InputError(f'{self}: cut short; copy the file again')
-    return np.frombuffer(data, self.dtype).reshape(-1, *self.shape[1:])
+      if file.readinto(data) != data.size:
+        raise InputError(f'{self}: cut short; copy the file again')
+    return data.view(self.dtype).reshape(-1, *self.shape[1:])
 
   def __str__(self):
     return f'{self.path}: tensor {self.name}'
