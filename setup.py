@@ -43,7 +43,7 @@ setuptools.setup(
         'tpu': ['jax[tpu]>=0.10.2,<0.12'],
         'test': ['pytest>=8', 'pyyaml>=6', 'ruff>=0.9',
                  'torch==2.13.0',  # transformers' models, to compare with
-                 'gcp-storage-emulator>=2024.8'],
+                 'gcp-storage-emulator>=2024.8', 'hypothesis>=6'],
         'bench': [],  # peers that benchmarks compare with: none yet
     },
 )

@@ -72,12 +72,12 @@ def measure(judge, folder, mesh) -> dict[str, float]:
 def sample(problems, folder, mesh) -> list[rewards.Trace]:
   """Traces of a policy, empty ones left out; temperature 0.8, key 99."""
   tokenizer = Tokenizer(folder)
-  options = engine.SampleConfig(_SAMPLES.value, 48, 48, 0.8, tokenizer.eos_ids,
-                                tokenizer.pad_id)
-  rollout = engine.sample(
-      *hf.load(folder, mesh),
-      [data.policy_prompt(tokenizer, p.question) for p in problems],
-      jax.random.key(99), options, mesh)
+  model, params = hf.load(folder, mesh)
+  config = config_lib.Config(rollout=config_lib.Rollout(
+      max_prompt_tokens=48, max_new_tokens=48, temperature=0.8))
+  rollout = engine.Sampler(config, model, tokenizer, mesh).rollout(
+      params, [data.policy_prompt(tokenizer, p.question) for p in problems],
+      _SAMPLES.value, jax.random.key(99))
   items = rewards.cut(problems, rollout, tokenizer,
                       delimiter_ids(tokenizer, '###'), MAX_STEPS)
   return [t for t in items if t.text.strip()]

@@ -62,6 +62,17 @@ class Rollout:
   max_prompt_tokens: int = 1024
   max_new_tokens: int = 1024
   temperature: float = 1.0
+  top_k: int = 0  # 0 is off; truncation is for run='sample' and 'evaluate'
+  top_p: float = 1.0
+  min_p: float = 0.0
+  min_new_tokens: int = 0
+  stop: tuple[str, ...] = ()  # strings that end a completion
+  slots: int = 64  # rows that decode at a time
+  chunk: int = 32  # tokens they decode between two looks of the host
+  page: int = 64  # tokens in a page of keys and values
+  pages: int = 0  # on each device; 0: enough for all slots, or what fits
+  kv_dtype: str = ''  # int8, or '' for the policy's
+  kernel: str = 'auto'  # attention over pages: auto | reference | ragged
   system_prompt: str = ''
   overlong: str = 'keep'  # reward of rows without EOS: keep | zero
 
@@ -111,7 +122,6 @@ class Eval:
   every: int = 0  # steps; 0: only before and after
   samples: int = 16  # per problem
   ks: tuple[int, ...] = (1, 16)  # of pass@k
-  rows: int = 512  # rows sampled at a time
   limit: int = 0
 
 
@@ -187,6 +197,8 @@ CHOICES = {
     'credit.first': ('final', 'zero'),
     'credit.single': ('zero', 'score'),
     'rollout.overlong': ('keep', 'zero'),
+    'rollout.kv_dtype': ('', 'int8'),
+    'rollout.kernel': ('auto', 'reference', 'ragged'),
     'optim.schedule': ('constant', 'cosine'),
     'policy.dtype': ('float32', 'bfloat16'),
     'policy.remat': ('none', 'full', 'dots', 'save_attention'),
@@ -201,7 +213,9 @@ MINIMUM = {
     'rollout.max_prompt_tokens': 1, 'rollout.max_new_tokens': 1,
     'rollout.temperature': 0, 'judge.max_steps': 1, 'judge.rows': 1,
     'optim.lr': 0, 'optim.updates': 1, 'optim.micro_batches': 1,
-    'eval.samples': 1, 'eval.rows': 1, 'eval.every': 0,
+    'eval.samples': 1, 'eval.every': 0, 'rollout.slots': 1,
+    'rollout.chunk': 1, 'rollout.page': 1, 'rollout.pages': 0,
+    'rollout.top_k': 0, 'rollout.min_new_tokens': 0,
     'checkpoint.every': 0, 'checkpoint.keep': 1, 'loss.logprob_chunk': 1,
     'export.step': 0, 'mesh.rollout_tensor': 0,
 }
@@ -278,7 +292,15 @@ def _check_combinations(c: Config) -> None:
   for name, needed in needs.items():
     if needed and not _get(c, name):
       raise InputError(f'config.{name} is empty; run={c.run!r} needs it')
+  r = c.rollout
+  if not (0 < r.top_p <= 1 and 0 <= r.min_p < 1):
+    raise InputError(f'config.rollout.top_p={r.top_p}, min_p={r.min_p}: '
+                     '0 < top_p <= 1 and 0 <= min_p < 1')
   if c.run == 'train':
+    if r.top_k or r.top_p < 1 or r.min_p:
+      raise InputError(
+          'config.rollout.top_k, top_p and min_p cut the distribution that the '
+          "learner computes: run='train' needs them off (0, 1, 0)")
     if c.reward == 'process' and c.credit.rule == 'group':
       raise InputError("config.credit.rule='group' wants one score a row; "
                        "reward='process' gives one a step: use 'delta'")

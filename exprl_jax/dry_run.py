@@ -19,7 +19,7 @@ def dry_run(config: Config) -> None:
   model, tokenizer = model_config.read_config(folder), Tokenizer(folder)
   print(f'run {config.run}, {config.steps} steps, mesh {dict(mesh.shape)}')
   print(f'policy {folder}: {model}')
-  evaluate.HeldOut(config, tokenizer, mesh)
+  evaluate.HeldOut(config, tokenizer)
   if not config.data.train:
     return
   problems = data.read_problems(resolve(config.data.train),

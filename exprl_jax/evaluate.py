@@ -12,7 +12,6 @@ from exprl_jax import checkpoint, data, grading, metrics
 from exprl_jax import mesh as mesh_lib
 from exprl_jax.config import Config, resolve
 from exprl_jax.models import hf
-from exprl_jax.models.config import ModelConfig
 from exprl_jax.rollout import engine
 from exprl_jax.tokenizer import Tokenizer
 
@@ -44,14 +43,13 @@ class HeldOut:
   Calling it without `eval.problems` in the config does nothing.
   """
 
-  def __init__(self, config: Config, tokenizer: Tokenizer,
-               mesh: jax.sharding.Mesh):
+  def __init__(self, config: Config, tokenizer: Tokenizer):
     """Reads and checks the problems.
 
     Raises:
       ValueError: a bad row, or a question that does not fit.
     """
-    self._config, self._tokenizer, self._mesh = config, tokenizer, mesh
+    self._config, self._tokenizer = config, tokenizer
     self._problems, self._prompts = (), []
     if config.eval.problems:
       self._problems = data.read_problems(
@@ -63,14 +61,15 @@ class HeldOut:
     every = self._config.eval.every
     return step == last or bool(every and step % every == 0)
 
-  def __call__(self, model: ModelConfig, params, step: int, log: metrics.Log,
-               samples_to: pathlib.Path | None = None) -> dict[str, float]:
+  def __call__(self, sampler: engine.Sampler, params, step: int,
+               log: metrics.Log, samples_to: pathlib.Path | None = None
+               ) -> dict[str, float]:
     """Samples, grades, logs; returns the metrics ('eval/...')."""
     if not self._problems:
       return {}
     start = time.perf_counter()
     cfg = self._config.eval
-    correct, finished, lengths, texts = self._sample(model, params)
+    correct, finished, lengths, texts = self._sample(sampler, params)
     values = summary(correct, cfg.ks)
     values |= {'eval/truncated_frac': float(1 - finished.mean()),
                'eval/length_mean': float(lengths.mean()),
@@ -86,31 +85,17 @@ class HeldOut:
               'finished': bool(finished[i])}) + '\n')
     return values
 
-  def _sample(self, model, params):
-    """Whole groups in waves of about `eval.rows` rows."""
-    config, samples = self._config, self._config.eval.samples
-    params = engine.prepare(model, params, self._mesh)
-    options = engine.options(config, self._tokenizer, group_size=samples)
+  def _sample(self, sampler, params):
+    n = self._config.eval.samples
     # The same draws at every step: evaluations differ by the policy alone.
-    key = jax.random.fold_in(jax.random.key(config.seed), 2**31 - 1)
-    wave = max(1, config.eval.rows // samples)
-    texts, finished, lengths = [], [], []
-    for i in range(0, len(self._prompts), wave):
-      prompts = self._prompts[i:i + wave]
-      short = wave - len(prompts)  # fill up, so that nothing recompiles
-      rollout = engine.sample(model, params, prompts + prompts[:1] * short,
-                              key, options, self._mesh, i * samples)
-      rows = len(prompts) * samples
-      tokens, completion = (np.asarray(x)[:rows] for x in
-                            (rollout.tokens, rollout.completion))
-      texts += [self._tokenizer.decode(t[c])
-                for t, c in zip(tokens, completion)]
-      finished.append(np.asarray(rollout.finished)[:rows])
-      lengths.append(completion.sum(axis=1))
-    correct = np.array([grading.grade(text, self._problems[j // samples].answer)
-                        for j, text in enumerate(texts)])
-    return (correct.reshape(-1, samples), np.concatenate(finished),
-            np.concatenate(lengths), texts)
+    key = jax.random.fold_in(jax.random.key(self._config.seed), 2**31 - 1)
+    samples = sampler.generate(params, self._prompts, n, key)
+    texts = [self._tokenizer.decode(s.tokens) for s in samples]
+    correct = np.array([grading.grade(text, self._problems[i // n].answer)
+                        for i, text in enumerate(texts)])
+    return (correct.reshape(-1, n),
+            np.array([s.ended != 'length' for s in samples]),
+            np.array([len(s.tokens) for s in samples]), texts)
 
 
 def summary(correct: np.ndarray, ks: tuple[int, ...]) -> dict[str, float]:
@@ -138,10 +123,11 @@ def evaluate(config: Config, workdir: pathlib.Path) -> list[metrics.Row]:
   mesh = mesh_lib.make_mesh(config.mesh)
   folder = resolve(config.policy.init)
   tokenizer = Tokenizer(folder)
-  held_out = HeldOut(config, tokenizer, mesh)
+  held_out = HeldOut(config, tokenizer)
   model, params = hf.load(folder, mesh, config.policy.dtype, frozen=True)
   checkpoint.claim(workdir, config)
   log = metrics.Log(workdir, 0)
-  held_out(model, params, 0, log, workdir / 'samples.jsonl')
+  sampler = engine.Sampler(config, model, tokenizer, mesh)
+  held_out(sampler, params, 0, log, workdir / 'samples.jsonl')
   log.close()
   return metrics.read(workdir / 'metrics.jsonl')

@@ -38,7 +38,7 @@ def token_logprobs(cfg: ModelConfig, params, tokens: jax.Array,
                     ((0, 0), (1, 0)))
   column = jnp.broadcast_to(jnp.arange(t), (b, t))
   start = jax.lax.cummax(jnp.where(goes_on, 0, column), axis=1)
-  hidden, _ = transformer.forward(cfg, params, tokens, column - start,
+  hidden = transformer.forward(cfg, params, tokens, column - start,
                                   segment_ids=segment_ids)
   n = -(-(t - 1) // chunk)
   width = -(-(t - 1) // n)

@@ -139,6 +139,11 @@ def fetch(tree):
   return multihost_utils.process_allgather(tree, tiled=True)
 
 
+def gather(x: np.ndarray) -> np.ndarray:
+  """The host value of every process, stacked."""
+  return multihost_utils.process_allgather(x).reshape(-1, *x.shape)
+
+
 def constrain(x: jax.Array, *logical: str | None) -> jax.Array:
   """Pins an activation to the mesh in context (`jax.set_mesh`), if any."""
   mesh = jax.sharding.get_abstract_mesh()

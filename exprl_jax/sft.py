@@ -11,6 +11,7 @@ from exprl_jax import mesh as mesh_lib
 from exprl_jax.config import Config, Optim, resolve
 from exprl_jax.models import hf
 from exprl_jax.models.config import ModelConfig
+from exprl_jax.rollout import engine
 from exprl_jax.tokenizer import Tokenizer
 from exprl_jax.types import InputError, Problem, TrainState
 
@@ -26,7 +27,7 @@ def sft(config: Config, workdir: pathlib.Path) -> list[metrics.Row]:
   tokenizer = Tokenizer(folder)
   problems = data.read_problems(resolve(config.data.train), data.needs(config),
                                 config.data.limit)
-  held_out = evaluate.HeldOut(config, tokenizer, mesh)
+  held_out = evaluate.HeldOut(config, tokenizer)
   batch_of = data.batches(problems, config.data.batch, config.seed)
   model, params = hf.load(
       folder, mesh, config.policy.dtype, remat=config.policy.remat,
@@ -38,8 +39,9 @@ def sft(config: Config, workdir: pathlib.Path) -> list[metrics.Row]:
   checkpoints = checkpoint.Checkpoints(workdir, config.checkpoint)
   start, state = checkpoints.restore(state)
   log = metrics.Log(workdir, config.steps, start)
+  sampler = engine.Sampler(config, model, tokenizer, mesh)
   if start == 0:
-    held_out(model, state.params, 0, log)
+    held_out(sampler, state.params, 0, log)
 
   for step in range(start, config.steps):
     rows = [encode(tokenizer, p, config) for p in batch_of(step)]
@@ -54,7 +56,7 @@ def sft(config: Config, workdir: pathlib.Path) -> list[metrics.Row]:
       log.write(done, values, f'step {done:5d}  loss {loss:.3f}'
                 if done % 100 == 0 or done == config.steps else '')
     if held_out.due(done, config.steps):
-      held_out(model, state.params, done, log)
+      held_out(sampler, state.params, done, log)
     checkpoints.save(done, state, last=done == config.steps)
 
   checkpoints.close()

@@ -49,7 +49,7 @@ def train(config: Config, workdir: pathlib.Path) -> list[metrics.Row]:
   problems = data.read_problems(resolve(config.data.train), data.needs(config),
                                 config.data.limit)
   data.policy_prompts(tokenizer, problems, config)  # all of them fit
-  held_out = evaluate.HeldOut(config, tokenizer, sampling)
+  held_out = evaluate.HeldOut(config, tokenizer)
   judge = None if config.reward == 'sparse' else load_judge(config, sampling)
   batch_of = data.batches(problems, config.data.batch, config.seed)
   model, params = hf.load(folder, mesh, config.policy.dtype,
@@ -67,7 +67,7 @@ def train(config: Config, workdir: pathlib.Path) -> list[metrics.Row]:
   log = metrics.Log(workdir, config.steps, start)
   root = jax.random.key(config.seed)
   if start == 0:
-    held_out(model, state.params, 0, log)
+    held_out(step_fn.sampler, state.params, 0, log)
 
   for step in range(start, config.steps):
     state, taken = step_fn(state, batch_of(step),
@@ -79,7 +79,7 @@ def train(config: Config, workdir: pathlib.Path) -> list[metrics.Row]:
     if done % 10 == 0 or done in (1, config.steps):
       write_samples(workdir / f'samples/{done:08d}.jsonl', taken)
     if held_out.due(done, config.steps):
-      held_out(model, state.params, done, log)
+      held_out(step_fn.sampler, state.params, done, log)
     checkpoints.save(done, state, last=done == config.steps)
 
   checkpoints.close()
@@ -106,9 +106,8 @@ class Step:
     """`mesh` is what the policy trains on, `sampling` what it samples on."""
     self._config, self._model, self._reference = config, model, reference
     self._tokenizer, self._reward = tokenizer, reward
-    self._mesh, self._sampling = mesh, sampling
-    self._options = engine.options(config, tokenizer,
-                                   config.rollout.group_size)
+    self._mesh = mesh
+    self.sampler = engine.Sampler(config, model, tokenizer, sampling)
     self.total_updates = config.steps * config.optim.updates
 
   def __call__(self, state: TrainState, problems, key: jax.Array
@@ -117,10 +116,8 @@ class Step:
     config, timer = self._config, metrics.Timer()
     with timer('rollout'):
       prompts = data.policy_prompts(self._tokenizer, problems, config)
-      rollout = jax.block_until_ready(engine.sample(
-          self._model, engine.prepare(self._model, state.params,
-                                      self._sampling),
-          prompts, key, self._options, self._sampling))
+      rollout = self.sampler.rollout(state.params, prompts,
+                                     config.rollout.group_size, key)
     with timer('judge'):
       rewarded = self._reward(problems, rollout)
     with timer('logprob'):
@@ -134,7 +131,8 @@ class Step:
           config.rollout.temperature or 1.0, config.rollout.group_size,
           self.total_updates)
       values = {k: float(v) for k, v in values.items()}
-    values |= rewarded.metrics | timer.metrics() | statistics(rollout, batch)
+    values |= (rewarded.metrics | timer.metrics() | statistics(rollout, batch)
+               | self.sampler.engine.metrics())
     values['group/zero_spread_frac'] = zero_spread(
         rewarded.scores, config.rollout.group_size)
     return state, Taken(rollout, rewarded, credit, values)

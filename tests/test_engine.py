@@ -1,7 +1,9 @@
-"""Laws of sampling: decode = forward, sampler = learner, alone = together."""
+"""Laws of the engine: decode = forward, alone = together, whatever its shape."""
 
 import dataclasses
 
+from hypothesis import given, seed, settings
+from hypothesis import strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,101 +13,322 @@ from exprl_jax import config as config_lib
 from exprl_jax import losses
 from exprl_jax import mesh as mesh_lib
 from exprl_jax.models import transformer
-from exprl_jax.rollout import engine
+from exprl_jax.rollout import decode, sampling
+from exprl_jax.rollout.engine import Engine, Options
+from exprl_jax.rollout.pages import Pages
+from exprl_jax.rollout.scheduler import Request, Sampling
 from exprl_jax.types import InputError
 
-PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12, 13, 14], [3, 3]]
-OPTIONS = engine.SampleConfig(
-    group_size=4, max_prompt_tokens=7, max_new_tokens=9, temperature=0.8,
-    eos_ids=(1, 2), pad_id=0)
+# Ragged prompts, also of one token, and ends on and off page boundaries (4).
+LENGTHS = [3, 1, 8, 9, 14, 17]
+DRAWN = Sampling(max_new_tokens=30, temperature=0.8, eos_ids=(1, 2))
+OPTIONS = Options(slots=64, max_tokens=48, page=4, chunk=32, prefill=8)
 
 
-def sample(small, mesh, prompts=PROMPTS, seed=0, first_id=0, **options):
+def requests(how=DRAWN, samples=4, lengths=LENGTHS):
+  rng = np.random.default_rng(0)
+  return [Request(rng.integers(3, 40, n).tolist(), i * samples, samples, how)
+          for i, n in enumerate(lengths)]
+
+
+def generate(small, mesh, work, seed=1, **options):
   cfg, params = small
-  return engine.sample(cfg, params, prompts, jax.random.key(seed),
-                       dataclasses.replace(OPTIONS, **options), mesh, first_id)
+  engine = Engine(cfg, mesh, dataclasses.replace(OPTIONS, **options))
+  return engine.generate(decode.prepare(cfg, params, mesh), work,
+                         jax.random.key(seed))
 
 
-def rows_of(rollout):
-  """The completions as lists."""
-  return [t[c].tolist() for t, c in zip(np.asarray(rollout.tokens),
-                                        np.asarray(rollout.completion))]
+@pytest.fixture(scope='module')
+def reference(small, one_device):
+  return generate(small, one_device, requests())
+
+
+def rows_of(work, samples):
+  """Tokens i32[B, T], valid and completion bool[B, T], logprobs f32[B, T]."""
+  prompts = [r.tokens for r in work for _ in range(r.samples)]
+  width = max(len(p) + len(s.tokens) for p, s in zip(prompts, samples))
+  shape = (len(samples), width)
+  tokens, logprobs = np.zeros(shape, np.int32), np.zeros(shape, np.float32)
+  valid, completion = np.zeros(shape, bool), np.zeros(shape, bool)
+  for i, (prompt, sample) in enumerate(zip(prompts, samples)):
+    n, end = len(prompt), len(prompt) + len(sample.tokens)
+    tokens[i, :n], tokens[i, n:end] = prompt, sample.tokens
+    logprobs[i, n:end] = sample.logprobs
+    valid[i, :end], completion[i, n:end] = True, True
+  return tokens, valid, completion, logprobs
 
 
 def test_greedy_decoding_is_the_argmax_of_the_full_forward(small, one_device):
   cfg, params = small
-  r = sample(small, one_device, temperature=0.0, group_size=1)
-  b, t = r.tokens.shape
-  hidden, _ = transformer.forward(
-      cfg, params, r.tokens, jnp.broadcast_to(jnp.arange(t)[None], (b, t)),
-      segment_ids=r.valid.astype(jnp.int32))
-  best = jnp.argmax(transformer.project(cfg, params, hidden), axis=-1)
-  wanted = np.asarray(r.completion)[:, 1:]
-  assert wanted.sum() >= 4 * 3
-  np.testing.assert_array_equal(np.asarray(r.tokens)[:, 1:][wanted],
-                                np.asarray(best)[:, :-1][wanted])
+  work = requests(dataclasses.replace(DRAWN, temperature=0.0), samples=1)
+  samples = generate(small, one_device, work)
+  tokens, valid, completion, _ = rows_of(work, samples)
+  b, t = tokens.shape
+  hidden = transformer.forward(
+      cfg, params, tokens, jnp.broadcast_to(jnp.arange(t)[None], (b, t)),
+      segment_ids=valid.astype(np.int32))
+  best = np.argmax(transformer.project(cfg, params, hidden), axis=-1)
+  wanted = completion[:, 1:]
+  assert wanted.sum() > 60
+  np.testing.assert_array_equal(tokens[:, 1:][wanted], best[:, :-1][wanted])
 
 
-def test_sampled_logprobs_are_the_learners(small, one_device):
+def test_sampled_logprobs_are_the_learners(small, reference):
   cfg, params = small
-  r = sample(small, one_device)
-  lp, _ = losses.token_logprobs(cfg, params, r.tokens, r.valid, 0.8)
-  np.testing.assert_allclose(r.logprobs, jnp.where(r.completion, lp, 0.0),
-                             atol=1e-5)
+  tokens, valid, completion, logprobs = rows_of(requests(), reference)
+  lp, _ = losses.token_logprobs(cfg, params, tokens, valid, 0.8)
+  np.testing.assert_allclose(logprobs, np.where(completion, lp, 0), atol=1e-5)
 
 
-def test_rows_are_prompt_completion_padding(small, one_device):
-  r = sample(small, one_device)
-  for i, out in enumerate(rows_of(r)):
-    prompt = PROMPTS[i // 4]
-    n = len(prompt) + len(out)
-    assert np.asarray(r.tokens)[i, :n].tolist() == prompt + out
-    assert np.all(np.asarray(r.tokens)[i, n:] == OPTIONS.pad_id)
-    assert np.asarray(r.valid)[i].sum() == n
-
-
-def test_eos_stays_and_ends_the_row(small, one_device):
-  r = sample(small, one_device)
-  outs = rows_of(r)
-  assert any(r.finished) and not all(r.finished), 'want both kinds'
-  for out, finished in zip(outs, np.asarray(r.finished)):
-    assert not set(out[:-1]) & set(OPTIONS.eos_ids)
-    assert finished == (out[-1] in OPTIONS.eos_ids)
-    assert finished or len(out) == OPTIONS.max_new_tokens
-
-
-def test_a_sample_does_not_depend_on_who_shares_its_batch(small, one_device):
-  together = rows_of(sample(small, one_device))
-  alone = sample(small, one_device, prompts=PROMPTS[2:3], first_id=8)
-  assert rows_of(alone) == together[8:12]
-  assert together[8:12] != rows_of(sample(small, one_device, seed=1))[8:12]
+@pytest.mark.parametrize('options', [
+    dict(chunk=1), dict(chunk=7, slots=3), dict(chunk=32, slots=3, ahead=True),
+    dict(page=8, prefill=32, slots=5), dict(page=64), dict(page=1, slots=6),
+    dict(pages=14, slots=8, chunk=7),  # no more than one row needs
+    dict(pages=14, slots=8, chunk=7, ahead=True),
+    dict(pages=30, slots=64, chunk=1, ahead=True)], ids=str)
+def test_the_engines_shape_changes_no_token(small, one_device, reference,
+                                            options):
+  samples = generate(small, one_device, requests(), **options)
+  assert len(samples) == len(reference) == 24
+  for got, want in zip(samples, reference):
+    assert got.tokens.tolist() == want.tokens.tolist()
+    assert got.ended == want.ended
+    np.testing.assert_allclose(got.logprobs, want.logprobs, atol=1e-5)
 
 
 @pytest.mark.parametrize('sizes', [
-    dict(data=8, fsdp=1), dict(data=1, fsdp=8), dict(data=2, fsdp=2, tensor=2)])
-def test_eight_devices_are_one(small, one_device, sizes):
-  cfg, params = small
+    dict(data=8, fsdp=1), dict(data=1, fsdp=8), dict(data=2, fsdp=2, tensor=2),
+    dict(data=2, fsdp=1, tensor=4)])
+@pytest.mark.parametrize('options', [
+    dict(slots=64), dict(slots=3, chunk=7, pages=26, ahead=True)], ids=str)
+def test_eight_devices_are_one(small, reference, sizes, options):
   mesh = mesh_lib.make_mesh(config_lib.Mesh(**sizes))
-  shardings = mesh_lib.shardings(transformer.logical_axes(cfg), params, mesh)
-  want = sample(small, one_device)
-  got = sample((cfg, jax.device_put(params, shardings)), mesh)
-  assert rows_of(got) == rows_of(want)
-  np.testing.assert_allclose(got.logprobs, want.logprobs, atol=1e-5)
+  samples = generate(small, mesh, requests(), **options)
+  for got, want in zip(samples, reference):
+    assert got.tokens.tolist() == want.tokens.tolist()
+    np.testing.assert_allclose(got.logprobs, want.logprobs, atol=1e-5)
 
 
-def test_frequencies_are_those_of_the_softmax():
+def test_a_sample_does_not_depend_on_who_is_asked_with_it(small, one_device,
+                                                          reference):
+  work = requests()
+  alone = generate(small, one_device, [work[3]])
+  backwards = generate(small, one_device, work[::-1])
+  for i in range(4):
+    want = reference[12 + i].tokens.tolist()
+    assert alone[i].tokens.tolist() == want
+    assert backwards[8 + i].tokens.tolist() == want
+  other = generate(small, one_device, work, seed=2)
+  assert [s.tokens.tolist() for s in other] != [
+      s.tokens.tolist() for s in reference]
+  assert len({tuple(s.tokens) for s in reference}) > 20
+
+
+def test_ends(small, one_device, reference):
+  seen = set()
+  for sample in reference:
+    seen.add(sample.ended)
+    assert not set(sample.tokens[:-1].tolist()) & {1, 2}
+    assert (sample.ended == 'eos') == (sample.tokens[-1] in (1, 2))
+    assert sample.ended == 'eos' or len(sample.tokens) == 30
+  assert seen == {'eos', 'length'}
+  how = dataclasses.replace(DRAWN, eos_ids=(1,), stop_ids=(2,))
+  stopped = generate(small, one_device, requests(how))
+  for got, want in zip(stopped, reference):
+    assert got.tokens.tolist() == want.tokens.tolist()
+    assert got.ended == {1: 'eos', 2: 'stop'}.get(want.tokens[-1], 'length')
+
+
+@pytest.mark.parametrize('ahead', [False, True])
+def test_stop_strings_cut_behind_the_token_they_end_in(small, one_device,
+                                                       reference, ahead):
+  cfg, params = small
+  engine = Engine(cfg, one_device, dataclasses.replace(
+      OPTIONS, chunk=7, slots=5, ahead=ahead),
+      lambda ids: ''.join(f'<{i}>' for i in ids))
+  stop = ('><7', '<30>')
+  how = dataclasses.replace(DRAWN, stop_strings=stop)
+  samples = engine.generate(params, requests(how), jax.random.key(1))
+  kinds = set()
+  for got, want in zip(samples, reference):
+    kinds.add(got.ended)
+    text = ''.join(f'<{i}>' for i in got.tokens[:-1])
+    assert not any(s in text for s in stop)
+    n = len(got.tokens)
+    assert got.tokens.tolist() == want.tokens[:n].tolist()
+    assert got.ended == 'stop' or n == len(want.tokens)
+  assert kinds == {'eos', 'stop', 'length'} or kinds == {'eos', 'stop'}
+  with pytest.raises(InputError, match='stop strings need a tokenizer'):
+    generate(small, one_device, requests(how))
+
+
+def test_minimum_length_and_different_rows_together(small, one_device):
+  """Each request has settings of its own; logprobs are of what was drawn."""
+  cfg, params = small
+  hows = [dataclasses.replace(DRAWN, min_new_tokens=9),
+          dataclasses.replace(DRAWN, temperature=1.3, max_new_tokens=5),
+          dataclasses.replace(DRAWN, temperature=0.0),
+          dataclasses.replace(DRAWN, top_k=3)]
+  work = [dataclasses.replace(r, sampling=h)
+          for r, h in zip(requests(), hows)]
+  samples = generate(small, one_device, work, slots=5, chunk=7)
+  alone = [generate(small, one_device, [r]) for r in work]
+  assert [s.tokens.tolist() for s in samples] == [
+      s.tokens.tolist() for part in alone for s in part]
+  assert all(len(s.tokens) >= 9 for s in samples[:4])
+  assert all(len(s.tokens) <= 5 for s in samples[4:8])
+  assert len({tuple(s.tokens) for s in samples[8:12]}) == 1  # greedy
+  tokens, valid, completion, logprobs = rows_of(work, samples)
+  b, t = tokens.shape
+  hidden = transformer.forward(
+      cfg, params, tokens, jnp.broadcast_to(jnp.arange(t)[None], (b, t)),
+      segment_ids=valid.astype(np.int32))
+  logits = np.asarray(transformer.project(cfg, params, hidden))
+  for row in range(12, 16):  # top_k = 3
+    for col in np.flatnonzero(completion[row]):
+      x = logits[row, col - 1] / 0.8
+      x = np.where(x >= np.sort(x)[-3], x, -np.inf)
+      p = np.exp(x - x.max())
+      np.testing.assert_allclose(
+          logprobs[row, col], np.log(p[tokens[row, col]] / p.sum()), atol=1e-4)
+
+
+def test_int8_pages_are_close(small, one_device, rng):
+  """The KL to the exact distribution, in nats, of the shipped kind of model."""
+  cfg, params = small
+  work = requests(dataclasses.replace(DRAWN, temperature=1.0))
+  samples = generate(small, one_device, work, dtype='int8')
+  tokens, valid, completion, logprobs = rows_of(work, samples)
+  exact, _ = losses.token_logprobs(cfg, params, tokens, valid)
+  difference = (logprobs - np.asarray(exact))[completion]
+  kl = float(np.mean(np.exp(-difference) - 1 + difference))  # k3
+  assert 1e-9 < kl < 1e-3
+
+
+def test_nothing_recompiles(small, one_device):
+  """Temperatures, truncation, budgets, prompts, numbers of rows and groups."""
+  cfg, params = small
+  engine = Engine(cfg, one_device, dataclasses.replace(OPTIONS, slots=8))
+  engine.generate(params, requests(), jax.random.key(0))
+  programs = (decode.decode, decode.prefill, decode.copy, decode.empty)
+  before = [p._cache_size() for p in programs]
+  for how, samples, lengths in [
+      (dataclasses.replace(DRAWN, temperature=0.0), 1, [5]),
+      (dataclasses.replace(DRAWN, top_k=5, top_p=0.5, min_p=0.1), 7, [2, 16]),
+      (Sampling(3, min_new_tokens=2, stop_ids=(4, 5, 6)), 2, LENGTHS * 3)]:
+    engine.generate(params, requests(how, samples, lengths), jax.random.key(3))
+    engine.release()
+  assert [p._cache_size() for p in programs] == before
+
+
+def test_prompts_are_prefilled_once(small, one_device):
+  cfg, params = small
+  engine = Engine(cfg, one_device, OPTIONS)
+  engine.generate(params, requests(), jax.random.key(0))
+  assert engine.stats.prefilled == sum(n - 1 for n in LENGTHS)
+  assert engine.stats.restarts == 0
+
+
+def test_mistakes_are_named(small, one_device):
+  how = dataclasses.replace(DRAWN, max_new_tokens=40)
+  with pytest.raises(InputError, match='prompt 4 has 14 tokens; .* is 54 of'):
+    generate(small, one_device, requests(how, lengths=[1, 2, 3, 8, 14]))
+  with pytest.raises(InputError, match='prompt 0 is empty'):
+    generate(small, one_device, [Request([], 0, 1, DRAWN)])
+  with pytest.raises(InputError, match='9 end and stop tokens; at most 8'):
+    generate(small, one_device, requests(Sampling(4, eos_ids=tuple(range(9)))))
+  with pytest.raises(InputError, match='pages=13 of 4 tokens: a row of 48'):
+    generate(small, one_device, requests(), pages=13)
+
+
+# Sampling.
+
+P = np.array([0.02, 0.3, 0.05, 0.25, 0.2, 0.1, 0.08])
+
+
+@pytest.mark.parametrize('how, kept', [
+    (dict(), range(7)), (dict(temperature=0.5), range(7)),
+    (dict(top_k=3), (1, 3, 4)), (dict(top_p=0.6), (1, 3, 4)),
+    (dict(top_p=0.55), (1, 3)), (dict(min_p=0.3), (1, 3, 4, 5)),
+    (dict(top_k=4, top_p=0.6), (1, 3)), (dict(top_p=1e-6), (1,)),
+    (dict(temperature=2.0, top_k=1), (1,))], ids=str)
+def test_frequencies_are_those_of_the_truncated_softmax(how, kept):
   """20,000 draws against p; seed 0; five standard errors."""
-  n, temperature = 20_000, 0.7
-  logits = jnp.array([1.0, 0.0, -1.0, 2.0])
+  n = 20_000
+  how = dict(temperature=1.0, top_k=0, top_p=1.0, min_p=0.0) | how
+  want = np.where(np.isin(np.arange(7), list(kept)),
+                  P ** (1 / how['temperature']), 0)
+  want /= want.sum()
+  settings = sampling.Settings(*(
+      jnp.full(n, how[k], jnp.int32 if k == 'top_k' else jnp.float32)
+      for k in sampling.Settings._fields))
   keys = jax.random.split(jax.random.key(0), n)
-  token, logprob = engine.draw(jnp.tile(logits[None], (n, 1)), keys,
-                               jnp.zeros(n, jnp.int32), temperature)
-  p = np.asarray(jax.nn.softmax(logits / temperature))
-  error = np.abs(np.bincount(token, minlength=4) / n - p)
-  assert np.all(error < 5 * np.sqrt(p * (1 - p) / n))
-  np.testing.assert_allclose(logprob, np.log(p)[token], rtol=1e-5)
+  logits = jnp.tile(jnp.log(P)[None] + 3.0, (n, 1))
+  token, logprob = jax.jit(sampling.draw)(logits, keys, jnp.arange(n), settings)
+  error = np.abs(np.bincount(token, minlength=7) / n - want)
+  assert np.all(error <= 5 * np.sqrt(want * (1 - want) / n))
+  np.testing.assert_allclose(logprob, np.log(want[np.asarray(token)]),
+                             atol=2e-6)
 
 
-def test_a_prompt_that_does_not_fit_is_named(small, one_device):
-  with pytest.raises(InputError, match='prompt 1 has 8 tokens'):
-    sample(small, one_device, prompts=[[1], [4] * 8])
+def test_a_large_vocabulary(rng):
+  """Blocks, their edges and -inf: the drawn token is the first whose
+  cumulative probability exceeds u."""
+  v, n = 1300, 4000
+  logits = rng.normal(size=v) * 2
+  logits[rng.random(v) < 0.3] = -np.inf
+  keys = jax.random.split(jax.random.key(1), n)
+  u = jax.vmap(lambda k: jax.random.uniform(jax.random.fold_in(k, 5)))(keys)
+  one = jnp.ones(n)
+  token, _ = sampling.draw(
+      jnp.tile(jnp.float32(logits)[None], (n, 1)), keys,
+      jnp.full(n, 5), sampling.Settings(one, jnp.zeros(n, jnp.int32), one,
+                                        one * 0))
+  p = np.exp(logits - logits.max())
+  cumulative = np.cumsum(p / p.sum())
+  want = np.searchsorted(cumulative, np.asarray(u, np.float64), side='right')
+  assert np.isfinite(logits[np.asarray(token)]).all()
+  assert (np.asarray(token) == want).mean() > 0.999  # but for rounding
+
+
+@pytest.mark.parametrize('u', [0.0, 1.0, np.nextafter(np.float32(1), 0)])
+def test_the_ends_of_the_unit_interval_draw_possible_tokens(u):
+  weight = jnp.array([[0.0, 1e-8, 0.0, 3.0, 1e-8, 0.0]])
+  token, _ = sampling._invert(weight, jnp.array([u], jnp.float32))
+  assert weight[0, int(token[0])] > 0
+
+
+# Pages.
+
+@seed(0)
+@settings(max_examples=300, deadline=None)
+@given(st.data())
+def test_pages_are_never_lost_nor_owned_twice(data):
+  count = data.draw(st.integers(2, 20))
+  pages, owned = Pages(count), []
+  for _ in range(data.draw(st.integers(0, 60))):
+    action = data.draw(st.sampled_from(['take', 'fork', 'release']))
+    if action == 'take':
+      n = data.draw(st.integers(0, 6))
+      taken = pages.take(n)
+      used = {p for part in owned for p in part}
+      assert (taken is None) == (n > count - 1 - len(used))
+      if taken is not None:
+        assert len(set(taken)) == n and not set(taken) & used
+        assert 0 not in taken
+        owned.append(taken)
+    elif owned:
+      part = owned[data.draw(st.integers(0, len(owned) - 1))]
+      if action == 'fork':
+        shared = part[:data.draw(st.integers(0, len(part)))]
+        pages.share(shared)
+        owned.append(list(shared))
+      else:
+        pages.release(part)
+        owned.remove(part)
+    assert pages.free == count - 1 - len({p for x in owned for p in x})
+  for part in owned:
+    pages.release(part)
+  assert pages.free == count - 1
+  with pytest.raises(AssertionError, match='is free'):
+    pages.release([1])

@@ -43,7 +43,7 @@ def test_forked_scores_are_naive_scores(judge):
         ids += judge.tokenizer.encode(step)
       ids += judge.template.ask
       n = len(ids)
-      hidden, _ = transformer.forward(
+      hidden = transformer.forward(
           judge.model, judge.params, jnp.array([ids]), jnp.arange(n)[None],
           segment_ids=jnp.ones((1, n), jnp.int32))
       p = jax.nn.softmax(transformer.project(judge.model, judge.params,

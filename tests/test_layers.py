@@ -9,9 +9,10 @@ import exprl_jax
 LAYERS = [
     {'types', 'grading', 'metrics', 'tiny.world', 'models.rope',
      'models.config', 'models.safetensors', 'config', 'mesh'},
-    {'models.attention', 'models.moe'},
+    {'models.attention', 'models.moe', 'models.paged', 'rollout.pages',
+     'rollout.sampling'},
     {'models.transformer', 'tokenizer', 'advantages', 'data', 'tiny.traces',
-     'judge.steps', 'tiny.assets'},
+     'judge.steps', 'tiny.assets', 'rollout.decode', 'rollout.scheduler'},
     {'models.hf', 'losses', 'rollout.engine', 'judge.prompts', 'checkpoint',
      'judge.judge'},
     {'learner', 'rewards', 'evaluate', 'report'},

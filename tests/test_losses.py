@@ -30,7 +30,7 @@ def test_token_logprobs_are_those_of_the_plain_softmax(small, rng):
   cfg, params = small
   batch = experience(small, rng)
   b, t = batch.tokens.shape
-  hidden, _ = transformer.forward(
+  hidden = transformer.forward(
       cfg, params, batch.tokens, jnp.broadcast_to(jnp.arange(t)[None], (b, t)),
       segment_ids=batch.valid.astype(jnp.int32))
   logp = jax.nn.log_softmax(transformer.project(cfg, params, hidden) / 0.8)

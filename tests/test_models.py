@@ -11,7 +11,7 @@ import pytest
 from exprl_jax import config as config_lib
 from exprl_jax import mesh as mesh_lib
 from exprl_jax.models import attention, transformer
-from exprl_jax.rollout import engine
+from exprl_jax.rollout import decode
 from exprl_jax.types import InputError
 from tests.conftest import SMALL
 
@@ -33,7 +33,7 @@ def model(request, small):
 @functools.partial(jax.jit, static_argnums=0)
 def logits(cfg, params, rows):
   b, t = rows.shape
-  hidden, _ = transformer.forward(
+  hidden = transformer.forward(
       cfg, params, rows, jnp.broadcast_to(jnp.arange(t)[None], (b, t)),
       segment_ids=jnp.ones((b, t), jnp.int32))
   return transformer.project(cfg, params, hidden)
@@ -45,7 +45,7 @@ def test_padding_and_packing_do_not_reach_into_a_segment(model, rng):
   tokens = jnp.array([[*a, *b, 0, 0]])
   positions = jnp.array([[*range(5), *range(6), 0, 0]])
   segments = jnp.array([[1] * 5 + [2] * 6 + [0] * 2])
-  hidden, _ = transformer.forward(cfg, params, tokens, positions,
+  hidden = transformer.forward(cfg, params, tokens, positions,
                                   segment_ids=segments)
   packed = transformer.project(cfg, params, hidden)[0]
   for part, ids in ((packed[:5], a), (packed[5:11], b)):
@@ -86,7 +86,7 @@ def test_sampling_shards_differently_than_training(model, rng, tensor):
   assert sampling.shape['data'] * sampling.shape['tensor'] == 8
   trained = jax.device_put(params, mesh_lib.shardings(
       transformer.logical_axes(cfg), params, mesh))
-  copy = engine.prepare(cfg, trained, sampling)
+  copy = decode.prepare(cfg, trained, sampling)
   q = copy['layers']['q']  # [L, D, N, H], heads over tensor, the rest whole
   assert q.sharding.shard_shape(q.shape)[2] == cfg.num_heads // tensor
   assert q.sharding.shard_shape(q.shape)[1] == cfg.embed_dim
@@ -100,7 +100,7 @@ def test_prepare_is_no_copy_where_nothing_changes(small):
   mesh = mesh_lib.make_mesh(config_lib.Mesh(data=1, fsdp=8))
   params = jax.device_put(params, mesh_lib.shardings(
       transformer.logical_axes(cfg), params, mesh))
-  assert engine.prepare(cfg, params, mesh) is params
+  assert decode.prepare(cfg, params, mesh) is params
 
 
 @pytest.mark.parametrize('remat', [k for k in transformer.REMAT if k != 'none'])
@@ -152,7 +152,7 @@ def attention_case(windows, softcap, rng):
              for n in (4, 2, 2))
   segments = jnp.asarray(np.repeat([[1, 2, 0], [1, 1, 2]], 50, axis=1))
   view = attention.View(jnp.tile(jnp.arange(150)[None], (2, 1)),
-                        jnp.tile(jnp.arange(150)[None], (2, 1)), segments, None)
+                        segments, None)
 
   def run(name, kind, q, k, v):
     out = attention.attend(dataclasses.replace(cfg, attention=name), q, k, v,

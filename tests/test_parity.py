@@ -90,7 +90,7 @@ def test_padding_and_packing(both, rng):
   tokens = np.concatenate([*parts, np.zeros(4, int)])
   positions = np.concatenate([*(np.arange(len(p)) for p in parts), np.zeros(4)])
   segments = np.repeat([1, 2, 3, 0], [len(p) for p in parts] + [4])
-  hidden, _ = jax.jit(transformer.forward, static_argnums=0)(
+  hidden = jax.jit(transformer.forward, static_argnums=0)(
       cfg, params, tokens[None], positions[None].astype(np.int32),
       segment_ids=jnp.asarray(segments)[None])
   got = np.asarray(transformer.project(cfg, params, hidden))[0]
@@ -106,12 +106,11 @@ def test_the_same_greedy_tokens(both, rng, one_device):
   want = theirs.generate(
       torch.tensor(prompt)[None], do_sample=False, max_new_tokens=32,
       attention_mask=torch.ones(1, 6, dtype=torch.int64))[0, 6:].tolist()
-  options = engine.SampleConfig(
-      group_size=1, max_prompt_tokens=6, max_new_tokens=32, temperature=0.0,
-      eos_ids=(-1,), pad_id=0)
-  r = engine.sample(cfg, params, [prompt.tolist()], jax.random.key(0), options,
-                    one_device)
-  assert np.asarray(r.tokens)[0, 6:].tolist() == want
+  ours = engine.Engine(cfg, one_device, engine.Options(
+      slots=2, max_tokens=38, page=8, prefill=8))
+  (sample,) = ours.generate(params, [engine.Request(
+      prompt, 0, 1, engine.Sampling(32, temperature=0.0))], jax.random.key(0))
+  assert sample.tokens.tolist() == want
   assert len(set(want)) > 1
 
 

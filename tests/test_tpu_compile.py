@@ -1,8 +1,9 @@
 """Ahead-of-time compilation for real TPU topologies, without a TPU.
 
-  pip install -e ".[test,tpu]" && python -m pytest -m slow tests/test_tpu_compile.py
+  pip install -e ".[test,tpu]"
+  python -m pytest -m slow -s tests/test_tpu_compile.py
 
-docs/tpu.md has the memory figures that these tests print with -s.
+docs/tpu.md has the memory figures that these tests print.
 """
 
 import dataclasses

@@ -15,7 +15,7 @@ from exprl_jax.types import InputError, Problem, Rollout
 from tests.conftest import POLICY
 
 SHORT = ['--config.steps=3', '--config.eval.limit=4', '--config.eval.samples=2',
-         '--config.eval.ks=(1,2)', '--config.eval.rows=8',
+         '--config.eval.ks=(1,2)',
          '--config.eval.every=0', '--config.data.batch=8',
          '--config.checkpoint.every=0']
 GROUPS = ['--config.rollout.group_size=4']

@@ -40,7 +40,7 @@ def get_config():
       lr=1e-6, schedule='constant', warmup_steps=0, b1=0.9, b2=0.999, eps=1e-8,
       weight_decay=0.01, clip_norm=1.0, updates=1, micro_batches=45))
   c.eval = ConfigDict(dict(
-      problems='/data/eval.jsonl', every=10, samples=4, ks=(1, 4), rows=64))
+      problems='/data/eval.jsonl', every=10, samples=4, ks=(1, 4)))
   c.checkpoint = ConfigDict(dict(every=30, keep=2))
   c.mesh = ConfigDict(dict(data=1, fsdp=-1, tensor=1))
   return c

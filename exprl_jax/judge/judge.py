@@ -95,7 +95,7 @@ def hidden_states(model: ModelConfig, params, rows: Rows) -> jax.Array:
   trunk = (node_k == TRUNK) & (k < rows.limit[:, :, None])
   own = (node_k == node_q) & (k <= q)
   return transformer.forward(model, params, rows.tokens, rows.positions,
-                             mask=trunk | own)[0]
+                             mask=trunk | own)
 
 
 def score_logits(model: ModelConfig, params, hidden: jax.Array,

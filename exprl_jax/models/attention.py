@@ -22,18 +22,16 @@ _LANES, _BLOCK = 128, 512  # of a TPU register; of the splash kernel
 
 
 class View(NamedTuple):
-  """What queries may look at: causal within segments, or a mask.
+  """What tokens may look at: causal within segments, or a mask.
 
   Attributes:
-    positions: i32[B, T] of the queries.
-    key_positions: i32[B, S].
+    positions: i32[B, T].
     segment_ids: i32[B, T]; queries look at earlier columns of their segment.
       Segment 0 is padding. None where a mask is given.
-    mask: bool[B, T, S], or None where segments are given.
+    mask: bool[B, T, T], or None where segments are given.
   """
 
   positions: jax.Array
-  key_positions: jax.Array
   segment_ids: jax.Array | None
   mask: jax.Array | None
 
@@ -45,7 +43,7 @@ def choose(cfg: ModelConfig, view: View) -> str:
     chosen = {'tpu': 'splash', 'gpu': 'dot_product'}.get(
         jax.default_backend(), 'einsum')
   if chosen == 'splash' and view.segment_ids is None:
-    return 'einsum'  # a tree or a cache
+    return 'einsum'  # a tree
   if chosen == 'dot_product' and cfg.attention_softcap:
     return 'einsum'
   return chosen
@@ -58,8 +56,8 @@ def attend(cfg: ModelConfig, q: jax.Array, k: jax.Array, v: jax.Array,
   Args:
     cfg: scale, soft-cap and windows.
     q: [B, T, N, H].
-    k: [B, S, K, H].
-    v: [B, S, K, H].
+    k: [B, T, K, H].
+    v: [B, T, K, H].
     view: what is visible.
     kind: index into `cfg.kinds`, the layer's window.
 
@@ -93,12 +91,12 @@ def causal_mask(segment_ids: jax.Array) -> jax.Array:
 
 
 def visible(cfg: ModelConfig, view: View, kind: jax.Array | int) -> jax.Array:
-  """bool[B, T, S]: the view, cut to the window of a kind of layer."""
+  """bool[B, T, T]: the view, cut to the window of a kind of layer."""
   mask = causal_mask(view.segment_ids) if view.mask is None else view.mask
   if not any(cfg.kinds):
     return mask
   window = jnp.array(cfg.kinds)[kind]
-  ago = view.positions[:, :, None] - view.key_positions[:, None, :]
+  ago = view.positions[:, :, None] - view.positions[:, None, :]
   return mask & ((window == 0) | (ago < window))
 
 

@@ -8,14 +8,13 @@ place below.
 
 import functools
 import math
-from typing import NamedTuple
 
 from flax import nnx
 import jax
 import jax.numpy as jnp
 
 from exprl_jax import mesh as mesh_lib
-from exprl_jax.models import attention, moe
+from exprl_jax.models import attention, moe, paged
 from exprl_jax.models.config import ModelConfig
 from exprl_jax.models.rope import frequencies, rotate
 
@@ -29,13 +28,6 @@ REMAT = {
 }
 _ACTIVATIONS = {'silu': jax.nn.silu,
                 'gelu_tanh': functools.partial(jax.nn.gelu, approximate=True)}
-
-
-class Cache(NamedTuple):
-  """Keys and values of the tokens so far; L layers, K kv heads, H wide."""
-
-  k: jax.Array  # [L, B, T, K, H]
-  v: jax.Array  # [L, B, T, K, H]
 
 
 class _Layer(nnx.Module):
@@ -74,29 +66,30 @@ class _Layer(nnx.Module):
       self.up = param((d, f), ('embed', 'mlp'))
       self.down = param((f, d), ('mlp', 'embed'))
 
-  def __call__(self, x, view, kind, rope, cache=None):
-    """The residual stream x[B, T, D] after the layer, and keys and values.
+  def __call__(self, x, positions, rope, attend):
+    """The residual stream x[B, T, D] after the layer, and attend's state.
 
     Args:
-      x: with a cache, the one new token of each row.
-      view: what is visible.
-      kind: index into `cfg.kinds`.
+      x: before it.
+      positions: i32[B, T].
       rope: frequencies and factor of this layer's rotary embedding.
-      cache: (k, v) of this layer so far.
+      attend: (q, k, v) -> what the queries find, and a state to hand on.
     """
     with jax.named_scope('attention'):
-      y, kv = self._attention(self._norm(x, 'attention_norm'), view, kind,
-                              rope, cache)
+      q, k, v = self._project(self._norm(x, 'attention_norm'), positions, rope)
+      y, state = attend(q, k, v)
+      n, h, d = self.o.shape
+      y = dense(y.reshape(*y.shape[:2], n * h), self.o[...].reshape(n * h, d))
       x += self._norm(y, 'attention_post_norm') if self.cfg.post_norms else y
     with jax.named_scope('mlp'):
       y = self._mlp(self._norm(x, 'mlp_norm'))
       x += self._norm(y, 'mlp_post_norm') if self.cfg.post_norms else y
-    return x, kv
+    return x, state
 
   def _norm(self, x, name):
     return rms_norm(self.cfg, x, getattr(self, name)[...])
 
-  def _attention(self, x, view, kind, rope, cache):
+  def _project(self, x, positions, rope):
     cfg = self.cfg
     q, k, v = (dense(x, w[...]) for w in (self.q, self.k, self.v))
     if cfg.qkv_bias:
@@ -104,16 +97,7 @@ class _Layer(nnx.Module):
           (q, self.q_bias), (k, self.k_bias), (v, self.v_bias)))
     if cfg.qk_norm:
       q, k = self._norm(q, 'q_norm'), self._norm(k, 'k_norm')
-    q, k = (rotate(y, view.positions, *rope) for y in (q, k))
-    kv = (k, v)
-    if cache is not None:
-      rows = jnp.arange(x.shape[0])[:, None]
-      kv = jax.tree.map(lambda c, new: c.at[rows, view.positions].set(new),
-                        cache, kv)
-    y = attention.attend(cfg, q, *kv, view, kind)
-    n, h, d = self.o.shape
-    return dense(y.reshape(*y.shape[:2], n * h),
-                 self.o[...].reshape(n * h, d)), kv
+    return rotate(q, positions, *rope), rotate(k, positions, *rope), v
 
   def _mlp(self, x):
     act = _ACTIVATIONS[self.cfg.activation]
@@ -200,8 +184,8 @@ def _cast(cfg, axes, params):
 
 def forward(cfg: ModelConfig, params, tokens: jax.Array, positions: jax.Array,
             segment_ids: jax.Array | None = None,
-            mask: jax.Array | None = None, cache: Cache | None = None):
-  """Runs the layers.
+            mask: jax.Array | None = None) -> jax.Array:
+  """Runs the layers over whole rows.
 
   What a token may look at is said by either `segment_ids` or `mask`; windows
   of the model are applied on top.
@@ -209,50 +193,100 @@ def forward(cfg: ModelConfig, params, tokens: jax.Array, positions: jax.Array,
   Args:
     cfg: the model.
     params: its parameters, in float32 or as `cast` leaves them.
-    tokens: i32[B, T]; T = 1 with a cache.
-    positions: i32[B, T], for the rotary embedding and the place in the cache;
-      in packed rows they start again with each segment.
+    tokens: i32[B, T].
+    positions: i32[B, T], for the rotary embedding; in packed rows they start
+      again with each segment.
     segment_ids: i32[B, T]: earlier tokens of the same segment; 0 is padding.
-    mask: bool[B, T, S]: may query t look at key s? S = T without a cache,
-      else the cache's length.
-    cache: keys and values so far; the new ones are written at `positions`.
+    mask: bool[B, T, T]: may query t look at key s?
 
   Returns:
-    Hidden states f32[B, T, D] after the final norm, and the Cache: the updated
-    one, or the keys and values of `tokens`.
+    Hidden states f32[B, T, D] after the final norm.
   """
   if (segment_ids is None) == (mask is None):
     raise ValueError('one of segment_ids and mask says what is visible')
-  graphdef = nnx.split(nnx.merge(_define(cfg)[0], params).layers)[0]
+  view = attention.View(positions, segment_ids, mask)
+  run = _layer_runner(cfg)
+
+  def body(x, scanned):
+    weights, kind = scanned
+    return run(x, weights, kind, positions, lambda q, k, v: (
+        attention.attend(cfg, q, k, v, view, kind), None))
+
+  if cfg.remat != 'none':
+    body = jax.checkpoint(body, policy=REMAT[cfg.remat])
+  x, _ = jax.lax.scan(body, _embed(cfg, params, tokens),
+                      (params['layers'], jnp.array(cfg.layer_kinds)))
+  return rms_norm(cfg, x.astype(jnp.float32), params['final_norm'])
+
+
+def split_layers(cfg: ModelConfig, params):
+  """The stacked layers one by one, for `forward_paged` to run unrolled.
+
+  Done once outside of a decoding loop. CPUs and GPUs would copy a layer's
+  weights out of the stack at every token; TPUs read them in place.
+  """
+  return params | {'layers': [jax.tree.map(lambda w, i=i: w[i],
+                                           params['layers'])
+                              for i in range(cfg.num_layers)]}
+
+
+def forward_paged(cfg: ModelConfig, layout: paged.Layout, params,
+                  tokens: jax.Array, positions: jax.Array, pool: paged.Pool,
+                  table: jax.Array) -> tuple[jax.Array, paged.Pool]:
+  """Runs the layers over new tokens of rows whose past is in pages.
+
+  Args:
+    cfg: the model.
+    layout: of the pool.
+    params: as `cast` or `split_layers` leaves them.
+    tokens: i32[B, T].
+    positions: i32[B, T]; see paged.attend.
+    pool: keys and values so far; those of `tokens` are added.
+    table: i32[B, M], the pages of each row.
+
+  Returns:
+    Hidden states f32[B, T, D] after the final norm, and the pool.
+  """
+  run = _layer_runner(cfg)
+
+  def body(carry, scanned):
+    x, pool = carry
+    weights, kind, layer = scanned
+    return run(x, weights, kind, positions, lambda q, k, v: paged.attend(
+        cfg, layout, q, k, v, pool, table, positions, layer, kind)), None
+
+  carry, layers = (_embed(cfg, params, tokens), pool), params['layers']
+  if isinstance(layers, list):
+    for i, weights in enumerate(layers):
+      carry, _ = body(carry, (weights, cfg.layer_kinds[i], i))
+  else:
+    carry, _ = jax.lax.scan(body, carry, (
+        layers, jnp.array(cfg.layer_kinds), jnp.arange(cfg.num_layers)))
+  x, pool = carry
+  return rms_norm(cfg, x.astype(jnp.float32), params['final_norm']), pool
+
+
+def _embed(cfg, params, tokens):
   x = params['embedding'][tokens].astype(cfg.dtype)
   if cfg.embed_scaled:
     x *= jnp.asarray(cfg.embed_dim**0.5, x.dtype)
   # Without this XLA rematerialises the whole gather on a sharded mesh.
-  x = mesh_lib.constrain(x, 'batch', None, None)
-  view = _view(positions, segment_ids, mask, cache)
-  ropes, layer_axes = _ropes(cfg), logical_axes(cfg)['layers']
+  return mesh_lib.constrain(x, 'batch', None, None)
 
-  def body(x, scanned):
-    weights, kind, layer_cache = scanned
-    # Here, layer by layer: no second copy of all parameters is ever made.
-    layer = nnx.merge(graphdef, _cast(cfg, layer_axes, weights))
+
+def _layer_runner(cfg):
+  """(x, weights, kind, positions, attend) -> one layer of the model."""
+  graphdef = nnx.split(nnx.merge(
+      _define(cfg)[0], abstract_params(cfg)).layers)[0]
+  ropes, axes = _ropes(cfg), logical_axes(cfg)['layers']
+
+  def run(x, weights, kind, positions, attend):
+    # Cast here, layer by layer: there is no second copy of all parameters.
+    layer = nnx.merge(graphdef, _cast(cfg, axes, weights))
     rope = jax.tree.map(lambda table: table[kind], ropes)
-    return layer(x, view, kind, rope, layer_cache)
+    return layer(x, positions, rope, attend)
 
-  if cfg.remat != 'none':
-    body = jax.checkpoint(body, policy=REMAT[cfg.remat])
-  x, kv = jax.lax.scan(body, x, (params['layers'], jnp.array(cfg.layer_kinds),
-                                 cache and tuple(cache)))
-  return (rms_norm(cfg, x.astype(jnp.float32), params['final_norm']),
-          Cache(*kv))
-
-
-def _view(positions, segment_ids, mask, cache) -> attention.View:
-  keys = positions
-  if cache is not None:
-    keys = jnp.broadcast_to(jnp.arange(cache.k.shape[2]),
-                            (positions.shape[0], cache.k.shape[2]))
-  return attention.View(positions, keys, segment_ids, mask)
+  return run
 
 
 def _ropes(cfg: ModelConfig) -> tuple[jax.Array, jax.Array]:

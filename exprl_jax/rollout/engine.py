@@ -1,211 +1,325 @@
-"""Sampling: prompts in, rollouts out.
+"""Generation: slots that are always busy, over keys and values in pages.
 
-This first engine decodes a whole batch in one jitted `while_loop`: prompts
-are prefilled once, each is forked into its group of samples by repeating its
-cache, and the loop ends when every row has ended.
+A fixed number of rows ("slots") decode together, `chunk` tokens at a time in
+one jitted while_loop. Between chunks the host retires the rows that have
+ended, gives their pages back and fills their slots from the queue.
+
+A request is a prompt and a number of samples. Its prompt is prefilled once,
+but for its last token, into a trunk; each sample is a branch off the trunk's
+end: it shares the full pages, copies the last, partial one, and starts by
+decoding the prompt's last token.
+
+When the pages run out, rows wait; the oldest always gets what it needs, if
+need be from the youngest, which starts again later. A sample is a function of
+(key, its id, its prompt, the parameters), so nothing of this shows in it.
 """
 
+from collections import deque
+from collections.abc import Callable, Sequence
 import dataclasses
-import functools
-from typing import NamedTuple
+import time
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+import tqdm
 
 from exprl_jax import mesh as mesh_lib
-from exprl_jax.models import transformer
+from exprl_jax.config import Config
+from exprl_jax.models import paged
 from exprl_jax.models.config import ModelConfig
+from exprl_jax.rollout import decode
+from exprl_jax.rollout.scheduler import Request, Run, Sample, Sampling
 from exprl_jax.types import InputError, Rollout
 
 
 @dataclasses.dataclass(frozen=True)
-class SampleConfig:
-  """How to sample.
+class Options:
+  """The engine's shape: what its programs are compiled for.
 
   Attributes:
-    group_size: samples per prompt, G.
-    max_prompt_tokens: width of the prompt part; longer prompts are an error.
-    max_new_tokens: budget of a completion, the EOS included.
-    temperature: 0 is greedy.
-    eos_ids: tokens that end a row; they stay in it.
-    pad_id: fills the rest.
+    slots: rows that decode at a time, on all devices together.
+    max_tokens: of a row, prompt and completion.
+    page: tokens in a page.
+    pages: on each device, of every layer; 0: enough for all slots at
+      max_tokens, or what fits into 90 % of the memory that is free.
+    chunk: tokens a row decodes between two looks of the host.
+    prefill: tokens of a prompt per prefilling pass.
+    dtype: of the pages: that of the model, or 'int8'.
+    kernel: one of paged.KERNELS.
+    ahead: launch a chunk before the last one's results are read, so that the
+      device never waits for the host. None: except on CPUs.
   """
 
-  group_size: int
-  max_prompt_tokens: int
-  max_new_tokens: int
-  temperature: float
-  eos_ids: tuple[int, ...]
-  pad_id: int
+  slots: int
+  max_tokens: int
+  page: int = 64
+  pages: int = 0
+  chunk: int = 32
+  prefill: int = 256
+  dtype: str = 'float32'
+  kernel: str = 'auto'
+  ahead: bool | None = None
 
 
-def options(config, tokenizer, group_size: int) -> SampleConfig:
-  """The sampling options of a run's config."""
-  cfg = config.rollout
-  return SampleConfig(group_size, cfg.max_prompt_tokens, cfg.max_new_tokens,
-                      cfg.temperature, tokenizer.eos_ids, tokenizer.pad_id)
+class Stats:
+  """What a call of `generate` did."""
+
+  def __init__(self):
+    self.seconds = self.decode_seconds = 0.0
+    self.steps = self.row_steps = self.tokens = self.prefilled = 0
+    self.restarts = self.context = 0
 
 
-class _State(NamedTuple):
-  """The decoding loop's state; column = index into a row."""
-
-  count: jax.Array  # i32[] tokens sampled so far, the same for every row
-  logits: jax.Array  # f32[B, V] of each row's next token
-  tokens: jax.Array  # i32[B, T]
-  logprobs: jax.Array  # f32[B, T]
-  cache: transformer.Cache
-  length: jax.Array  # i32[B] columns in use
-  done: jax.Array  # bool[B] has its EOS
+# Bytes a second of a device's memory, from the makers' data sheets.
+_BANDWIDTH = {
+    'TPU v4': 1.228e12, 'TPU v5 lite': 0.819e12, 'TPU v5': 2.765e12,
+    'TPU v6 lite': 1.64e12, 'NVIDIA A100-SXM4-80GB': 2.039e12,
+    'NVIDIA H100 80GB HBM3': 3.35e12, 'NVIDIA H200': 4.8e12}
 
 
-def sample(cfg: ModelConfig, params, prompts: list[list[int]], key: jax.Array,
-           opts: SampleConfig, mesh: jax.sharding.Mesh,
-           first_id: int = 0) -> Rollout:
-  """Samples `group_size` completions of every prompt.
+class Engine:
+  """Generates on a mesh. Its programs and its pool outlive a call."""
 
-  A sample is a function of (key, its id, the prompt, the parameters): random
-  numbers are drawn with fold_in(fold_in(key, id), column), so it does not
-  depend on who shares the batch.
+  def __init__(self, model: ModelConfig, mesh: jax.sharding.Mesh,
+               options: Options, decode_text: Callable | None = None):
+    """Sizes the pool; no memory is taken before `generate`.
 
-  Args:
-    cfg: the policy.
-    params: its parameters.
-    prompts: token ids, each 1..max_prompt_tokens long.
-    key: a typed PRNG key.
-    opts: how to sample.
-    mesh: rows are split over its batch axes.
-    first_id: id of the first sample; row i has id first_id + i.
+    Args:
+      model: the decoder.
+      mesh: rows are split over its batch axes, heads over 'tensor'.
+      options: see there.
+      decode_text: token ids -> text, for stop strings.
 
-  Returns:
-    P * G rows of max_prompt_tokens + max_new_tokens columns.
+    Raises:
+      InputError: the pool cannot hold a single row.
+    """
+    self.model, self.mesh, self.decode_text = model, mesh, decode_text
+    platform = mesh.devices.flat[0].platform
+    self._unrolled = platform != 'tpu'
+    self.devices = mesh_lib.batch_parts(mesh)
+    slots = -(-options.slots // self.devices) * self.devices
+    self.columns = -(-(options.max_tokens + options.prefill) // options.page)
+    kernel = paged.choose(options.kernel, options.dtype)
+    ahead = options.ahead
+    if ahead is None:
+      ahead = platform != 'cpu'
+    self.options = options = dataclasses.replace(
+        options, slots=slots, kernel=kernel, ahead=ahead,
+        pages=options.pages or self._pages_that_fit(options, slots))
+    self.layout = paged.Layout(options.pages, options.page, options.dtype,
+                               kernel)
+    row = -(-options.max_tokens // options.page)
+    if options.pages < row + 2:
+      raise InputError(
+          f'rollout.pages={options.pages} of {options.page} tokens: a row of '
+          f'{options.max_tokens} tokens needs {row + 2}')
+    self.prefill_rows = max(1, min(slots // self.devices,
+                                    1024 // options.prefill))
+    self._pool = self._state = None
+    self.weight_bytes = 0
+    self.stats = Stats()
 
-  Raises:
-    InputError: a prompt is empty or too long.
-  """
-  width = opts.max_prompt_tokens
-  for i, prompt in enumerate(prompts):
-    if not 0 < len(prompt) <= width:
-      raise InputError(f'prompt {i} has {len(prompt)} tokens; '
-                       f'rollout.max_prompt_tokens={width}')
-  # Whole groups on every device: the last rows are repeats, dropped below.
-  parts = mesh_lib.batch_parts(mesh)
-  num = -(-len(prompts) // parts) * parts
-  tokens = np.full((num, width), opts.pad_id, np.int32)
-  lengths = np.ones(num, np.int32)
-  for i in range(num):
-    prompt = prompts[i % len(prompts)]
-    tokens[i, :len(prompt)], lengths[i] = prompt, len(prompt)
-  tokens, lengths = mesh_lib.shard_rows((tokens, lengths), mesh)
-  with jax.set_mesh(mesh):
-    out = _sample(cfg, opts, params, tokens, lengths, key,
-                  jnp.int32(first_id))
-  if num == len(prompts):
+  def _pages_that_fit(self, options: Options, slots: int) -> int:
+    wanted = slots // self.devices * (
+        -(-options.max_tokens // options.page) + 1) + 2
+    memory = self.mesh.local_devices[0].memory_stats() or {}
+    if 'bytes_limit' not in memory:
+      return wanted
+    free = memory['bytes_limit'] - memory['bytes_in_use']
+    page = paged.token_bytes(self.model, options.dtype) * options.page
+    fit = int(0.9 * free * self.mesh.shape['tensor'] / page)
+    # All processes must take the same.
+    return min(wanted, int(np.min(mesh_lib.gather(np.int32(fit)))))
+
+  def release(self) -> None:
+    """Gives the pool's memory back until the next call."""
+    self._pool = self._state = None
+
+  def generate(self, params, requests: Sequence[Request], key: jax.Array
+               ) -> list[Sample]:
+    """All samples of all requests, in the order of their ids' requests.
+
+    Args:
+      params: as `prepare` leaves them.
+      requests: any number; ids are distinct.
+      key: a typed PRNG key.
+
+    Returns:
+      One Sample for each, request by request.
+
+    Raises:
+      InputError: a prompt is empty, or a row does not fit.
+    """
+    for i, request in enumerate(requests):
+      self._check(i, request)
+    start = time.perf_counter()
+    self._begin(params, key)
+    run = Run(self, requests)
+    inflight = deque()
+    total = sum(r.samples for r in requests)
+    with tqdm.tqdm(total=total, desc='rollout', unit='row', delay=5,
+                   disable=None, leave=False) as progress:
+      while run.unfinished or inflight:
+        launched = run.launch()
+        if launched:
+          inflight.append(launched)
+        if inflight and (len(inflight) > self.options.ahead or not launched):
+          run.collect(*inflight.popleft())
+          progress.update(len(run.results) - progress.n)
+          progress.set_postfix_str(
+              f'{self.stats.tokens / (time.perf_counter() - start):.0f} '
+              f'tokens/s, {len(run.rows)} slots', refresh=False)
+    self.stats.seconds = time.perf_counter() - start
+    return [run.results[r.id + i] for r in requests for i in range(r.samples)]
+
+  def metrics(self) -> dict[str, float]:
+    """'rollout/...' and 'perf/...' of the last call.
+
+    perf/decode_roofline_frac = (steps * weight bytes * D + context * bytes of
+    a token's keys and values) / (decode seconds * bandwidth of all devices),
+    where `context` sums the lengths of all live rows over all steps and D is
+    the number of devices that hold a copy of the weights. It is left out where
+    the device's bandwidth is not known.
+    """
+    stats = self.stats
+    out = {'perf/tokens_per_s': stats.tokens / max(stats.seconds, 1e-9),
+           'rollout/slot_occupancy': stats.row_steps / max(
+               stats.steps * self.options.slots, 1),
+           'rollout/prefill_tokens': float(stats.prefilled),
+           'rollout/restarts': float(stats.restarts)}
+    bandwidth = _BANDWIDTH.get(jax.devices()[0].device_kind)
+    if bandwidth and stats.decode_seconds:
+      moved = (stats.steps * self.weight_bytes
+               + stats.context * paged.token_bytes(self.model,
+                                                  self.layout.dtype))
+      out['perf/decode_roofline_frac'] = moved / (
+          stats.decode_seconds * bandwidth * self.mesh.size)
     return out
-  return jax.tree.map(lambda x: x[:len(prompts) * opts.group_size], out)
+
+  def _check(self, i: int, request: Request) -> None:
+    ends = len(request.sampling.eos_ids) + len(request.sampling.stop_ids)
+    rows = len(request.tokens) + request.sampling.max_new_tokens
+    if not len(request.tokens):
+      raise InputError(f'prompt {i} is empty')
+    if rows > self.options.max_tokens:
+      raise InputError(
+          f'prompt {i} has {len(request.tokens)} tokens; with '
+          f'{request.sampling.max_new_tokens} new ones that is {rows} of at '
+          f'most {self.options.max_tokens}')
+    if ends > decode.MAX_ENDS:
+      raise InputError(f'{ends} end and stop tokens; at most {decode.MAX_ENDS}')
+    if request.sampling.stop_strings and not self.decode_text:
+      raise InputError('stop strings need a tokenizer')
+
+  def _begin(self, params, key) -> None:
+    self.stats = Stats()
+    if self._pool is None:
+      self._pool, self._state = decode.empty(self.model, self.layout, self.mesh,
+                                       self.options.slots)
+    self._params, self._key = params, key
+    self.weight_bytes = sum(
+        x.nbytes * len(x.sharding.device_set) // _parts(x)
+        for x in jax.tree.leaves(params))
+
+  def _put(self, tree):
+    return mesh_lib.shard_rows(tree, self.mesh)
+
+  def prefill(self, tokens, positions, table) -> None:
+    """Writes prompts into pages: i32[D * R, C], i32[D * R, C], i32[.., M]."""
+    with jax.set_mesh(self.mesh):
+      self._pool = decode.prefill(
+          self.model, self.layout, self._params, self._pool,
+          *self._put((tokens, positions, table)))
+
+  def copy(self, source, target) -> None:
+    """Copies pages; i32[D, n] page numbers on each device."""
+    with jax.set_mesh(self.mesh):
+      self._pool = decode.copy(self.model, self._pool,
+                         *self._put((source, target)))
+
+  def decode(self, inputs: decode.Inputs, steps: int) -> jax.Array:
+    """Launches a chunk; the result is on its way to the host."""
+    with jax.set_mesh(self.mesh):
+      self._pool, self._state, out = decode.decode(
+          self.model, self.layout, self.options.chunk, self._unrolled,
+          self._params, self._pool, self._state, self._put(inputs), self._key,
+          np.int32(steps))
+    out.copy_to_host_async()
+    return out
 
 
-def prepare(cfg: ModelConfig, params, mesh: jax.sharding.Mesh):
-  """The policy's parameters for sampling: cast, and sharded for `mesh`.
-
-  Training spreads them over all devices; sampling wants whole copies, or
-  tensor parallel ones. Where nothing changes these are the same arrays.
-  """
-  wanted, convert = _converter(cfg, mesh)
-  same = jax.tree.map(lambda x, w: (x.dtype, x.sharding) == (
-      w.dtype, w.sharding), params, wanted)
-  return params if all(jax.tree.leaves(same)) else convert(params)
+def _parts(x: jax.Array) -> int:
+  return x.size // max(1, int(np.prod(x.sharding.shard_shape(x.shape))))
 
 
-@functools.cache
-def _converter(cfg, mesh):
-  cast = functools.partial(transformer.cast, cfg)
-  wanted = jax.eval_shape(cast, transformer.abstract_params(cfg))
-  shardings = mesh_lib.shardings(transformer.logical_axes(cfg), wanted, mesh)
-  wanted = jax.tree.map(lambda x, s: x.update(sharding=s), wanted, shardings)
-  return wanted, jax.jit(cast, out_shardings=shardings)
+class Sampler:
+  """The rollouts of a run's config."""
 
+  def __init__(self, config: Config, model: ModelConfig, tokenizer,
+               mesh: jax.sharding.Mesh):
+    """An engine for the config's sizes.
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _sample(cfg, opts, params, prompts, lengths, key, first_id):
-  group = opts.group_size
-  rows = prompts.shape[0] * group
-  columns = prompts.shape[1] + opts.max_new_tokens
-  row, column = jnp.arange(rows), jnp.arange(columns)[None, :]
-  ids = first_id + jnp.arange(rows)
-  keys = jax.vmap(jax.random.fold_in, (None, 0))(key, ids)
-  state = _prefill(cfg, params, prompts, lengths, group, columns,
-                   opts.pad_id)
-  prompt_length = state.length
+    Args:
+      config: its `rollout`.
+      model: the policy.
+      tokenizer: gives the end tokens and the text for stop strings.
+      mesh: to sample on.
+    """
+    cfg = config.rollout
+    self.model, self.mesh, self._pad_id = model, mesh, tokenizer.pad_id
+    self._width = cfg.max_prompt_tokens
+    self._sampling = Sampling(
+        cfg.max_new_tokens, cfg.temperature, cfg.top_k, cfg.top_p, cfg.min_p,
+        cfg.min_new_tokens, tokenizer.eos_ids, stop_strings=cfg.stop)
+    self.engine = Engine(model, mesh, Options(
+        cfg.slots, cfg.max_prompt_tokens + cfg.max_new_tokens, cfg.page,
+        cfg.pages, cfg.chunk, min(256, -(-cfg.max_prompt_tokens // 16) * 16),
+        cfg.kv_dtype or model.dtype, cfg.kernel), tokenizer.decode)
 
-  def step(s: _State) -> _State:
-    token, logprob = draw(s.logits, keys, s.length, opts.temperature)
-    # Ended rows write behind the last column, which is dropped.
-    here = jnp.where(s.done, columns, s.length)
-    tokens = s.tokens.at[row, here].set(token, mode='drop')
-    logprobs = s.logprobs.at[row, here].set(logprob, mode='drop')
-    seen = column[:, None] <= s.length[:, None, None]
-    hidden, cache = transformer.forward(
-        cfg, params, token[:, None], s.length[:, None], mask=seen,
-        cache=s.cache)
-    ended = jnp.isin(token, jnp.array(opts.eos_ids))
-    return _State(
-        s.count + 1, transformer.project(cfg, params, hidden[:, 0]), tokens,
-        logprobs, cache, s.length + ~s.done, s.done | ended)
+  def generate(self, params, prompts: Sequence[Sequence[int]],
+               group_size: int, key: jax.Array, first_id: int = 0
+               ) -> list[Sample]:
+    """`group_size` samples of every prompt, prompt by prompt.
 
-  def running(s: _State) -> jax.Array:
-    return (s.count < opts.max_new_tokens) & ~s.done.all()
+    Sample i has id first_id + i.
 
-  s = jax.lax.while_loop(running, step, state)
-  valid = column < s.length[:, None]
-  return Rollout(s.tokens, valid, valid & (column >= prompt_length[:, None]),
-                 s.logprobs, s.done)
+    Args:
+      params: in training's sharding or as `decode.prepare` leaves them.
+      prompts: token ids, 1..max_prompt_tokens each.
+      group_size: G.
+      key: a typed PRNG key.
+      first_id: of the first sample.
 
+    Raises:
+      InputError: a prompt is empty or too long.
+    """
+    for i, prompt in enumerate(prompts):
+      if not 0 < len(prompt) <= self._width:
+        raise InputError(f'prompt {i} has {len(prompt)} tokens; '
+                         f'rollout.max_prompt_tokens={self._width}')
+    params = decode.prepare(self.model, params, self.mesh)
+    return self.engine.generate(params, [
+        Request(prompt, first_id + i * group_size, group_size, self._sampling)
+        for i, prompt in enumerate(prompts)], key)
 
-def _prefill(cfg, params, prompts, lengths, group, columns, pad_id) -> _State:
-  """Runs each prompt once and forks it into `group` rows."""
-  num, width = prompts.shape
-  valid = jnp.arange(width)[None, :] < lengths[:, None]
-  positions = jnp.broadcast_to(jnp.arange(width), (num, width))
-  hidden, cache = transformer.forward(
-      cfg, params, prompts, positions, segment_ids=valid.astype(jnp.int32))
-  last = jnp.take_along_axis(hidden, lengths[:, None, None] - 1, axis=1)[:, 0]
+  def rollout(self, params, prompts: Sequence[Sequence[int]], group_size: int,
+              key: jax.Array, first_id: int = 0) -> Rollout:
+    """The same as arrays of max_prompt_tokens + max_new_tokens columns.
 
-  def fork(x, axis=0):
-    return jnp.repeat(x, group, axis=axis)
-
-  room = ((0, 0), (0, 0), (0, columns - width), (0, 0), (0, 0))
-  return _State(
-      count=jnp.int32(0),
-      logits=fork(transformer.project(cfg, params, last)),
-      tokens=fork(jnp.pad(prompts, ((0, 0), (0, columns - width)),
-                          constant_values=pad_id)),
-      logprobs=jnp.zeros((num * group, columns)),
-      cache=jax.tree.map(lambda x: fork(jnp.pad(x, room), axis=1), cache),
-      length=fork(lengths),
-      done=jnp.zeros(num * group, bool))
-
-
-def draw(logits: jax.Array, keys: jax.Array, columns: jax.Array,
-         temperature: float) -> tuple[jax.Array, jax.Array]:
-  """Draws a token per row by the Gumbel trick; the argmax at temperature 0.
-
-  Args:
-    logits: f32[B, V].
-    keys: a key per row.
-    columns: i32[B], folded into the keys.
-    temperature: divides the logits.
-
-  Returns:
-    Tokens i32[B] and their log-probabilities f32[B] under the distribution
-    sampled from (under softmax(logits) where it is greedy).
-  """
-  if temperature == 0:
-    token = jnp.argmax(logits, axis=-1)
-  else:
-    logits = logits / temperature
-    noise = jax.vmap(lambda k, c: jax.random.gumbel(
-        jax.random.fold_in(k, c), logits.shape[1:]))(keys, columns)
-    token = jnp.argmax(logits + noise, axis=-1)
-  picked = jnp.take_along_axis(logits, token[:, None], axis=-1)[:, 0]
-  return token, picked - jax.nn.logsumexp(logits, axis=-1)
+    The engine's memory is given back: the update needs it.
+    """
+    samples = self.generate(params, prompts, group_size, key, first_id)
+    self.engine.release()
+    shape = (len(samples), self._width + self._sampling.max_new_tokens)
+    tokens = np.full(shape, self._pad_id, np.int32)
+    valid, completion = np.zeros(shape, bool), np.zeros(shape, bool)
+    logprobs = np.zeros(shape, np.float32)
+    for i, sample in enumerate(samples):
+      prompt = prompts[i // group_size]
+      n, end = len(prompt), len(prompt) + len(sample.tokens)
+      tokens[i, :n], tokens[i, n:end] = prompt, sample.tokens
+      logprobs[i, n:end] = sample.logprobs
+      valid[i, :end], completion[i, n:end] = True, True
+    finished = np.array([s.ended != 'length' for s in samples])
+    return mesh_lib.shard_rows(
+        Rollout(tokens, valid, completion, logprobs, finished), self.mesh)

@@ -209,13 +209,12 @@ class Makers:
   def _sample(self, params, temperature: float, number: int
               ) -> list[traces.Labelled]:
     """One sample of every problem."""
-    options = dataclasses.replace(
-        engine.options(self._config, self._tokenizer, 1),
-        temperature=temperature)
-    rollout = engine.sample(
-        self._model, params,
-        data.policy_prompts(self._tokenizer, self._problems, self._config),
-        self._key(number), options, self._mesh)
+    config = dataclasses.replace(self._config, rollout=dataclasses.replace(
+        self._config.rollout, temperature=temperature))
+    sampler = engine.Sampler(config, self._model, self._tokenizer, self._mesh)
+    rollout = sampler.rollout(
+        params, data.policy_prompts(self._tokenizer, self._problems, config), 1,
+        self._key(number))
     return self._label(rewards.cut(
         self._problems, rollout, self._tokenizer, frozenset(), 1))
 

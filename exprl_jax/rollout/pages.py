@@ -1,0 +1,40 @@
+"""Who owns which page: reference counts, on the host."""
+
+from collections.abc import Sequence
+
+
+class Pages:
+  """The pages of one device. Page 0 is the dummy and is never given out."""
+
+  def __init__(self, count: int):
+    """`count` pages, the dummy included."""
+    self._free = list(range(count - 1, 0, -1))
+    self._owners = [0] * count
+
+  @property
+  def free(self) -> int:
+    """How many can be taken."""
+    return len(self._free)
+
+  def take(self, count: int) -> list[int] | None:
+    """Pages with one owner each, or None if there are not so many."""
+    if count > len(self._free):
+      return None
+    taken = [self._free.pop() for _ in range(count)]
+    for page in taken:
+      self._owners[page] = 1
+    return taken
+
+  def share(self, pages: Sequence[int]) -> None:
+    """Adds an owner to each page."""
+    for page in pages:
+      assert self._owners[page] > 0, f'page {page} is free'
+      self._owners[page] += 1
+
+  def release(self, pages: Sequence[int]) -> None:
+    """Takes an owner from each page; one that has none left is free again."""
+    for page in pages:
+      assert self._owners[page] > 0, f'page {page} is free'
+      self._owners[page] -= 1
+      if not self._owners[page]:
+        self._free.append(page)
