@@ -146,6 +146,14 @@ class Mesh:
 
 
 @dataclasses.dataclass(frozen=True)
+class Sample:
+  """run='sample': JSONL in and out (generate.py)."""
+
+  prompts: str = ''
+  out: str = ''
+
+
+@dataclasses.dataclass(frozen=True)
 class Export:
   """run='export': policy.init, a model or a workdir, as a model folder."""
 
@@ -171,7 +179,7 @@ class JudgeTraining:
 class Config:
   """One run."""
 
-  run: str = 'train'  # train | sft | evaluate | export | train_judge
+  run: str = 'train'  # train | sft | evaluate | sample | export | train_judge
   seed: int = 0
   steps: int = 100
   reward: str = 'process'  # process | outcome | sparse
@@ -186,12 +194,13 @@ class Config:
   eval: Eval = Eval()
   checkpoint: Checkpoint = Checkpoint()
   mesh: Mesh = Mesh()
+  sample: Sample = Sample()
   export: Export = Export()
   judge_training: JudgeTraining = JudgeTraining()
 
 
 CHOICES = {
-    'run': ('train', 'sft', 'evaluate', 'export', 'train_judge'),
+    'run': ('train', 'sft', 'evaluate', 'sample', 'export', 'train_judge'),
     'reward': ('process', 'outcome', 'sparse'),
     'credit.rule': ('group', 'delta'),
     'credit.first': ('final', 'zero'),
@@ -286,7 +295,8 @@ def _check_combinations(c: Config) -> None:
   needs = {'policy.init': True,
            'data.train': c.run in ('train', 'sft'),
            'eval.problems': c.run == 'evaluate',
-           'export.out': c.run == 'export',
+           'sample.prompts': c.run == 'sample',
+           'sample.out': c.run == 'sample', 'export.out': c.run == 'export',
            'judge.init': c.run == 'train' and c.reward != 'sparse'
            or c.run == 'train_judge'}
   for name, needed in needs.items():

@@ -26,6 +26,12 @@ _RUNS = {
     'train_judge': ('exprl_jax.tiny.train_judge', 'train_judge'),
 }
 
+# Likewise, of runs that write no workdir: (config) -> None.
+_TOOLS = {
+    'sample': ('exprl_jax.generate', 'generate'),
+    'export': ('exprl_jax.export', 'export'),
+}
+
 
 def parse(argv: list[str]) -> tuple[str, ml_collections.ConfigDict,
                                     flags.FlagValues]:
@@ -106,9 +112,9 @@ def main(argv: list[str]) -> None:
     from exprl_jax import dry_run
     dry_run.dry_run(config)
     return
-  if config.run == 'export':
-    from exprl_jax import export
-    export.export(config)
+  if config.run in _TOOLS:
+    module, function = _TOOLS[config.run]
+    getattr(importlib.import_module(module), function)(config)
     return
   from exprl_jax import checkpoint, report
   workdir = pathlib.Path(

@@ -1,4 +1,4 @@
-"""Laws of the engine: decode = forward, alone = together, whatever its shape."""
+"""Laws of the engine: decode = forward, alone = together, in any shape."""
 
 import dataclasses
 

@@ -16,7 +16,8 @@ LAYERS = [
     {'models.hf', 'losses', 'rollout.engine', 'judge.prompts', 'checkpoint',
      'judge.judge'},
     {'learner', 'rewards', 'evaluate', 'report'},
-    {'train', 'sft', 'dry_run', 'export', 'tiny.train_judge'},
+    {'train', 'sft', 'dry_run', 'export', 'generate',
+     'tiny.train_judge'},
     {'main'},
 ]
 ROOT = pathlib.Path(exprl_jax.__file__).parent

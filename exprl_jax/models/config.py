@@ -6,7 +6,7 @@ import json
 
 from etils import epath
 
-from exprl_jax.models.rope import ROPE_KEYS, Rope
+from exprl_jax.models.rope import OPTIONAL_ROPE_KEYS, ROPE_KEYS, Rope
 from exprl_jax.types import InputError
 
 
@@ -57,13 +57,13 @@ class ModelConfig:
 # Keys of config.json that say nothing about the function being computed.
 _IRRELEVANT = frozenset({
     '_attn_implementation', '_attn_implementation_autoset', '_name_or_path',
-    'architectures', 'attention_dropout', 'bos_token_id',
+    'architectures', 'attention_dropout', 'auto_map', 'bos_token_id',
     'cache_implementation', 'chunk_size_feed_forward', 'dtype', 'eos_token_id',
-    'id2label', 'initializer_range', 'is_encoder_decoder', 'label2id',
-    'max_position_embeddings', 'output_attentions', 'output_hidden_states',
-    'output_router_logits', 'pad_token_id', 'problem_type', 'return_dict',
-    'router_aux_loss_coef', 'tokenizer_class', 'torch_dtype',
-    'transformers_version', 'use_cache'})
+    'id2label', 'initializer_range', 'label2id', 'output_attentions',
+    'output_hidden_states', 'output_router_logits', 'pad_token_id',
+    'problem_type', 'return_dict', 'router_aux_loss_coef', 'tokenizer_class',
+    'torch_dtype', 'torchscript', 'transformers_version', 'unsloth_fixed',
+    'unsloth_version', 'use_bfloat16', 'use_cache'})
 
 
 def read_config(folder: epath.PathLike) -> ModelConfig:
@@ -91,6 +91,8 @@ def parse_config(raw: dict, path: str) -> ModelConfig:
   Raises:
     InputError: as read_config.
   """
+  if not isinstance(raw, dict):
+    raise InputError(f'{path}: not a JSON object')
   raw = {k: v for k, v in raw.items() if k not in _IRRELEVANT}
   family = raw.pop('model_type', None)
   if family not in FAMILIES:
@@ -100,8 +102,11 @@ def parse_config(raw: dict, path: str) -> ModelConfig:
     values = _common(raw) | FAMILIES[family](raw)
     values['windows'] = _windows(raw.pop('layer_types', None),
                                  values['num_layers'], *values['windows'])
+    raw.pop('max_position_embeddings', None)
   except KeyError as e:
     raise InputError(f'{path}: key {e} is missing') from None
+  except TypeError as e:
+    raise InputError(f'{path}: a value of the wrong type ({e})') from None
   except _NotImplemented as e:
     raise InputError(f'{path}: {e}') from None
   if raw:
@@ -122,12 +127,12 @@ def _only(raw: dict, **wanted) -> None:
 
 def _common(raw: dict) -> dict:
   heads, embed = raw.pop('num_attention_heads'), raw.pop('hidden_size')
-  activations = {'silu': 'silu', 'gelu_pytorch_tanh': 'gelu_tanh'}
-  names = {raw.pop(k, None) for k in ('hidden_activation', 'hidden_act')}
-  name = (names - {None}).pop() if names != {None} else 'silu'
-  if name not in activations or len(names - {None}) > 1:
-    raise _NotImplemented(f'hidden_act {names - {None}} is not implemented')
-  _only(raw, attention_bias=False)
+  _only(raw, attention_bias=False, is_encoder_decoder=False, is_decoder=False,
+        add_cross_attention=False, tie_encoder_decoder=False)
+  for key in ('num_attention_heads', 'hidden_size'):
+    if not isinstance({'num_attention_heads': heads, 'hidden_size': embed}[key],
+                      int):
+      raise TypeError(f'{key} should be a number')
   return {
       'vocab_size': raw.pop('vocab_size'),
       'num_layers': raw.pop('num_hidden_layers'),
@@ -136,8 +141,7 @@ def _common(raw: dict) -> dict:
       'num_heads': heads,
       'num_kv_heads': raw.pop('num_key_value_heads', None) or heads,
       'head_dim': raw.pop('head_dim', None) or embed // heads,
-      'norm_eps': raw.pop('rms_norm_eps'),
-      'activation': activations[name]}
+      'norm_eps': raw.pop('rms_norm_eps')}
 
 
 def _windows(types: list[str] | None, num_layers: int, window: int | None,
@@ -149,34 +153,51 @@ def _windows(types: list[str] | None, num_layers: int, window: int | None,
              for i in range(num_layers)]
   if unknown := set(types) - set(kinds):
     raise _NotImplemented(f'layer_types {unknown} are not implemented')
+  if len(types) != num_layers:
+    raise _NotImplemented(f'layer_types has {len(types)} entries for '
+                          f'{num_layers} layers')
   windows = tuple(kinds[t] for t in types)
   return windows if any(windows) else ()
 
 
 def _rope(raw: dict) -> Rope:
   """Either spelling: rope_theta and rope_scaling, or rope_parameters."""
-  values = dict(raw.pop('rope_parameters', None) or
-                raw.pop('rope_scaling', None) or {})
+  new, old = raw.pop('rope_parameters', None), raw.pop('rope_scaling', None)
+  if new and old:
+    raise _NotImplemented('both rope_parameters and rope_scaling: leave one')
+  values = dict(new or old or {})
   theta = raw.pop('rope_theta', None)
   theta = values.pop('rope_theta', theta)
-  raw.pop('rope_scaling', None)
   if theta is None:
     raise KeyError('rope_theta')
-  kind = values.pop('rope_type', values.pop('type', 'default'))
+  kind = values.pop('rope_type', values.get('type', 'default'))
   values.pop('type', None)
+  if kind == 'yarn':
+    if values.pop('truncate', True) is not True:
+      raise _NotImplemented('truncate=False of yarn is not implemented')
+    values.setdefault('original_max_position_embeddings',
+                      raw.get('max_position_embeddings'))
   if kind not in ROPE_KEYS:
     raise _NotImplemented(f'rope_type {kind!r} is not implemented; these are: '
                           f'{", ".join(ROPE_KEYS)}')
-  known = {ours: values.pop(theirs) for theirs, ours in ROPE_KEYS[kind].items()
-           if theirs in values}
+  known = {}
+  for theirs, ours in ROPE_KEYS[kind].items():
+    value = values.pop(theirs, None)
+    if value is None and ours not in OPTIONAL_ROPE_KEYS[kind]:
+      raise KeyError(f'{theirs} of rope_type {kind}')
+    known[ours] = value
   if values:
     raise _NotImplemented(f'rope keys {sorted(values)} are not implemented')
   return Rope(float(theta), kind, **known)
 
 
 def _qwen(raw: dict) -> dict:
-  window = raw.pop('sliding_window', None)
-  first = raw.pop('max_window_layers', 0)
+  _only(raw, hidden_act='silu', use_mrope=False)
+  window, first = raw.pop('sliding_window', None), 0
+  if 'max_window_layers' in raw:
+    first = raw.pop('max_window_layers')
+  elif raw.get('use_sliding_window') and 'layer_types' not in raw:
+    raise KeyError('max_window_layers')
   if not raw.pop('use_sliding_window', False):
     window = None
   return {'rope': _rope(raw), 'windows': (window, lambda i: i >= first),
@@ -192,10 +213,11 @@ def _qwen3(raw: dict) -> dict:
 
 
 def _qwen3_moe(raw: dict) -> dict:
-  _only(raw, decoder_sparse_step=1, mlp_only_layers=[])
+  _only(raw, decoder_sparse_step=1, mlp_only_layers=[], qkv_bias=False,
+        use_qk_norm=True, shared_expert_intermediate_size=0)
   experts = [raw.pop(k) for k in ('num_experts', 'num_local_experts')
              if k in raw]
-  raw.pop('max_window_layers', None)
+  raw['max_window_layers'] = 0  # a window would be on all layers
   if not experts:
     raise KeyError('num_experts')
   return _qwen3(raw) | {
@@ -206,12 +228,13 @@ def _qwen3_moe(raw: dict) -> dict:
 
 
 def _llama(raw: dict) -> dict:
-  _only(raw, mlp_bias=False, pretraining_tp=1)
+  _only(raw, hidden_act='silu', mlp_bias=False, pretraining_tp=1)
   return {'rope': _rope(raw), 'windows': (None, lambda i: False),
           'tied_embedding': raw.pop('tie_word_embeddings', False)}
 
 
 def _mistral(raw: dict) -> dict:
+  _only(raw, hidden_act='silu')
   return {'rope': _rope(raw),
           'windows': (raw.pop('sliding_window', None), lambda i: True),
           'tied_embedding': raw.pop('tie_word_embeddings', False)}
@@ -221,8 +244,12 @@ def _gemma(raw: dict) -> dict:
   """What Gemma 2 and 3 have in common."""
   if raw.pop('use_bidirectional_attention', None):
     raise _NotImplemented('use_bidirectional_attention is not implemented')
+  # The older key hidden_act stands beside it and is not used.
+  raw.pop('hidden_act', None)
+  _only(raw, hidden_activation='gelu_pytorch_tanh')
   scalar = raw.pop('query_pre_attn_scalar')
   return {
+      'activation': 'gelu_tanh',
       'attention_scale': scalar**-0.5,
       'attention_softcap': raw.pop('attn_logit_softcapping', None) or 0.0,
       'logit_softcap': raw.pop('final_logit_softcapping', None) or 0.0,
@@ -231,17 +258,22 @@ def _gemma(raw: dict) -> dict:
 
 
 def _gemma2(raw: dict) -> dict:
+  window = raw.pop('sliding_window')
+  _only(raw, sliding_window_size=window)  # some files say it twice
+  for key in ('attn_logit_softcapping', 'final_logit_softcapping'):
+    if key not in raw:
+      raise KeyError(key)
   return _gemma(raw) | {
       'rope': _rope(raw), 'embed_scaled': True,
-      'windows': (raw.pop('sliding_window'), lambda i: i % 2 == 0)}
+      'windows': (window, lambda i: i % 2 == 0)}
 
 
 def _gemma3(raw: dict) -> dict:
   pattern = 6
   for key in ('sliding_window_pattern', '_sliding_window_pattern'):
     pattern = raw.pop(key, pattern)
-  both = raw.pop('rope_parameters', None) or {}
-  if 'full_attention' in both:
+  both = raw.pop('rope_parameters', None)
+  if both:
     rope = _rope({'rope_parameters': both['full_attention']})
     local = _rope({'rope_parameters': both['sliding_attention']})
   else:

@@ -92,21 +92,20 @@ def load(folder: epath.PathLike, mesh: jax.sharding.Mesh,
       lambda x: jnp.zeros(x.shape, x.dtype), abstract['layers']),
       out_shardings=shardings['layers']).lower()
   place = jax.jit(_place, donate_argnums=0, out_shardings=shardings['layers'])
-  params = {}
   progress = tqdm.tqdm(
       desc=folder.name, total=sum(p.nbytes(tensors) for p in parts), unit='B',
       unit_scale=True, delay=2,
       disable=None if jax.process_index() == 0 else True)
   with (progress, jax.set_mesh(mesh),
         futures.ThreadPoolExecutor(_THREADS + 1) as pool):
-    zeros = pool.submit(zeros.compile)
+    zeros = pool.submit(zeros.compile)  # while the first files are read
     for layer, raw, nbytes in _read_ahead(parts, tensors, mesh, pool):
       if layer is None:
         params = {k: jax.device_put(v.astype(abstract[k].dtype), shardings[k])
                   for k, v in raw.items()}
         params['layers'] = zeros.result()()
       else:
-        # Waits, or layers would pile up.
+        # Waits, or layers that are read but not placed would pile up.
         params['layers'] = jax.block_until_ready(
             place(params['layers'], raw, layer))
       progress.update(nbytes)

@@ -17,6 +17,8 @@ ROPE_KEYS = {
     'yarn': {'factor': 'factor', 'beta_slow': 'low', 'beta_fast': 'high',
              'attention_factor': 'attention_factor', **_LENGTH},
 }
+OPTIONAL_ROPE_KEYS = {'default': (), 'linear': (), 'llama3': (),
+                      'yarn': ('low', 'high', 'attention_factor')}
 
 
 @dataclasses.dataclass(frozen=True)

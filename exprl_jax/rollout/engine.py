@@ -135,7 +135,8 @@ class Engine:
     """Gives the pool's memory back until the next call."""
     self._pool = self._state = None
 
-  def generate(self, params, requests: Sequence[Request], key: jax.Array
+  def generate(self, params, requests: Sequence[Request], key: jax.Array,
+               done: Callable[[int, Sample], None] = lambda id_, sample: None
                ) -> list[Sample]:
     """All samples of all requests, in the order of their ids' requests.
 
@@ -143,6 +144,7 @@ class Engine:
       params: as `prepare` leaves them.
       requests: any number; ids are distinct.
       key: a typed PRNG key.
+      done: called with each sample's id as it ends.
 
     Returns:
       One Sample for each, request by request.
@@ -154,7 +156,7 @@ class Engine:
       self._check(i, request)
     start = time.perf_counter()
     self._begin(params, key)
-    run = Run(self, requests)
+    run = Run(self, requests, done)
     inflight = deque()
     total = sum(r.samples for r in requests)
     with tqdm.tqdm(total=total, desc='rollout', unit='row', delay=5,
@@ -268,7 +270,7 @@ class Sampler:
     cfg = config.rollout
     self.model, self.mesh, self._pad_id = model, mesh, tokenizer.pad_id
     self._width = cfg.max_prompt_tokens
-    self._sampling = Sampling(
+    self.sampling = Sampling(
         cfg.max_new_tokens, cfg.temperature, cfg.top_k, cfg.top_p, cfg.min_p,
         cfg.min_new_tokens, tokenizer.eos_ids, stop_strings=cfg.stop)
     self.engine = Engine(model, mesh, Options(
@@ -299,7 +301,7 @@ class Sampler:
                          f'rollout.max_prompt_tokens={self._width}')
     params = decode.prepare(self.model, params, self.mesh)
     return self.engine.generate(params, [
-        Request(prompt, first_id + i * group_size, group_size, self._sampling)
+        Request(prompt, first_id + i * group_size, group_size, self.sampling)
         for i, prompt in enumerate(prompts)], key)
 
   def rollout(self, params, prompts: Sequence[Sequence[int]], group_size: int,
@@ -310,7 +312,7 @@ class Sampler:
     """
     samples = self.generate(params, prompts, group_size, key, first_id)
     self.engine.release()
-    shape = (len(samples), self._width + self._sampling.max_new_tokens)
+    shape = (len(samples), self._width + self.sampling.max_new_tokens)
     tokens = np.full(shape, self._pad_id, np.int32)
     valid, completion = np.zeros(shape, bool), np.zeros(shape, bool)
     logprobs = np.zeros(shape, np.float32)

@@ -90,8 +90,9 @@ class Run:
   the same in every process.
   """
 
-  def __init__(self, engine, requests: Sequence[Request]):
+  def __init__(self, engine, requests: Sequence[Request], done):
     self._engine, self._options = engine, engine.options
+    self._done = done
     self._queue = deque(requests)
     self._trunks: list[_Trunk] = []
     self._pages = [Pages(self._options.pages) for _ in range(engine.devices)]
@@ -309,6 +310,7 @@ class Run:
         self.results[row.id] = Sample(
             np.array(row.tokens, np.int32),
             np.array(row.logprobs, np.float32), ended)
+        self._done(row.id, self.results[row.id])
 
   def _ended(self, row: _Row, alive: bool, count: int) -> str:
     """Why a row has ended, or ''; cuts it behind a stop string."""

@@ -259,6 +259,12 @@ def write_problems(folder: pathlib.Path) -> None:
   for split in ('train', 'validation', 'test'):
     rows = [{k: v for k, v in dataclasses.asdict(p).items() if v}
             for p in problems(split)]
-    (folder / f'{split}.jsonl').write_text(
-        ''.join(json.dumps(row) + '\n' for row in rows))
+    _write_jsonl(folder / f'{split}.jsonl', rows)
+  _write_jsonl(folder / 'prompts.jsonl', [
+      {'id': p.id, 'messages': [{'role': 'user', 'content': p.question}]}
+      for p in problems('test')[:3]])
+
+
+def _write_jsonl(path: pathlib.Path, rows: list[dict]) -> None:
+  path.write_text(''.join(json.dumps(row) + '\n' for row in rows))
 

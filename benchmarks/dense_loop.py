@@ -1,0 +1,102 @@
+"""A plain sampler, to compare with: one batch, one while_loop, a dense cache.
+
+Every row is prefilled, the whole cache is read at every token under a mask,
+and the batch decodes until its last row has ended. Of that it is a good one:
+the layers are taken apart before the loop, each has its own part of the
+cache, and nothing is copied from one step to the next. It has its own
+forward pass, of models like Qwen3 without windows, over the parameters of
+exprl_jax.models.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+
+@functools.partial(jax.jit, static_argnums=(0, 5, 6))
+def generate(cfg, params, prompts, budgets, key, size: int, steps: int,
+             temperature=1.0, end=-1):
+  """Continues every prompt.
+
+  Args:
+    cfg: ModelConfig.
+    params: float32.
+    prompts: i32[B, P].
+    budgets: i32[B], the most new tokens of each row.
+    key: a typed PRNG key.
+    size: tokens of a row that the cache has room for.
+    steps: the largest of the budgets, or more.
+    temperature: above 0.
+    end: the token that ends a row.
+
+  Returns:
+    New tokens i32[B, steps]; -1 behind the end of a row.
+  """
+  params = params | {'layers': [
+      jax.tree.map(lambda w, i=i: w[i], params['layers'])
+      for i in range(cfg.num_layers)]}
+  b, p = prompts.shape
+  blank = jnp.zeros((b, size, cfg.num_kv_heads, cfg.head_dim))
+  cache = [(blank, blank)] * cfg.num_layers
+  logits, cache = _forward(cfg, params, prompts, 0, cache)
+
+  def draw(i, logits):
+    return jax.random.categorical(jax.random.fold_in(key, i),
+                                  logits / temperature).astype(jnp.int32)
+
+  def step(carry):
+    i, token, live, cache, out = carry
+    out = out.at[:, i].set(jnp.where(live, token, -1))
+    live &= (token != end) & (i + 1 < budgets)
+    logits, cache = _forward(cfg, params, token[:, None], p + i, cache)
+    return i + 1, draw(i + 1, logits), live, cache, out
+
+  def going(carry):
+    i, _, live, *_ = carry
+    return (i < steps) & live.any()
+
+  return jax.lax.while_loop(going, step, (
+      0, draw(0, logits), budgets > 0, cache,
+      jnp.full((b, steps), -1, jnp.int32)))[-1]
+
+
+def _forward(cfg, params, tokens, start, cache):
+  """Logits f32[B, V] behind the last of tokens i32[B, T], and the cache."""
+  x = params['embedding'][tokens]
+  positions = start + jnp.arange(tokens.shape[1])
+  size = cache[0][0].shape[1]
+  seen = jnp.arange(size)[None] <= positions[:, None]  # [T, S]
+  new = []
+  for w, (keys, values) in zip(params['layers'], cache):
+    y = _norm(cfg, x, w['attention_norm'])
+    q, k, v = (jnp.einsum('btd,dnh->btnh', y, w[name]) for name in 'qkv')
+    q = _rotate(cfg, _norm(cfg, q, w['q_norm']), positions)
+    k = _rotate(cfg, _norm(cfg, k, w['k_norm']), positions)
+    keys = jax.lax.dynamic_update_slice(keys, k, (0, start, 0, 0))
+    values = jax.lax.dynamic_update_slice(values, v, (0, start, 0, 0))
+    new.append((keys, values))
+    q = q.reshape(*q.shape[:2], cfg.num_kv_heads, -1, cfg.head_dim)
+    scores = jnp.einsum('btkgh,bskh->bkgts', q, keys) * cfg.head_dim**-0.5
+    weight = jax.nn.softmax(jnp.where(seen, scores, -1e30))
+    y = jnp.einsum('bkgts,bskh->btkgh', weight, values)
+    x += jnp.einsum('btnh,nhd->btd', y.reshape(*v.shape[:2], -1, cfg.head_dim),
+                    w['o'])
+    y = _norm(cfg, x, w['mlp_norm'])
+    x += (jax.nn.silu(y @ w['gate']) * (y @ w['up'])) @ w['down']
+  return _norm(cfg, x[:, -1], params['final_norm']) @ params['head'], new
+
+
+def _norm(cfg, x, weight):
+  return x * jax.lax.rsqrt(
+      jnp.mean(x * x, axis=-1, keepdims=True) + cfg.norm_eps) * weight
+
+
+def _rotate(cfg, x, positions):
+  """Rotates the halves of x[B, T, N, H]."""
+  half = cfg.head_dim // 2
+  angle = positions[:, None] * cfg.rope.theta ** (
+      -jnp.arange(half, dtype=jnp.float32) / half)
+  sin, cos = jnp.sin(angle)[:, None], jnp.cos(angle)[:, None]
+  a, b = x[..., :half], x[..., half:]
+  return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
