@@ -14,9 +14,22 @@ import jax
 import jax.numpy as jnp
 
 
-@functools.partial(jax.jit, static_argnums=(0, 5, 6))
+def gumbel(key, logits):
+  """Tokens i32[B]: noise for every token of the vocabulary."""
+  return jax.random.categorical(key, logits).astype(jnp.int32)
+
+
+def inverse(key, logits):
+  """Tokens i32[B]: one number per row, through the cumulative weights."""
+  upto = jnp.cumsum(jnp.exp(logits - logits.max(-1, keepdims=True)), axis=-1)
+  u = jax.random.uniform(key, (len(upto), 1)) * upto[:, -1:]
+  return jnp.minimum((upto <= u).sum(-1), upto.shape[-1] - 1)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 5, 6),
+                   static_argnames='draw')
 def generate(cfg, params, prompts, budgets, key, size: int, steps: int,
-             temperature=1.0, end=-1):
+             temperature=1.0, end=-1, draw=gumbel):
   """Continues every prompt.
 
   Args:
@@ -29,6 +42,7 @@ def generate(cfg, params, prompts, budgets, key, size: int, steps: int,
     steps: the largest of the budgets, or more.
     temperature: above 0.
     end: the token that ends a row.
+    draw: gumbel or inverse.
 
   Returns:
     New tokens i32[B, steps]; -1 behind the end of a row.
@@ -37,27 +51,26 @@ def generate(cfg, params, prompts, budgets, key, size: int, steps: int,
       jax.tree.map(lambda w, i=i: w[i], params['layers'])
       for i in range(cfg.num_layers)]}
   b, p = prompts.shape
-  blank = jnp.zeros((b, size, cfg.num_kv_heads, cfg.head_dim))
+  blank = jnp.zeros((b, cfg.num_kv_heads, size, cfg.head_dim))
   cache = [(blank, blank)] * cfg.num_layers
   logits, cache = _forward(cfg, params, prompts, 0, cache)
 
-  def draw(i, logits):
-    return jax.random.categorical(jax.random.fold_in(key, i),
-                                  logits / temperature).astype(jnp.int32)
+  def pick(i, logits):
+    return draw(jax.random.fold_in(key, i), logits / temperature)
 
   def step(carry):
     i, token, live, cache, out = carry
     out = out.at[:, i].set(jnp.where(live, token, -1))
     live &= (token != end) & (i + 1 < budgets)
     logits, cache = _forward(cfg, params, token[:, None], p + i, cache)
-    return i + 1, draw(i + 1, logits), live, cache, out
+    return i + 1, pick(i + 1, logits), live, cache, out
 
   def going(carry):
     i, _, live, *_ = carry
     return (i < steps) & live.any()
 
   return jax.lax.while_loop(going, step, (
-      0, draw(0, logits), budgets > 0, cache,
+      0, pick(0, logits), budgets > 0, cache,
       jnp.full((b, steps), -1, jnp.int32)))[-1]
 
 
@@ -65,7 +78,7 @@ def _forward(cfg, params, tokens, start, cache):
   """Logits f32[B, V] behind the last of tokens i32[B, T], and the cache."""
   x = params['embedding'][tokens]
   positions = start + jnp.arange(tokens.shape[1])
-  size = cache[0][0].shape[1]
+  size = cache[0][0].shape[2]
   seen = jnp.arange(size)[None] <= positions[:, None]  # [T, S]
   new = []
   for w, (keys, values) in zip(params['layers'], cache):
@@ -73,13 +86,15 @@ def _forward(cfg, params, tokens, start, cache):
     q, k, v = (jnp.einsum('btd,dnh->btnh', y, w[name]) for name in 'qkv')
     q = _rotate(cfg, _norm(cfg, q, w['q_norm']), positions)
     k = _rotate(cfg, _norm(cfg, k, w['k_norm']), positions)
-    keys = jax.lax.dynamic_update_slice(keys, k, (0, start, 0, 0))
-    values = jax.lax.dynamic_update_slice(values, v, (0, start, 0, 0))
+    keys, values = (
+        jax.lax.dynamic_update_slice(old, x.transpose(0, 2, 1, 3),
+                                     (0, 0, start, 0))
+        for old, x in ((keys, k), (values, v)))
     new.append((keys, values))
     q = q.reshape(*q.shape[:2], cfg.num_kv_heads, -1, cfg.head_dim)
-    scores = jnp.einsum('btkgh,bskh->bkgts', q, keys) * cfg.head_dim**-0.5
+    scores = jnp.einsum('btkgh,bksh->bkgts', q, keys) * cfg.head_dim**-0.5
     weight = jax.nn.softmax(jnp.where(seen, scores, -1e30))
-    y = jnp.einsum('bkgts,bskh->btkgh', weight, values)
+    y = jnp.einsum('bkgts,bksh->btkgh', weight, values)
     x += jnp.einsum('btnh,nhd->btd', y.reshape(*v.shape[:2], -1, cfg.head_dim),
                     w['o'])
     y = _norm(cfg, x, w['mlp_norm'])

@@ -8,12 +8,13 @@ from etils import epath
 import jax
 import orbax.checkpoint as ocp
 
+from exprl_jax import mesh as mesh_lib
 from exprl_jax.config import Checkpoint, Config
 from exprl_jax.types import InputError, TrainState
 
-# Keys that may change when a run goes on; steps, unless a schedule needs them.
 _FOLDER, _ITEM = 'checkpoints', 'default'  # Orbax's name of a lone item
-_FREE = ('steps', 'eval', 'checkpoint', 'compare')
+# Keys that may change when a run goes on; steps, unless a schedule needs them.
+_FREE = ('steps', 'eval', 'checkpoint', 'compare', 'sample', 'export')
 
 
 def check_workdir(workdir: pathlib.Path, config: Config) -> None:
@@ -30,7 +31,9 @@ def check_workdir(workdir: pathlib.Path, config: Config) -> None:
     except json.JSONDecodeError:
       raise InputError(f'{path}: not JSON; choose another --workdir') from None
     free = _FREE if config.optim.schedule == 'constant' else _FREE[1:]
-    old, new = _flat(old), _flat(new)
+    # Keys that the run did not have yet stand at their defaults.
+    old = _flat(_as_json(Config())) | _flat(old)
+    new = _flat(new)
     different = sorted(k for k in old.keys() | new.keys()
                        if k.split('.')[0] not in free
                        and old.get(k) != new.get(k))
@@ -46,6 +49,9 @@ def check_workdir(workdir: pathlib.Path, config: Config) -> None:
 def claim(workdir: pathlib.Path, config: Config) -> None:
   """Makes the workdir this run's: writes its config.json."""
   check_workdir(workdir, config)
+  mesh_lib.barrier('claim')
+  if jax.process_index():
+    return
   workdir.mkdir(parents=True, exist_ok=True)
   (workdir / 'config.json').write_text(
       json.dumps(_as_json(config), indent=1, sort_keys=True) + '\n')

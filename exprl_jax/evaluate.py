@@ -75,7 +75,7 @@ class HeldOut:
                'eval/length_mean': float(lengths.mean()),
                'time/eval': time.perf_counter() - start}
     log.write(step, values, line(step, values, cfg))
-    if samples_to:
+    if samples_to and jax.process_index() == 0:
       with samples_to.open('w') as file:
         for i, text in enumerate(texts):
           p, g = divmod(i, cfg.samples)
@@ -120,13 +120,15 @@ def line(step: int, values: dict[str, float], cfg) -> str:
 
 def evaluate(config: Config, workdir: pathlib.Path) -> list[metrics.Row]:
   """run='evaluate': scores policy.init and writes workdir/samples.jsonl."""
-  mesh = mesh_lib.make_mesh(config.mesh)
+  mesh = mesh_lib.rollout_mesh(mesh_lib.make_mesh(config.mesh),
+                               config.mesh.rollout_tensor)
   folder = resolve(config.policy.init)
   tokenizer = Tokenizer(folder)
   held_out = HeldOut(config, tokenizer)
-  model, params = hf.load(folder, mesh, config.policy.dtype, frozen=True)
+  model, params = hf.load(folder, mesh, config.policy.dtype, frozen=True,
+                          attention=config.policy.attention)
   checkpoint.claim(workdir, config)
-  log = metrics.Log(workdir, 0)
+  log = metrics.Log(workdir, 0, main=jax.process_index() == 0)
   sampler = engine.Sampler(config, model, tokenizer, mesh)
   held_out(sampler, params, 0, log, workdir / 'samples.jsonl')
   log.close()

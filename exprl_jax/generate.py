@@ -73,7 +73,8 @@ def generate(config: Config) -> None:
         f'{seconds:.1f} s, {count / seconds:.0f} tokens/s -> {out}')
 
 
-def read_prompts(path: epath.PathLike, tokenizer: Tokenizer, width: int) -> list[Prompt]:
+def read_prompts(path: epath.PathLike, tokenizer: Tokenizer, width: int
+                 ) -> list[Prompt]:
   """Reads the lines: `id`, and one of `prompt`, `messages` and `tokens`.
 
   `prompt` is text, taken as it is; `messages` a chat for the model's template.

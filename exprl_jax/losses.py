@@ -40,8 +40,8 @@ def token_logprobs(cfg: ModelConfig, params, tokens: jax.Array,
   start = jax.lax.cummax(jnp.where(goes_on, 0, column), axis=1)
   hidden = transformer.forward(cfg, params, tokens, column - start,
                                   segment_ids=segment_ids)
-  n = -(-(t - 1) // chunk)
-  width = -(-(t - 1) // n)
+  n = max(-(-(t - 1) // chunk), 1)
+  width = max(-(-(t - 1) // n), 1)
   pad = n * width - (t - 1)
 
   def split(x):  # [B, T - 1, ...] -> [n, B, width, ...]

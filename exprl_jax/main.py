@@ -52,6 +52,10 @@ def parse(argv: list[str]) -> tuple[str, ml_collections.ConfigDict,
   flags.DEFINE_bool(
       'dry_run', False, 'Check the config, the data and the models, print one '
       'prompt of each kind, and stop.', flag_values=found)
+  flags.DEFINE_string(
+      'distributed', '', "Of several processes: 'auto' on TPU slices and GKE, "
+      'HOST:PORT,PROCESSES,INDEX elsewhere. All see the same --workdir.',
+      flag_values=found)
   flags.DEFINE_bool('verbose', False, 'Log what the libraries do.',
                     flag_values=found)
   if '--help' in argv:
@@ -96,6 +100,24 @@ def compared(config: config_lib.Config, path: str) -> config_lib.Config:
           'mesh')})
 
 
+def join(how: str) -> None:
+  """Makes this process one of several: the flag --distributed.
+
+  Raises:
+    InputError: the flag is none of its forms.
+  """
+  import jax
+  if how == 'auto':
+    jax.distributed.initialize()
+    return
+  try:
+    address, processes, index = how.split(',')
+    jax.distributed.initialize(address, int(processes), int(index))
+  except ValueError:
+    raise InputError(f"--distributed={how}: 'auto', or HOST:PORT,PROCESSES,"
+                     'INDEX') from None
+
+
 def main(argv: list[str]) -> None:
   """Does what a command line says.
 
@@ -105,6 +127,8 @@ def main(argv: list[str]) -> None:
   path, values, found = parse(argv)
   logging.set_verbosity(logging.INFO if found.verbose else logging.WARNING)
   config = config_lib.freeze(values)
+  if found.distributed:
+    join(found.distributed)
   runs = [(path, config)]
   if config.compare:
     runs.append((config.compare, compared(config, path)))
@@ -116,20 +140,27 @@ def main(argv: list[str]) -> None:
     module, function = _TOOLS[config.run]
     getattr(importlib.import_module(module), function)(config)
     return
+  import jax
+
   from exprl_jax import checkpoint, report
+  if jax.process_count() > 1 and not found.workdir:
+    raise InputError('--workdir is missing: several processes need the same')
+  first = jax.process_index() == 0
+  show = print if first else lambda *args, **kw: None
   workdir = pathlib.Path(
       found.workdir or tempfile.mkdtemp(prefix=f'{pathlib.Path(path).stem}-'))
   checkpoint.check_workdir(workdir, config)
-  print(f'workdir {workdir}', flush=True)
+  show(f'workdir {workdir}', flush=True)
   results = []
   for i, (name, cfg) in enumerate(runs):
     folder = workdir if i == 0 else workdir / 'compare'
     title = f'{pathlib.Path(name).stem}, seed {cfg.seed}'
-    print(f'\n{title}', flush=True)
+    show(f'\n{title}', flush=True)
     module, function = _RUNS[cfg.run]
     rows = getattr(importlib.import_module(module), function)(cfg, folder)
     results.append(report.Result(title, cfg, folder, rows))
-  report.write(workdir, results)
+  if first:
+    report.write(workdir, results)
 
 
 if __name__ == '__main__':

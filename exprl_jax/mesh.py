@@ -47,40 +47,48 @@ def make_mesh(cfg, devices: Sequence[jax.Device] | None = None) -> Mesh:
     raise InputError(
         f'mesh={dict(zip(AXES, sizes))}: sizes are positive, and at most one '
         'of them is -1 (take what is left)')
-  sizes = tuple(len(devices) // known if s == -1 else s for s in sizes)
-  if int(np.prod(sizes)) != len(devices):
+  if len(devices) % known or -1 not in sizes and known != len(devices):
     raise InputError(
-        f'mesh={dict(zip(AXES, sizes))} wants {int(np.prod(sizes))} devices, '
-        f'there are {len(devices)}; set one axis to -1 to take what is left')
+        f'mesh={dict(zip(AXES, sizes))} wants {known} devices'
+        f'{" or a multiple" if -1 in sizes else ""}, there are {len(devices)}'
+        f'{"" if -1 in sizes else "; -1 for one axis takes what is left"}')
+  sizes = tuple(len(devices) // known if s == -1 else s for s in sizes)
   return Mesh(np.array(devices).reshape(sizes), AXES,
               axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def spec(logical: Sequence[str | None], shape: Sequence[int],
          mesh: Mesh) -> PartitionSpec:
-  """The partition of one array; an axis that does not divide is replicated.
+  """The partition of one array. Mesh axes that do not divide it are left out.
 
   Raises:
     InputError: two axes of the array map to the same mesh axis.
   """
   out, used = [], set()
   for name, size in zip(logical, shape, strict=True):
-    axes = tuple(a for a in RULES.get(name, ()) if mesh.shape[a] > 1)
-    if used & set(axes):
-      raise InputError(f'axes {tuple(logical)} use mesh axis {axes} twice')
-    parts = int(np.prod([mesh.shape[a] for a in axes]))
-    if size % parts:
-      _warn_once(name, size, axes, parts)
-      axes = ()
+    wanted = tuple(a for a in RULES.get(name, ()) if mesh.shape[a] > 1)
+    if used & set(wanted):
+      raise InputError(f'axes {tuple(logical)} use mesh axis {wanted} twice')
+    axes = _dividing(size, wanted, mesh)
+    if axes != wanted:
+      _warn_once(name, size, wanted, axes)
     used |= set(axes)
     out.append(axes or None)
   return PartitionSpec(*out)
 
 
+def _dividing(size, axes, mesh):
+  """The mesh axes, from the first, whose product divides a size."""
+  while size % int(np.prod([mesh.shape[a] for a in axes])):
+    axes = axes[:-1]
+  return axes
+
+
 @functools.cache
-def _warn_once(name, size, axes, parts):
-  logging.warning('axis %r of size %d does not divide by the %d devices of '
-                  'mesh axes %s: it is replicated', name, size, parts, axes)
+def _warn_once(name, size, wanted, axes):
+  logging.warning(
+      'axis %r of size %d does not divide over mesh axes %s: %s', name, size,
+      wanted, f'only over {axes}' if axes else 'it is replicated')
 
 
 def axes_of(entry: str | tuple[str, ...] | None) -> tuple[str, ...]:
@@ -102,11 +110,9 @@ def batch_parts(mesh: Mesh) -> int:
 
 def split(shape: Sequence[int], axis: int, mesh: Mesh) -> NamedSharding:
   """One axis over as many devices as it divides by, each a part."""
-  axes = [a for a in mesh.axis_names if mesh.shape[a] > 1]
-  while axes and shape[axis] % int(np.prod([mesh.shape[a] for a in axes])):
-    axes.pop()
-  return NamedSharding(
-      mesh, PartitionSpec(*(None,) * axis, tuple(axes) or None))
+  axes = tuple(a for a in mesh.axis_names if mesh.shape[a] > 1)
+  return NamedSharding(mesh, PartitionSpec(
+      *(None,) * axis, _dividing(shape[axis], axes, mesh) or None))
 
 
 def rollout_mesh(mesh: Mesh, tensor: int) -> Mesh:

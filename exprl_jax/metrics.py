@@ -21,23 +21,27 @@ class Log:
   """
 
   def __init__(self, workdir: pathlib.Path, total: int, first_step: int = 0,
-               show: bool = True):
+               main: bool = True):
+    """Only one process, the main one, writes and shows anything."""
     self._path = workdir / 'metrics.jsonl'
-    self._show = show
-    rows = read(self._path) if first_step else []
-    rows = [r for r in rows if r['step'] <= first_step]
-    self._path.write_text(''.join(json.dumps(r) + '\n' for r in rows))
+    self._main = main
+    if main:
+      rows = read(self._path) if first_step else []
+      rows = [r for r in rows if r['step'] <= first_step]
+      self._path.write_text(''.join(json.dumps(r) + '\n' for r in rows))
     self._bar = tqdm.tqdm(total=total, initial=first_step, unit='step',
-                          disable=not show or not sys.stderr.isatty(),
+                          disable=not main or not sys.stderr.isatty(),
                           leave=False)
 
   def write(self, step: int, values: dict[str, Any], line: str = '') -> None:
     """Adds a row; `line` is what a person reads of it."""
+    if not self._main:
+      return
     row = {'step': step} | {k: float(v) for k, v in values.items()
                             if np.isfinite(v)}
     with self._path.open('a') as file:
       file.write(json.dumps(row) + '\n')
-    if line and self._show:
+    if line:
       tqdm.tqdm.write(line, file=sys.stdout)
       sys.stdout.flush()
 

@@ -75,13 +75,11 @@ def from_scorer(config: Config, tokenizer: Tokenizer, scorer: Scorer
 def cut(problems: Sequence[Problem], rollout: Rollout, tokenizer: Tokenizer,
         delimiters: frozenset[int], max_steps: int) -> list[Trace]:
   """The rollout's rows as texts, cut at `delimiters`."""
-  tokens, completion, finished = (np.asarray(x) for x in (
-      rollout.tokens, rollout.completion, rollout.finished))
-  group, traces = len(tokens) // len(problems), []
-  for i, (row, mask) in enumerate(zip(tokens, completion)):
+  group, traces = len(rollout.tokens) // len(problems), []
+  for i, (row, mask) in enumerate(zip(rollout.tokens, rollout.completion)):
     columns = np.flatnonzero(mask)
     ids = row[columns].tolist()
-    body = ids[:-1] if finished[i] else ids
+    body = ids[:-1] if ids[-1] in tokenizer.eos_ids else ids
     ends = steps_lib.step_ends(body, delimiters, max_steps)
     texts = [tokenizer.decode(body[a:b]) for a, b in zip([0, *ends], ends)]
     # The EOS belongs to the last step; an empty trace is one empty step.
@@ -89,7 +87,7 @@ def cut(problems: Sequence[Problem], rollout: Rollout, tokenizer: Tokenizer,
     problem, text = problems[i // group], tokenizer.decode(body)
     traces.append(Trace(
         problem, text, texts or [''],
-        [int(columns[0]) + end - 1 for end in last], bool(finished[i]),
+        [int(columns[0]) + end - 1 for end in last], bool(rollout.finished[i]),
         grading.grade(text, problem.answer)))
   return traces
 

@@ -38,8 +38,9 @@ def sft(config: Config, workdir: pathlib.Path) -> list[metrics.Row]:
   state = learner.init_state(params, config.optim, config.steps)
   checkpoints = checkpoint.Checkpoints(workdir, config.checkpoint)
   start, state = checkpoints.restore(state)
-  log = metrics.Log(workdir, config.steps, start)
-  sampler = engine.Sampler(config, model, tokenizer, mesh)
+  log = metrics.Log(workdir, config.steps, start, jax.process_index() == 0)
+  sampler = engine.Sampler(config, model, tokenizer, mesh_lib.rollout_mesh(
+      mesh, config.mesh.rollout_tensor))
   if start == 0:
     held_out(sampler, state.params, 0, log)
 

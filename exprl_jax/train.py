@@ -64,7 +64,8 @@ def train(config: Config, workdir: pathlib.Path) -> list[metrics.Row]:
   state = learner.init_state(params, config.optim, step_fn.total_updates)
   checkpoints = checkpoint.Checkpoints(workdir, config.checkpoint)
   start, state = checkpoints.restore(state)
-  log = metrics.Log(workdir, config.steps, start)
+  main = jax.process_index() == 0
+  log = metrics.Log(workdir, config.steps, start, main)
   root = jax.random.key(config.seed)
   if start == 0:
     held_out(step_fn.sampler, state.params, 0, log)
@@ -76,7 +77,7 @@ def train(config: Config, workdir: pathlib.Path) -> list[metrics.Row]:
     log.advance(reward=f'{taken.metrics["reward/mean"]:.3f}')
     log.write(done, taken.metrics, line(done, taken.metrics)
               if done % 10 == 0 or done == 1 else '')
-    if done % 10 == 0 or done in (1, config.steps):
+    if main and (done % 10 == 0 or done in (1, config.steps)):
       write_samples(workdir / f'samples/{done:08d}.jsonl', taken)
     if held_out.due(done, config.steps):
       held_out(step_fn.sampler, state.params, done, log)
@@ -93,7 +94,7 @@ class Taken(NamedTuple):
 
   rollout: Rollout
   rewarded: rewards.Rewarded
-  credit: jax.Array  # f32[B, S] advantage of each step of the traces
+  credit: np.ndarray  # f32[B, S] advantage of each step of the traces
   metrics: dict[str, float]
 
 
@@ -121,17 +122,18 @@ class Step:
     with timer('judge'):
       rewarded = self._reward(problems, rollout)
     with timer('logprob'):
-      scores = mesh_lib.shard_rows(rewarded.scores, self._mesh)
-      credit = assign(scores, config.credit, config.rollout.group_size)
+      credit = np.asarray(assign(rewarded.scores, config.credit,
+                                 config.rollout.group_size))
       batch = jax.block_until_ready(
-          self._experience(state, rollout, scores, credit))
+          self._experience(state, rollout, rewarded.scores, credit))
     with timer('update'), jax.set_mesh(self._mesh):
       state, values = learner.update(
           self._model, state, batch, config.loss, config.optim,
           config.rollout.temperature or 1.0, config.rollout.group_size,
           self.total_updates)
       values = {k: float(v) for k, v in values.items()}
-    values |= (rewarded.metrics | timer.metrics() | statistics(rollout, batch)
+    values |= (rewarded.metrics | timer.metrics()
+               | statistics(rollout, rewarded.scores, credit)
                | self.sampler.engine.metrics())
     values['group/zero_spread_frac'] = zero_spread(
         rewarded.scores, config.rollout.group_size)
@@ -139,23 +141,24 @@ class Step:
 
   def _experience(self, state, rollout, scores, credit) -> Experience:
     config = self._config
+    trains = scores.valid.any(axis=1, keepdims=True)
+    advantage = np.asarray(advantages.spread(credit, scores,
+                                             rollout.completion))
+    tokens, valid, mask, sampled, advantage = mesh_lib.shard_rows(
+        (rollout.tokens, rollout.valid, rollout.completion & trains,
+         rollout.logprobs, advantage), self._mesh)
 
     def logprobs(params):
       with jax.set_mesh(self._mesh):
         return learner.logprobs(
-            self._model, params, rollout.tokens, rollout.valid,
+            self._model, params, tokens, valid,
             config.rollout.temperature or 1.0, config.loss.logprob_chunk,
             config.optim.micro_batches)
 
     # With one update the policy before it is the policy in it (learner).
-    old = (logprobs(state.params) if config.optim.updates > 1
-           else rollout.logprobs)
+    old = logprobs(state.params) if config.optim.updates > 1 else sampled
     ref = logprobs(self._reference) if config.loss.kl_coef else old
-    trains = scores.valid.any(axis=1, keepdims=True)
-    return Experience(
-        rollout.tokens, rollout.valid, rollout.completion & trains,
-        rollout.logprobs, old, ref,
-        advantages.spread(credit, scores, rollout.completion))
+    return Experience(tokens, valid, mask, sampled, old, ref, advantage)
 
 
 def assign(scores: Scores, cfg: Credit, group_size: int) -> jax.Array:
@@ -174,10 +177,11 @@ def load_judge(config: Config, mesh: jax.sharding.Mesh) -> Judge:
                config.judge.rows, mesh)
 
 
-def statistics(rollout: Rollout, batch: Experience) -> dict[str, float]:
-  """Lengths and advantages of a batch."""
-  lengths = np.asarray(rollout.completion).sum(axis=1)
-  a = np.asarray(batch.advantages)[np.asarray(batch.loss_mask)]
+def statistics(rollout: Rollout, scores: Scores, credit: np.ndarray
+               ) -> dict[str, float]:
+  """Lengths of a batch, advantages of its steps."""
+  lengths = rollout.completion.sum(axis=1)
+  a = credit[scores.valid]
   return {'length/response_mean': float(lengths.mean()),
           'length/response_max': float(lengths.max()),
           'advantage/abs_max': float(np.abs(a).max()) if len(a) else 0.0,

@@ -12,6 +12,7 @@ import dataclasses
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 
 class InputError(ValueError):
@@ -40,13 +41,14 @@ class Rollout(NamedTuple):
   """Sampled rows: each is its prompt, then its completion, then padding.
 
   Rows of one group are neighbours: row `p * G + g` is sample g of prompt p.
+  They are on the host, whole in every process.
   """
 
-  tokens: jax.Array  # i32[B, T]
-  valid: jax.Array  # bool[B, T] prompt or completion, not padding
-  completion: jax.Array  # bool[B, T] sampled tokens, the EOS included
-  logprobs: jax.Array  # f32[B, T] of the distribution sampled from
-  finished: jax.Array  # bool[B] ended by EOS, not by the token budget
+  tokens: np.ndarray  # i32[B, T]
+  valid: np.ndarray  # bool[B, T] prompt or completion, not padding
+  completion: np.ndarray  # bool[B, T] sampled tokens, the EOS included
+  logprobs: np.ndarray  # f32[B, T] of the distribution sampled from
+  finished: np.ndarray  # bool[B] ended by EOS, not by the token budget
 
 
 class Scores(NamedTuple):

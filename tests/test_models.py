@@ -101,6 +101,9 @@ def test_prepare_is_no_copy_where_nothing_changes(small):
   params = jax.device_put(params, mesh_lib.shardings(
       transformer.logical_axes(cfg), params, mesh))
   assert decode.prepare(cfg, params, mesh) is params
+  # Also as an update leaves them, with shardings spelt in another way.
+  updated = jax.jit(lambda p: jax.tree.map(lambda x: x * 2.0, p))(params)
+  assert decode.prepare(cfg, updated, mesh) is updated
 
 
 @pytest.mark.parametrize('remat', [k for k in transformer.REMAT if k != 'none'])
@@ -163,7 +166,8 @@ def attention_case(windows, softcap, rng):
 
 
 @pytest.mark.parametrize('name', ['dot_product', 'splash'])
-@pytest.mark.parametrize('windows, softcap', [((0,), 0.0), ((0, 33), 4.0)])
+@pytest.mark.parametrize('windows, softcap', [
+    ((0,), 0.0), ((0, 33), 0.0), ((0, 33), 4.0)])
 def test_implementations_of_attention_agree(name, windows, softcap, rng):
   """Values and gradients; off a TPU splash is interpreted."""
   run, *qkv = attention_case(windows, softcap, rng)
@@ -186,8 +190,10 @@ def test_splash_on_a_mesh(rng):
 
 
 def test_mesh_errors():
-  with pytest.raises(InputError, match='wants 3 devices, there are 8'):
+  with pytest.raises(InputError, match='wants 3 devices, there are 8; -1'):
     mesh_lib.make_mesh(config_lib.Mesh(data=3, fsdp=1))
+  with pytest.raises(InputError, match='wants 16 devices or a multiple'):
+    mesh_lib.make_mesh(config_lib.Mesh(data=16, fsdp=-1))
   with pytest.raises(InputError, match='at most one of them is -1'):
     mesh_lib.make_mesh(config_lib.Mesh(data=-1, fsdp=-1))
   mesh = mesh_lib.make_mesh(config_lib.Mesh(data=2, fsdp=4))
@@ -201,4 +207,7 @@ def test_an_axis_that_does_not_divide_is_replicated_and_said_so(caplog):
   mesh = mesh_lib.make_mesh(config_lib.Mesh(data=2, fsdp=4))
   with caplog.at_level('WARNING', logger='absl'):
     assert mesh_lib.spec(('embed',), (7,), mesh)[0] is None
-  assert "axis 'embed' of size 7 does not divide by the 4" in caplog.text
+    assert mesh_lib.spec(('batch',), (6,), mesh)[0] == 'data'
+  assert "axis 'embed' of size 7 does not divide over" in caplog.text
+  assert 'it is replicated' in caplog.text
+  assert "only over ('data',)" in caplog.text

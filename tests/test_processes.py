@@ -13,8 +13,10 @@ import numpy as np
 import pytest
 
 from exprl_jax import config as config_lib
+from exprl_jax import main, metrics
 from exprl_jax import mesh as mesh_lib
 from exprl_jax.models import hf
+from exprl_jax.rollout import decode, engine
 from tests.test_models import logits
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -35,23 +37,33 @@ def run(folder, out, sizes):
     (_, value), gradient = jax.value_and_grad(loss, 1, has_aux=True)(
         cfg, params, mesh_lib.shard_rows(rows, mesh))
   hf.save(out / 'model', cfg, params, folder)
+  sampling = mesh_lib.rollout_mesh(mesh, sizes.get('tensor', 0))
+  generator = engine.Engine(cfg, sampling, engine.Options(
+      slots=8, max_tokens=40, page=4, pages=22, chunk=7, prefill=8))
+  samples = generator.generate(
+      decode.prepare(cfg, params, sampling),
+      [engine.Request([3 + i] * (i + 1), i * 4, 4, engine.Sampling(
+          20, eos_ids=(1,))) for i in range(8)], jax.random.key(0))
   value, gradient = mesh_lib.fetch((value, gradient))
   if jax.process_index() == 0:
     leaves = jax.tree.leaves((value, gradient))
     np.savez(out / 'arrays.npz', *leaves)
+    (out / 'samples.json').write_text(json.dumps(
+        [s.tokens.tolist() for s in samples]))
 
 
-def two_processes(folder, out, sizes):
+def two_processes(*command):
+  """Runs a command of this file in two processes; what they said."""
   with socket.socket() as s:
     s.bind(('127.0.0.1', 0))
     port = s.getsockname()[1]
-  spec = json.dumps([str(folder), str(out), sizes, port])
   children = [subprocess.Popen(
-      [sys.executable, '-m', 'tests.test_processes', spec, str(i)], cwd=ROOT,
-      stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-      for i in range(2)]
+      [sys.executable, '-m', 'tests.test_processes', str(port), str(i),
+       *map(str, command)], cwd=ROOT, stdout=subprocess.PIPE,
+      stderr=subprocess.STDOUT, text=True) for i in range(2)]
   said = [child.communicate(timeout=300)[0] for child in children]
   assert [child.returncode for child in children] == [0, 0], '\n'.join(said)
+  return said
 
 
 @pytest.mark.parametrize('sizes', [
@@ -61,20 +73,49 @@ def test_two_processes_are_one(small_folder, tmp_path, sizes):
   for out in (one, two):
     out.mkdir()
   run(small_folder, one, sizes)
-  two_processes(small_folder, two, sizes)
+  two_processes('run', small_folder, two, json.dumps(sizes))
   a, b = (np.load(out / 'arrays.npz') for out in (one, two))
   assert len(a.files) == len(b.files) > 5
   for name in a.files:
     np.testing.assert_allclose(a[name], b[name],
                                atol=1e-5 * np.abs(a[name]).max())
+  assert (one / 'samples.json').read_text() == (
+      two / 'samples.json').read_text()
   for file in ('model.safetensors', 'config.json', 'tokenizer.json'):
     assert (one / 'model' / file).read_bytes() == (
         two / 'model' / file).read_bytes()
 
 
+def test_two_processes_train_as_one(tmp_path):
+  """The whole command, two steps: the same samples, and losses that agree."""
+  flags = ['--config=configs/tiny.py', '--config.compare=', '--config.steps=2',
+           '--config.data.batch=8', '--config.eval.limit=8',
+           '--config.eval.samples=2', '--config.eval.ks=(1,2)',
+           '--config.mesh.data=8']
+  main.main([*flags, f'--workdir={tmp_path}/one'])
+  said = two_processes('main', *flags, f'--workdir={tmp_path}/two')
+  assert 'pass@1' in said[0] and 'pass@1' not in said[1]
+  one, two = (metrics.read(tmp_path / f'{name}/metrics.jsonl')
+              for name in ('one', 'two'))
+  assert len(one) == len(two) == 4
+  for a, b in zip(one, two):
+    assert a.keys() == b.keys()
+    for key in a.keys():
+      if not key.startswith(('time/', 'perf/')):
+        np.testing.assert_allclose(a[key], b[key], rtol=1e-3, atol=1e-5)
+  a, b = (np.frombuffer((tmp_path / f'{name}/model/model.safetensors')
+                        .read_bytes(), np.uint8) for name in ('one', 'two'))
+  assert len(a) == len(b)
+
+
 if __name__ == '__main__':
-  folder, out, sizes, port = json.loads(sys.argv[1])
+  port, index, what, *rest = sys.argv[1:]
   jax.config.update('jax_num_cpu_devices', 4)
-  jax.distributed.initialize(f'127.0.0.1:{port}', 2, int(sys.argv[2]))
-  assert (jax.process_count(), jax.local_device_count()) == (2, 4)
-  run(pathlib.Path(folder), pathlib.Path(out), sizes)
+  where = f'127.0.0.1:{port}'
+  if what == 'main':
+    main.main([*rest, f'--distributed={where},2,{index}'])
+  else:
+    main.join(f'{where},2,{index}')
+    assert (jax.process_count(), jax.local_device_count()) == (2, 4)
+    folder, out, sizes = rest
+    run(pathlib.Path(folder), pathlib.Path(out), json.loads(sizes))

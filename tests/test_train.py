@@ -28,8 +28,8 @@ def run(config, workdir, *flags):
 
 
 def without_times(rows):
-  return [{k: v for k, v in r.items() if not k.startswith('time/')}
-          for r in rows]
+  return [{k: v for k, v in r.items()
+           if not k.startswith(('time/', 'perf/'))} for r in rows]
 
 
 def test_the_main_job_in_short(tmp_path, capsys):

@@ -147,7 +147,7 @@ class Judge:
         out = _read(self.model, self.params,
                     mesh_lib.shard_rows(rows, self._mesh),
                     self.template.score_ids)
-      s, m = (np.asarray(x)[:len(part)] for x in out)
+      s, m = (x[:len(part)] for x in mesh_lib.fetch(out))
       score.append(s)
       mass.append(m)
       exists.append(rows.exists[:len(part)])

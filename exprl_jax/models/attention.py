@@ -16,7 +16,6 @@ import jax.numpy as jnp
 from exprl_jax import mesh as mesh_lib
 from exprl_jax.models.config import ModelConfig
 
-IMPLEMENTATIONS = ('auto', 'einsum', 'dot_product', 'splash')
 SAVED = 'attention'  # name of what remat='save_attention' keeps
 _LANES, _BLOCK = 128, 512  # of a TPU register; of the splash kernel
 
@@ -54,8 +53,8 @@ def attend(cfg: ModelConfig, q: jax.Array, k: jax.Array, v: jax.Array,
   """Grouped-query attention; scores and softmax in float32.
 
   Args:
-    cfg: scale, soft-cap and windows.
-    q: [B, T, N, H].
+    cfg: soft-cap and windows.
+    q: [B, T, N, H], with the scale of the scores in them.
     k: [B, T, K, H].
     v: [B, T, K, H].
     view: what is visible.
@@ -64,20 +63,27 @@ def attend(cfg: ModelConfig, q: jax.Array, k: jax.Array, v: jax.Array,
   Returns:
     [B, T, N, H] in q's dtype.
   """
-  scale = cfg.attention_scale or cfg.head_dim**-0.5
   chosen = choose(cfg, view)
-  if chosen == 'splash':
-    out = _splash(cfg, q, k, v, view.segment_ids, kind, scale)
+  if chosen == 'splash':  # which names what it saves itself
+    return _splash(cfg, q, k, v, view.segment_ids, kind)
+  mask = visible(cfg, view, kind)
+  if chosen == 'dot_product':
+    fused = _cudnn_takes(q, k)
+    out = jax.nn.dot_product_attention(
+        q, k, v, mask=mask[:, None], scale=1.0,
+        implementation='cudnn' if fused else 'xla')
   else:
-    mask = visible(cfg, view, kind)
-    if chosen == 'dot_product':
-      fused = jax.default_backend() == 'gpu' and q.dtype != jnp.float32
-      out = jax.nn.dot_product_attention(
-          q, k, v, mask=mask[:, None], scale=scale,
-          implementation='cudnn' if fused else 'xla')
-    else:
-      out = _einsum(q, k, v, mask, scale, cfg.attention_softcap)
+    out = _einsum(q, k, v, mask, cfg.attention_softcap)
   return checkpoint_name(out, SAVED)
+
+
+def _cudnn_takes(q: jax.Array, k: jax.Array) -> bool:
+  """Whether cuDNN's fused attention has an implementation for these."""
+  mesh = jax.sharding.get_abstract_mesh()
+  whole = mesh.empty or mesh.shape['tensor'] == 1
+  return (jax.default_backend() == 'gpu' and q.dtype != jnp.float32
+          and q.shape[1] % 2 == 0 and q.shape[-1] <= 128
+          and (whole or k.shape[2] % mesh.shape['tensor'] == 0))
 
 
 def causal_mask(segment_ids: jax.Array) -> jax.Array:
@@ -100,19 +106,21 @@ def visible(cfg: ModelConfig, view: View, kind: jax.Array | int) -> jax.Array:
   return mask & ((window == 0) | (ago < window))
 
 
-def _einsum(q, k, v, mask, scale, softcap):
+def _einsum(q, k, v, mask, softcap):
   b, t, n, h = q.shape
   q = q.reshape(b, t, k.shape[2], n // k.shape[2], h)
-  scores = jnp.einsum('btkgh,bskh->bkgts', q, k,
-                      preferred_element_type=jnp.float32) * scale
+  precision = 'highest' if q.dtype == jnp.float32 else None
+  scores = jnp.einsum('btkgh,bskh->bkgts', q, k, precision=precision,
+                      preferred_element_type=jnp.float32)
   if softcap:
     scores = softcap * jnp.tanh(scores / softcap)
   scores = jnp.where(mask[:, None, None], scores, -1e30)
   weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-  return jnp.einsum('bkgts,bskh->btkgh', weights, v).reshape(b, t, n, h)
+  out = jnp.einsum('bkgts,bskh->btkgh', weights, v, precision=precision)
+  return out.reshape(b, t, n, h)
 
 
-def _splash(cfg, q, k, v, segment_ids, kind, scale):
+def _splash(cfg, q, k, v, segment_ids, kind):
   """Pads to whole blocks and runs the kernel on each device's part."""
   t = q.shape[1]
   block = min(_BLOCK, -(-t // _LANES) * _LANES)
@@ -121,7 +129,7 @@ def _splash(cfg, q, k, v, segment_ids, kind, scale):
   def padded(x):
     return jnp.pad(x, ((0, 0), (0, pad)) + ((0, 0),) * (x.ndim - 2))
 
-  q, k, v, ids = (padded(x) for x in (q * scale, k, v, segment_ids))
+  q, k, v, ids = (padded(x) for x in (q, k, v, segment_ids))
   branches = [functools.partial(_splash_local, cfg, window, block)
               for window in cfg.kinds]
 
@@ -141,7 +149,7 @@ def _splash(cfg, q, k, v, segment_ids, kind, scale):
 
 
 def _splash_local(cfg, window, block, q, k, v, segment_ids):
-  """The kernel on whole arrays; q is scaled, T a multiple of the block."""
+  """The kernel on whole arrays; T is a multiple of the block."""
   # Imported here: loading Pallas costs a second that no other platform needs.
   from jax.experimental.pallas.ops.tpu.splash_attention import (
     splash_attention_kernel as splash,

@@ -170,7 +170,9 @@ def _check(folder, cfg, tensors, parts) -> None:
   used = {name for part in parts for name in part.names}
   # A tied head may be stored beside the embedding; it is the same matrix.
   tied = {_TOP['head']} if cfg.tied_embedding else set()
-  if extra := sorted(set(tensors) - used - tied):
+  # Older files store the frequencies of the rotary embedding, too.
+  known = tied | {n for n in tensors if n.endswith('.rotary_emb.inv_freq')}
+  if extra := sorted(set(tensors) - used - known):
     raise InputError(f'{tensors[extra[0]]}: the model of config.json does not '
                      f'have it ({len(extra)} such tensors)')
 
@@ -232,7 +234,8 @@ def save(folder: epath.PathLike, cfg: ModelConfig, params,
   """Writes a directory that `load` and `transformers` open.
 
   All processes call it, process 0 writes; the host holds one tensor at a
-  time. config.json comes last: a folder without it was cut short.
+  time. config.json goes first and comes last: a folder without it was cut
+  short.
 
   Args:
     folder: on disk or gs://; created, its model files are overwritten.
@@ -248,8 +251,7 @@ def save(folder: epath.PathLike, cfg: ModelConfig, params,
   """
   folder, base = epath.Path(folder), epath.Path(base)
   raw = json.loads((base / 'config.json').read_text())
-  raw.pop('torch_dtype', None)
-  raw['dtype'] = dtype
+  raw |= {'dtype': dtype, 'torch_dtype': dtype}  # new and old readers
   same = {'dtype': cfg.dtype, 'remat': cfg.remat, 'attention': cfg.attention}
   if dataclasses.replace(config.parse_config(dict(raw), str(base)),
                          **same) != cfg:
@@ -260,6 +262,8 @@ def save(folder: epath.PathLike, cfg: ModelConfig, params,
   arrays = _fetch(parts, params, to)
   if jax.process_index() == 0:
     folder.mkdir(parents=True, exist_ok=True)
+    for old in (folder / 'config.json', *folder.glob('*.safetensors*')):
+      old.unlink(missing_ok=True)  # an interrupted save is no model
     safetensors.write_folder(folder, shapes, to, arrays, max_bytes)
     for file in _OTHER_FILES:
       if (base / file).exists() and base != folder:

@@ -29,7 +29,8 @@ def mixture(cfg: ModelConfig, x: jax.Array, router: jax.Array,
   Returns:
     [B, T, D] in x's dtype.
   """
-  logits = jnp.einsum('btd,de->bte', x.astype(jnp.float32), router)
+  logits = jnp.einsum('btd,de->bte', x.astype(jnp.float32), router,
+                      precision=jax.lax.Precision.HIGHEST)
   weight, expert = jax.lax.top_k(jax.nn.softmax(logits, axis=-1),
                                  cfg.experts_per_token)
   if cfg.norm_topk:
@@ -60,10 +61,14 @@ def _experts(activation, expert_axes, mlp_axes, x, weight, expert, gate, up,
   rows = x.reshape(-1, d)[order // k]
   sizes = jnp.bincount(jnp.where(mine, local, here), length=here + 1)[:here]
   sizes = sizes.astype(jnp.int32)
-  y = activation(jax.lax.ragged_dot(rows, gate, sizes))
-  y = jax.lax.ragged_dot(y * jax.lax.ragged_dot(rows, up, sizes), down, sizes,
-                         preferred_element_type=jnp.float32)
-  y = jnp.where(mine[order][:, None], y, 0.0)
+  dot = functools.partial(
+      jax.lax.ragged_dot, group_sizes=sizes,
+      precision='highest' if x.dtype == jnp.float32 else None)
+  # What ragged_dot leaves in rows of no group is not defined: mask it.
+  ours = mine[order][:, None]
+  y = jnp.where(ours, activation(dot(rows, gate)) * dot(rows, up), 0.0)
+  y = dot(y, down, preferred_element_type=jnp.float32)
+  y = jnp.where(ours, y, 0.0)
   y *= weight.reshape(-1)[order][:, None]
   out = jnp.zeros((b * t, d), jnp.float32).at[order // k].add(y)
   if axes := (*expert_axes, *mlp_axes):

@@ -110,7 +110,7 @@ def attend(cfg: ModelConfig, layout: Layout, q: jax.Array, k: jax.Array,
   Args:
     cfg: the model.
     layout: of the pool.
-    q: [B, T, N, H].
+    q: [B, T, N, H], with the scale of the scores in them.
     k: [B, T, K, H].
     v: [B, T, K, H].
     pool: updated in place where it is donated.
@@ -156,17 +156,17 @@ def _reference(cfg, layout, q, k, v, pool, table, positions, layer, kind):
   b, t, n, h = q.shape
   heads = k.shape[2]
   pool = _write(pool, k, v, *_places(layout, table, positions, layer))
-  scale = cfg.attention_scale or cfg.head_dim**-0.5
-  q = (q.astype(jnp.float32) * scale).astype(q.dtype)
   q = q.reshape(b, t, heads, n // heads, h).transpose(0, 2, 3, 1, 4)
   q = q.reshape(b, heads, -1, h)  # [B, K, G * T, H]
   window = jnp.array(cfg.kinds)[kind]
+  precision = 'highest' if q.dtype == jnp.float32 else None
 
   def visit(i, carry):
     highest, total, out = carry
     index = table[:, i] + layer * layout.pages
     keys, values = pool.keys[0, index], pool.values[0, index]
     scores = jnp.einsum('bkqh,bkhp->bkqp', q, keys.astype(q.dtype),
+                        precision=precision,
                         preferred_element_type=jnp.float32)
     if layout.dtype == 'int8':
       scores *= pool.key_scales[0, index][:, :, None]
@@ -187,7 +187,7 @@ def _reference(cfg, layout, q, k, v, pool, table, positions, layer, kind):
       weight *= pool.value_scales[0, index][:, :, None]
     out = out * decay[..., None] + jnp.einsum(
         'bkqp,bkph->bkqh', weight.astype(q.dtype), values.astype(q.dtype),
-        preferred_element_type=jnp.float32)
+        precision=precision, preferred_element_type=jnp.float32)
     return new, total, out
 
   shape = q.shape[:3]
@@ -236,7 +236,7 @@ def _ragged(cfg, layout, q, k, v, pool, table, positions, layer, kind):
         q.reshape(b * t, n, h), pages,
         jnp.maximum(positions[:, 0], 0) + t,
         table + layer * layout.pages, jnp.arange(b + 1, dtype=jnp.int32) * t,
-        jnp.array([b], jnp.int32), sm_scale=cfg.attention_scale or h**-0.5,
+        jnp.array([b], jnp.int32), sm_scale=1.0,
         sliding_window=window or None, soft_cap=cfg.attention_softcap or None,
         num_kv_pages_per_block=max(1, min(1024 // layout.page, table.shape[1])),
         num_queries_per_block=8 if t == 1 else 32,

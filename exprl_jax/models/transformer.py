@@ -97,7 +97,11 @@ class _Layer(nnx.Module):
           (q, self.q_bias), (k, self.k_bias), (v, self.v_bias)))
     if cfg.qk_norm:
       q, k = self._norm(q, 'q_norm'), self._norm(k, 'k_norm')
-    return rotate(q, positions, *rope), rotate(k, positions, *rope), v
+    # The scale of the scores enters here, in float32, not after the rounding.
+    frequency, factor = rope
+    scale = cfg.attention_scale or cfg.head_dim**-0.5
+    return (rotate(q, positions, frequency, factor * scale),
+            rotate(k, positions, frequency, factor), v)
 
   def _mlp(self, x):
     act = _ACTIVATIONS[self.cfg.activation]
@@ -301,18 +305,30 @@ def project(cfg: ModelConfig, params, hidden: jax.Array) -> jax.Array:
   """Logits f32[..., V] of hidden states f32[..., D], computed in float32.
 
   The head is rounded to `cfg.dtype` first, so that the parameters in float32
-  and their `cast` copy give the same.
+  and their `cast` copy give the same. With a bfloat16 head, Precision.HIGH
+  (three bfloat16 passes on a TPU) is float32 but for the last bits.
   """
   head = params['embedding'].T if cfg.tied_embedding else params['head']
-  logits = dense(hidden, head.astype(cfg.dtype).astype(jnp.float32))
+  precision = jax.lax.Precision.HIGHEST
+  if cfg.dtype == 'bfloat16':
+    precision = jax.lax.Precision.HIGH
+    # A pair of casts would be optimised away.
+    head = jax.lax.reduce_precision(head.astype(jnp.float32), 8, 7)
+  logits = dense(hidden, head, precision)
   if cfg.logit_softcap:
     logits = cfg.logit_softcap * jnp.tanh(logits / cfg.logit_softcap)
   return logits
 
 
-def dense(x, w):
-  """x[..., D] times w[D, ...]: flattened, which XLA:CPU runs twice as fast."""
-  out = jax.lax.dot(x.reshape(-1, x.shape[-1]), w.reshape(w.shape[0], -1))
+def dense(x, w, precision=None):
+  """x[..., D] times w[D, ...]: flattened, which XLA:CPU runs twice as fast.
+
+  float32 means float32: TPUs and GPUs would round it by default.
+  """
+  if precision is None and x.dtype == jnp.float32:
+    precision = jax.lax.Precision.HIGHEST
+  out = jax.lax.dot(x.reshape(-1, x.shape[-1]), w.reshape(w.shape[0], -1),
+                    precision=precision)
   return out.reshape(*x.shape[:-1], *w.shape[1:])
 
 

@@ -141,8 +141,9 @@ def prepare(cfg: ModelConfig, params, mesh: jax.sharding.Mesh):
   tensor parallel ones. Where nothing changes these are the same arrays.
   """
   wanted, convert = _converter(cfg, mesh)
-  same = jax.tree.map(lambda x, w: (x.dtype, x.sharding) == (
-      w.dtype, w.sharding), params, wanted)
+  same = jax.tree.map(
+      lambda x, w: x.dtype == w.dtype and x.sharding.is_equivalent_to(
+          w.sharding, x.ndim), params, wanted)
   return params if all(jax.tree.leaves(same)) else convert(params)
 
 

@@ -323,5 +323,4 @@ class Sampler:
       logprobs[i, n:end] = sample.logprobs
       valid[i, :end], completion[i, n:end] = True, True
     finished = np.array([s.ended != 'length' for s in samples])
-    return mesh_lib.shard_rows(
-        Rollout(tokens, valid, completion, logprobs, finished), self.mesh)
+    return Rollout(tokens, valid, completion, logprobs, finished)
