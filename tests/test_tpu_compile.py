@@ -7,8 +7,11 @@ docs/tpu.md has the memory figures that these tests print.
 """
 
 import dataclasses
+import functools
 import importlib.util
+import math
 import os
+import re
 
 import jax
 import jax.numpy as jnp
@@ -17,9 +20,10 @@ import pytest
 from exprl_jax import config as config_lib
 from exprl_jax import losses
 from exprl_jax import mesh as mesh_lib
-from exprl_jax.models import transformer
+from exprl_jax.models import paged, transformer
 from exprl_jax.models.config import ModelConfig
 from exprl_jax.models.rope import Rope
+from exprl_jax.rollout import decode
 from tests.conftest import SMALL
 
 pytestmark = [
@@ -41,11 +45,7 @@ V5E_BYTES = 15.75 * 2**30  # of a chip, usable
 def v5e_8():
   """The devices of a v5e:2x4 slice."""
   os.environ |= {'TPU_SKIP_MDS_QUERY': '1', 'ALLOW_MULTIPLE_LIBTPU_LOAD': '1'}
-  from jax.experimental import topologies
-  return topologies.get_topology_desc(
-      platform='tpu', topology_name='v5e:2x4', chip_config_name='default',
-      chips_per_host_bounds=(2, 2, 1), num_slices=1,
-      wrap=(False, False, False)).devices
+  return topology('v5e:2x4')
 
 
 def compile_gradient(cfg, devices, rows, tokens, **sizes):
@@ -88,3 +88,67 @@ def test_splash_attention_with_segments_windows_and_soft_caps(v5e_8, head_dim):
       dtype='bfloat16')
   compiled = compile_gradient(cfg, v5e_8, 4, 1000, data=1, fsdp=4, tensor=2)
   assert compiled.as_text().count('tpu_custom_call') >= 6
+
+
+def topology(name):
+  """The devices of a slice by its name in the tests' parameters."""
+  from jax.experimental import topologies
+  kind, bounds, chip = {
+      'v5e:2x4': ('v5e:2x4', (2, 2, 1), 'default'),
+      'v6e:2x4': ('v6e:2x4', (2, 2, 1), 'default'),
+      'v5p:2x2x1': ('v5:2x2x1', (2, 2, 1), 'megacore')}[name]
+  return topologies.get_topology_desc(
+      platform='tpu', topology_name=kind, chip_config_name=chip,
+      chips_per_host_bounds=bounds, num_slices=1,
+      wrap=(False, False, False)).devices
+
+
+@pytest.mark.parametrize('name, data, tensor, slots, pages', [
+    ('v5e:2x4', 2, 4, 64, 1024), ('v6e:2x4', 2, 4, 256, 3000),
+    ('v5p:2x2x1', 1, 4, 256, 12000)])
+def test_the_decode_chunk_of_qwen3_4b(v5e_8, name, data, tensor, slots, pages):
+  """Updated in place: no second pool, no copy of it."""
+  cfg = dataclasses.replace(QWEN3_4B, remat='none')
+  mesh = mesh_lib.make_mesh(config_lib.Mesh(data, 1, 1, tensor),
+                            topology(name))
+  layout = paged.Layout(pages, 128, 'bfloat16', 'ragged')
+
+  def array(shape, dtype, *axes):
+    spec = mesh_lib.spec(axes or (None,) * len(shape), shape, mesh)
+    return jax.ShapeDtypeStruct(
+        shape, dtype, sharding=jax.sharding.NamedSharding(mesh, spec))
+
+  params = jax.eval_shape(lambda x: transformer.cast(cfg, x),
+                          transformer.abstract_params(cfg))
+  params = jax.tree.map(
+      lambda x, s: x.update(sharding=s), params, mesh_lib.shardings(
+          transformer.logical_axes(cfg), params, mesh))
+  pool = paged.abstract_pool(cfg, layout, mesh)
+  rows = functools.partial(array, (slots,))
+  state = decode.State(*(rows(jnp.int32, 'batch') for _ in range(3)),
+                       rows(jnp.bool_, 'batch'))
+  columns = len(decode.INTS) + decode.MAX_ENDS
+  inputs = decode.Inputs(array((slots, columns), jnp.int32, 'batch', None),
+                         array((slots, 3), jnp.float32, 'batch', None),
+                         array((slots, 162), jnp.int32, 'batch', None))
+  key = jax.eval_shape(lambda: jax.random.key(0)).update(
+      sharding=array((), jnp.int32).sharding)
+  with jax.set_mesh(mesh):
+    compiled = decode.decode.lower(
+        cfg, layout, 32, False, params, pool, state, inputs, key,
+        array((), jnp.int32)).compile()
+  memory = compiled.memory_analysis()
+  shard = pool.keys.sharding.shard_shape(pool.keys.shape)
+  size = 2 * math.prod(shard)
+  print(f'\n{name}: pool {size / 1e9:.2f} GB a chip, temporaries '
+        f'{memory.temp_size_in_bytes / 1e9:.2f}, peak '
+        f'{memory.peak_memory_in_bytes / 1e9:.2f}, '
+        f'aliased {memory.alias_size_in_bytes / 1e9:.2f}')
+  text = compiled.as_text()
+  assert 'tpu_custom_call' in text
+  assert memory.temp_size_in_bytes < 0.2 * size
+  assert memory.alias_size_in_bytes >= size
+  dims = [','.join(map(str, s)) for s in (shard, shard[1:])]
+  copies = [line for line in text.splitlines() if re.search(
+      rf'= bf16\[({"|".join(dims)})\]\S* copy\(', line)]
+  assert not copies
