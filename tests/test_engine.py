@@ -16,7 +16,7 @@ from exprl_jax.models import transformer
 from exprl_jax.rollout import decode, sampling
 from exprl_jax.rollout.engine import Engine, Options
 from exprl_jax.rollout.pages import Pages
-from exprl_jax.rollout.scheduler import Request, Sampling
+from exprl_jax.rollout.scheduler import Fork, Request, Sampling
 from exprl_jax.types import InputError
 
 # Ragged prompts, also of one token, and ends on and off page boundaries (4).
@@ -221,6 +221,28 @@ def test_nothing_recompiles(small, one_device):
   assert [p._cache_size() for p in programs] == before
 
 
+@pytest.mark.parametrize('options', [
+    dict(), dict(slots=3, chunk=7), dict(pages=14, slots=6, chunk=7),
+    dict(page=8, prefill=32, ahead=True)], ids=str)
+def test_branches_off_any_position_are_their_contexts_alone(small, one_device,
+                                                            options):
+  """Mid-page, at page boundaries, at both ends; with and without suffixes."""
+  rng = np.random.default_rng(3)
+  trunk = rng.integers(3, 40, 17).tolist()
+  forks = [Fork(at, rng.integers(3, 40, n).tolist())
+           for at in (0, 1, 4, 7, 8, 16, 17) for n in (0, 1, 5, 12) if at + n]
+  work = [Request(trunk, 100, len(forks), DRAWN, forks), *requests(samples=2)]
+  alone = [Request([*trunk[:at], *suffix], 100 + i, 1, DRAWN)
+           for i, (at, suffix) in enumerate(forks)] + work[1:]
+  how = dict(max_tokens=60) | options
+  how['pages'] = how.get('pages', 0) and 17
+  got = generate(small, one_device, work, **how)
+  want = generate(small, one_device, alone, max_tokens=60)
+  assert [s.tokens.tolist() for s in got] == [s.tokens.tolist() for s in want]
+  for a, b in zip(got, want):
+    np.testing.assert_allclose(a.logprobs, b.logprobs, atol=1e-5)
+
+
 def test_prompts_are_prefilled_once(small, one_device):
   cfg, params = small
   engine = Engine(cfg, one_device, OPTIONS)
@@ -233,6 +255,9 @@ def test_mistakes_are_named(small, one_device):
   how = dataclasses.replace(DRAWN, max_new_tokens=40)
   with pytest.raises(InputError, match='prompt 4 has 14 tokens; .* is 54 of'):
     generate(small, one_device, requests(how, lengths=[1, 2, 3, 8, 14]))
+  with pytest.raises(InputError, match='prompt 0 forks at 4 of 3'):
+    generate(small, one_device,
+             [Request([1, 2, 3], 0, 1, DRAWN, [Fork(4, [])])])
   with pytest.raises(InputError, match='prompt 0 is empty'):
     generate(small, one_device, [Request([], 0, 1, DRAWN)])
   with pytest.raises(InputError, match='9 end and stop tokens; at most 8'):

@@ -200,14 +200,20 @@ class Engine:
 
   def _check(self, i: int, request: Request) -> None:
     ends = len(request.sampling.eos_ids) + len(request.sampling.stop_ids)
-    rows = len(request.tokens) + request.sampling.max_new_tokens
-    if not len(request.tokens):
-      raise InputError(f'prompt {i} is empty')
-    if rows > self.options.max_tokens:
-      raise InputError(
-          f'prompt {i} has {len(request.tokens)} tokens; with '
-          f'{request.sampling.max_new_tokens} new ones that is {rows} of at '
-          f'most {self.options.max_tokens}')
+    if request.forks and len(request.forks) != request.samples:
+      raise InputError(f'prompt {i}: {len(request.forks)} forks for '
+                       f'{request.samples} samples')
+    for at, suffix in request.forks or [(len(request.tokens), ())]:
+      length = at + len(suffix)
+      rows = length + request.sampling.max_new_tokens
+      if not 0 < length or not 0 <= at <= len(request.tokens):
+        raise InputError(f'prompt {i} is empty' if not length else
+                         f'prompt {i} forks at {at} of {len(request.tokens)}')
+      if rows > self.options.max_tokens:
+        raise InputError(
+            f'prompt {i} has {length} tokens; with '
+            f'{request.sampling.max_new_tokens} new ones that is {rows} of at '
+            f'most {self.options.max_tokens}')
     if ends > decode.MAX_ENDS:
       raise InputError(f'{ends} end and stop tokens; at most {decode.MAX_ENDS}')
     if request.sampling.stop_strings and not self.decode_text:

@@ -4,6 +4,7 @@ from collections import deque
 from collections.abc import Sequence
 import dataclasses
 import time
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -27,14 +28,46 @@ class Sampling:
   stop_strings: tuple[str, ...] = ()  # end a row with the token they end in
 
 
+class Fork(NamedTuple):
+  """Where a sample leaves its request's tokens, and what it goes on with."""
+
+  at: int  # it shares tokens[:at]
+  suffix: Sequence[int]  # its own, before it is sampled from
+
+
 @dataclasses.dataclass(frozen=True)
 class Request:
-  """A prompt and how often to continue it; sample i has id `id` + i."""
+  """A prompt and how often to continue it; sample i has id `id` + i.
+
+  With `forks` the tokens are a trunk, and sample i continues
+  tokens[:forks[i].at] + forks[i].suffix.
+  """
 
   tokens: Sequence[int]
   id: int
   samples: int
   sampling: Sampling
+  forks: Sequence[Fork] = ()
+
+  def context(self, i: int) -> list[int]:
+    """What sample i continues."""
+    if not self.forks:
+      return list(self.tokens)
+    at, suffix = self.forks[i]
+    return [*self.tokens[:at], *suffix]
+
+  def shared(self, i: int) -> int:
+    """Tokens of the trunk that sample i need not compute.
+
+    The last of the context is never among them: decoding starts with it.
+    """
+    at, suffix = self.forks[i] if self.forks else (len(self.tokens), ())
+    return min(at, at + len(suffix) - 1)
+
+  def part(self, start: int, stop: int) -> 'Request':
+    """Samples start..stop - 1 only."""
+    return dataclasses.replace(self, id=self.id + start, samples=stop - start,
+                               forks=self.forks[start:stop])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,26 +94,29 @@ class _Trunk:
 
   def rest(self) -> Request:
     """What is left to be done."""
-    return dataclasses.replace(
-        self.request, id=self.request.id + self.admitted,
-        samples=self.request.samples - self.admitted)
+    return self.request.part(self.admitted, self.request.samples)
 
 
 class _Row:
   """A sample in a slot."""
 
-  def __init__(self, request, id_, slot, pages):
-    self.request, self.id, self.slot, self.pages = request, id_, slot, pages
+  def __init__(self, request, slot, pages):
+    self.request, self.slot, self.pages = request, slot, pages
+    self.sampling, self.context = request.sampling, request.context(0)
     self.tokens, self.logprobs = [], []
     self.fresh = True  # the device does not know it yet
     self.launched = 0  # tokens that chunks in flight may have decoded, too
 
   def last_position(self, chunk: int) -> int:
     """The last one that will be written after one more chunk."""
-    start = len(self.request.tokens) - 1
-    budget = self.request.sampling.max_new_tokens
     done = len(self.tokens) + self.launched
-    return start + min(done + chunk, budget) - 1
+    return len(self.context) - 2 + min(done + chunk,
+                                       self.sampling.max_new_tokens)
+
+  @property
+  def budget(self) -> int:
+    """Tokens that no chunk has been launched for."""
+    return self.sampling.max_new_tokens - len(self.tokens) - self.launched
 
 
 class Run:
@@ -94,7 +130,8 @@ class Run:
     self._engine, self._options = engine, engine.options
     self._done = done
     self._queue = deque(requests)
-    self._trunks: list[_Trunk] = []
+    self._trunks: list[_Trunk] = []  # open: samples are left to branch off
+    self._closed: list[_Trunk] = []  # by this round of admissions
     self._pages = [Pages(self._options.pages) for _ in range(engine.devices)]
     per_device = self._options.slots // engine.devices
     self._free = [list(range((d + 1) * per_device - 1, d * per_device - 1, -1))
@@ -120,13 +157,10 @@ class Run:
     self._free_for_the_oldest()
     running = [row for row in self.rows if self._reserve(row)]
     running += self._admit()
-    running = [r for r in running if r.launched + len(r.tokens)
-               < r.request.sampling.max_new_tokens]
+    running = [row for row in running if row.budget > 0]
     if not running:
       return None
-    steps = min(self._options.chunk, max(
-        r.request.sampling.max_new_tokens - len(r.tokens) - r.launched
-        for r in running))
+    steps = min(self._options.chunk, max(row.budget for row in running))
     started = time.perf_counter()
     out = self._engine.decode(self._describe(running), steps)
     for row in running:
@@ -160,26 +194,32 @@ class Run:
         else:
           row = rows.pop()
           self._leave(row)
-          self._queue.appendleft(dataclasses.replace(
-              row.request, id=row.id, samples=1))
+          self._queue.appendleft(row.request)
           self._engine.stats.restarts += 1
 
   def _admit(self) -> list[_Row]:
     """Fills free slots while there are pages for a trunk and a first chunk."""
-    new, prefills, copies = [], [], []
+    new, prompts, copies, suffixes = [], [], [], []
     while True:
       trunk = next((t for t in self._trunks if self._free[t.device]), None)
       if trunk is None:
         trunk = self._open_trunk()
         if trunk is None:
           break
-        prefills.append(trunk)
+        prompts.append((trunk.device, trunk.request.tokens, 0,
+                        _trunk_length(trunk.request), trunk.pages))
       row = self._branch(trunk, copies)
       if row is None:
         break
       new.append(row)
-    self._prefill(prefills)
+      suffixes.append((self._device(row), row.context, row.request.shared(0),
+                       len(row.context) - 1, row.pages))
+    self._prefill(prompts)
     self._copy(copies)
+    for trunk in self._closed:  # not before the copies are made
+      self._pages[trunk.device].release(trunk.pages)
+    self._closed = []
+    self._prefill(suffixes)
     self.rows += new
     return new
 
@@ -189,11 +229,12 @@ class Run:
     if not self._queue or not self._free[device]:
       return None
     request, page = self._queue[0], self._options.page
-    first = len(request.tokens) - 1 + min(
+    length = _trunk_length(request)
+    first = len(request.context(0)) - 1 + min(
         self._options.chunk, request.sampling.max_new_tokens)
-    if self._pages[device].free < -(-first // page) + 1:
+    if self._pages[device].free < -(-max(first, length) // page) + 1:
       return None
-    pages = self._pages[device].take(-(-(len(request.tokens) - 1) // page))
+    pages = self._pages[device].take(-(-length // page))
     self._queue.popleft()
     trunk = _Trunk(request, device, pages)
     self._trunks.append(trunk)
@@ -201,54 +242,55 @@ class Run:
 
   def _branch(self, trunk: _Trunk, copies) -> _Row | None:
     """A sample off the end of a trunk, or None if it has to wait."""
-    pages, request = self._pages[trunk.device], trunk.request
-    full, partial = divmod(len(request.tokens) - 1, self._options.page)
-    last = trunk.admitted == request.samples - 1
-    if last:  # it takes over
-      row = _Row(request, request.id + trunk.admitted, -1, trunk.pages)
-    else:
-      own = pages.take(bool(partial))
-      if own is None:
-        return None
-      row = _Row(request, request.id + trunk.admitted, -1,
-                 trunk.pages[:full] + own)
-    row.slot = self._free[trunk.device][-1]
-    if not self._reserve(row):
-      if not last:
-        pages.release(own)
+    pages, slot = self._pages[trunk.device], self._free[trunk.device][-1]
+    request = trunk.request.part(trunk.admitted, trunk.admitted + 1)
+    full, partial = divmod(request.shared(0), self._options.page)
+    last = trunk.admitted == trunk.request.samples - 1
+    inherits = last and full + bool(partial) == len(trunk.pages)
+    own = pages.take(0 if inherits else bool(partial))
+    if own is None:
       return None
-    if last:
-      self._trunks.remove(trunk)
-    else:
+    row = _Row(request, slot,
+               list(trunk.pages) if inherits else trunk.pages[:full] + own)
+    if not self._reserve(row):
+      pages.release(own)
+      return None
+    if not inherits:
       pages.share(trunk.pages[:full])
       if partial:
         copies.append((trunk.device, trunk.pages[full], own[0]))
+    if last:
+      self._trunks.remove(trunk)
+      if not inherits:
+        self._closed.append(trunk)
     self._free[trunk.device].pop()
     trunk.admitted += 1
     return row
 
-  def _prefill(self, trunks: list[_Trunk]) -> None:
-    """Runs the prompts, but for their last tokens, `prefill` at a time."""
+  def _prefill(self, jobs) -> None:
+    """Runs (device, tokens, start, stop, pages): tokens[start:stop], whose
+    past is in the pages, `prefill` of them at a time."""
     width, rows = self._options.prefill, self._engine.prefill_rows
-    trunks = [t for t in trunks if len(t.request.tokens) > 1]
-    waiting = [[t for t in trunks if t.device == d]
+    jobs = [job for job in jobs if job[3] > job[2]]
+    waiting = [[job for job in jobs if job[0] == d]
                for d in range(len(self._pages))]
     while any(waiting):
       batch = [w[:rows] for w in waiting]
       waiting = [w[rows:] for w in waiting]
-      longest = max(len(t.request.tokens) - 1 for part in batch for t in part)
-      for start in range(0, longest, width):
+      longest = max(stop - start for part in batch
+                    for _, _, start, stop, _ in part)
+      for done in range(0, longest, width):
         shape = (len(batch) * rows, width)
         tokens, positions = np.zeros(shape, np.int32), np.full(shape, -1)
         table = np.zeros((shape[0], self._inputs.table.shape[1]), np.int32)
         for d, part in enumerate(batch):
-          for i, trunk in enumerate(part):
-            piece = trunk.request.tokens[start:start + width]
-            piece = piece[:len(trunk.request.tokens) - 1 - start]
+          for i, (_, ids, start, stop, pages) in enumerate(part):
+            first = start + done
+            piece = ids[first:min(first + width, stop)]
             n, at = len(piece), d * rows + i
             tokens[at, :n] = piece
-            positions[at, :n] = start + np.arange(n)
-            table[at, :len(trunk.pages)] = trunk.pages
+            positions[at, :n] = first + np.arange(n)
+            table[at, :len(pages)] = pages
             self._engine.stats.prefilled += n
         self._engine.prefill(tokens, positions.astype(np.int32), table)
 
@@ -267,12 +309,11 @@ class Run:
     """The slots as the host wants them."""
     ints, floats, table = (x.copy() for x in self._inputs)
     for row in running:
-      s, request = row.request.sampling, row.request
-      at, prompt = row.slot, len(request.tokens)
+      at, s, prompt = row.slot, row.sampling, len(row.context)
       # Told again after a wait, the device goes on where it stopped.
       ints[at, :len(INTS)] = (
-          row.fresh, 1, request.tokens[-1], prompt - 1, s.max_new_tokens,
-          row.id, prompt + s.min_new_tokens - 1, s.top_k)
+          row.fresh, 1, row.context[-1], prompt - 1, s.max_new_tokens,
+          row.request.id, prompt + s.min_new_tokens - 1, s.top_k)
       ends = (*s.eos_ids, *s.stop_ids)
       ints[at, len(INTS):] = -1
       ints[at, len(INTS):len(INTS) + len(ends)] = ends
@@ -297,7 +338,7 @@ class Run:
       count, alive = out[row.slot, -2:]
       if row not in self.rows:
         continue  # sent back to the queue, or stopped by a string
-      before = len(row.request.tokens) + len(row.tokens)
+      before = len(row.context) + len(row.tokens)
       stats.row_steps += int(count)
       stats.context += int(count) * before + int(count) * int(count) // 2
       row.launched -= steps
@@ -307,14 +348,15 @@ class Run:
       if ended:
         self._leave(row)
         stats.tokens += len(row.tokens)
-        self.results[row.id] = Sample(
+        id_ = row.request.id
+        self.results[id_] = Sample(
             np.array(row.tokens, np.int32),
             np.array(row.logprobs, np.float32), ended)
-        self._done(row.id, self.results[row.id])
+        self._done(id_, self.results[id_])
 
   def _ended(self, row: _Row, alive: bool, count: int) -> str:
     """Why a row has ended, or ''; cuts it behind a stop string."""
-    s = row.request.sampling
+    s = row.sampling
     if s.stop_strings:
       for n in range(len(row.tokens) - count + 1, len(row.tokens) + 1):
         text = self._engine.decode_text(row.tokens[:n])
@@ -332,3 +374,8 @@ class Run:
     device = self._device(row)
     self._pages[device].release(row.pages)
     self._free[device].append(row.slot)
+
+
+def _trunk_length(request: Request) -> int:
+  """Tokens of the trunk that are computed: as far as its samples share it."""
+  return max(request.shared(i) for i in range(request.samples))
