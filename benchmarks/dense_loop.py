@@ -59,20 +59,20 @@ def generate(cfg, params, prompts, budgets, key, size: int, steps: int,
     return draw(jax.random.fold_in(key, i), logits / temperature)
 
   def step(carry):
-    i, live, cache, out = carry
-    token = out[:, i - 1]
-    live &= (token != end) & (i < budgets)
-    logits, cache = _forward(cfg, params, jnp.maximum(token, 0)[:, None],
-                             p + i - 1, cache)
+    i, token, live, cache, out = carry
+    logits, cache = _forward(cfg, params, token[:, None], p + i - 1, cache)
     token = jnp.where(live, pick(i, logits), -1)
-    return i + 1, live, cache, out.at[:, i].set(token)
+    live &= (token != end) & (i + 1 < budgets)
+    return i + 1, token, live, cache, out.at[:, i].set(token)
 
   def going(carry):
-    i, live, _, out = carry
-    return (i < steps) & (live & (out[:, i - 1] != end) & (i < budgets)).any()
+    i, _, live, *_ = carry
+    return (i < steps) & live.any()
 
-  out = jnp.full((b, steps), -1, jnp.int32).at[:, 0].set(pick(0, logits))
-  return jax.lax.while_loop(going, step, (1, budgets > 0, cache, out))[-1]
+  token = pick(0, logits)
+  out = jnp.full((b, steps), -1, jnp.int32).at[:, 0].set(token)
+  return jax.lax.while_loop(going, step, (
+      1, token, (token != end) & (1 < budgets), cache, out))[-1]
 
 
 def _forward(cfg, params, tokens, start, cache):

@@ -75,9 +75,10 @@ def sample(problems, folder, mesh) -> list[rewards.Trace]:
   model, params = hf.load(folder, mesh)
   config = config_lib.Config(rollout=config_lib.Rollout(
       max_prompt_tokens=48, max_new_tokens=48, temperature=0.8))
-  rollout = engine.Sampler(config, model, tokenizer, mesh).rollout(
-      params, [data.policy_prompt(tokenizer, p.question) for p in problems],
-      _SAMPLES.value, jax.random.key(99))
+  sampler = engine.Sampler(config, model, tokenizer, mesh)
+  prompts = [data.policy_prompt(tokenizer, p.question) for p in problems]
+  rollout = sampler.arrays(prompts, sampler.generate(
+      params, prompts, _SAMPLES.value, jax.random.key(99)))
   items = rewards.cut(problems, rollout, tokenizer,
                       delimiter_ids(tokenizer, '###'), MAX_STEPS)
   return [t for t in items if t.text.strip()]

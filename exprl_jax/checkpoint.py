@@ -139,11 +139,13 @@ class Checkpoints:
     return step, self._manager.restore(
         step, args=ocp.args.StandardRestore(abstract))
 
-  def save(self, step: int, state: TrainState, last: bool = False) -> None:
+  def save(self, step: int, state: TrainState, last: bool = False) -> bool:
     """Saves if a checkpoint is due at this step, or if it is the last."""
     due = self._every and step % self._every == 0
-    if (due or last) and step not in self._manager.all_steps():
-      self._manager.save(step, args=ocp.args.StandardSave(state))
+    if not (due or last) or step in self._manager.all_steps():
+      return False
+    self._manager.save(step, args=ocp.args.StandardSave(state))
+    return True
 
   def close(self) -> None:
     """Waits until everything is on disk."""

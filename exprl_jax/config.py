@@ -67,6 +67,8 @@ class Rollout:
   min_p: float = 0.0
   min_new_tokens: int = 0
   stop: tuple[str, ...] = ()  # strings that end a completion
+  spare: int = 0  # samples a problem beside the group; the first to end stay
+  carry: int = 0  # problems begun ahead: unfinished ones go on next step
   slots: int = 64  # rows that decode at a time
   chunk: int = 32  # tokens they decode between two looks of the host
   page: int = 64  # tokens in a page of keys and values
@@ -224,7 +226,8 @@ MINIMUM = {
     'optim.lr': 0, 'optim.updates': 1, 'optim.micro_batches': 1,
     'eval.samples': 1, 'eval.every': 0, 'rollout.slots': 1,
     'rollout.chunk': 1, 'rollout.page': 1, 'rollout.pages': 0,
-    'rollout.top_k': 0, 'rollout.min_new_tokens': 0,
+    'rollout.spare': 0, 'rollout.carry': 0, 'rollout.top_k': 0,
+    'rollout.min_new_tokens': 0,
     'checkpoint.every': 0, 'checkpoint.keep': 1, 'loss.logprob_chunk': 1,
     'export.step': 0, 'mesh.rollout_tensor': 0,
 }

@@ -89,7 +89,8 @@ class HeldOut:
     n = self._config.eval.samples
     # The same draws at every step: evaluations differ by the policy alone.
     key = jax.random.fold_in(jax.random.key(self._config.seed), 2**31 - 1)
-    samples = sampler.generate(params, self._prompts, n, key)
+    groups = sampler.generate(params, self._prompts, n, key)
+    samples = [s for group in groups for s in group]
     texts = [self._tokenizer.decode(s.tokens) for s in samples]
     correct = np.array([grading.grade(text, self._problems[i // n].answer)
                         for i, text in enumerate(texts)])

@@ -33,7 +33,14 @@ from exprl_jax.models import hf, transformer
 from exprl_jax.models.config import ModelConfig
 from exprl_jax.rollout import engine
 from exprl_jax.tokenizer import Tokenizer
-from exprl_jax.types import Experience, Rollout, Scores, TrainState
+from exprl_jax.types import (
+  Experience,
+  InputError,
+  Problem,
+  Rollout,
+  Scores,
+  TrainState,
+)
 
 
 def train(config: Config, workdir: pathlib.Path) -> list[metrics.Row]:
@@ -64,6 +71,8 @@ def train(config: Config, workdir: pathlib.Path) -> list[metrics.Row]:
   state = learner.init_state(params, config.optim, step_fn.total_updates)
   checkpoints = checkpoint.Checkpoints(workdir, config.checkpoint)
   start, state = checkpoints.restore(state)
+  carry = Carry(workdir, problems, config)
+  step_fn.carried = carry.load(start)
   main = jax.process_index() == 0
   log = metrics.Log(workdir, config.steps, start, main)
   root = jax.random.key(config.seed)
@@ -81,12 +90,51 @@ def train(config: Config, workdir: pathlib.Path) -> list[metrics.Row]:
       write_samples(workdir / f'samples/{done:08d}.jsonl', taken)
     if held_out.due(done, config.steps):
       held_out(step_fn.sampler, state.params, done, log)
-    checkpoints.save(done, state, last=done == config.steps)
+    if checkpoints.save(done, state, last=done == config.steps) and main:
+      carry.save(done, step_fn.carried)
 
   checkpoints.close()
   log.close()
   hf.save(workdir / 'model', model, state.params, folder)
   return metrics.read(workdir / 'metrics.jsonl')
+
+
+class Carry:
+  """Unfinished samples beside the checkpoints (rollout.carry)."""
+
+  def __init__(self, workdir: pathlib.Path, problems, config: Config):
+    self._folder, self._config = workdir / 'carried', config
+    self._problems = problems
+
+  def load(self, step: int) -> list[tuple[Problem, list[engine.Sample]]]:
+    """What was under way at a step; at step 0 some problems in advance.
+
+    Raises:
+      InputError: the file is not there.
+    """
+    n = self._config.rollout.carry
+    if not n:
+      return []
+    if step == 0:
+      first = data.batches(self._problems, n, self._config.seed + 1)(0)
+      size = self._config.rollout.group_size + self._config.rollout.spare
+      return [(p, [engine.NOTHING] * size) for p in first]
+    path = self._folder / f'{step:08d}.json'
+    if not path.exists():
+      raise InputError(f'{path} is missing: the samples that were under way')
+    by_id = {p.id: p for p in self._problems}
+    return [(by_id[id_], [engine.Sample(
+        np.array(t, np.int32), np.array(lp, np.float32), ended)
+        for t, lp, ended in samples])
+        for id_, samples in json.loads(path.read_text())]
+
+  def save(self, step: int, carried) -> None:
+    """Writes what is under way."""
+    if self._config.rollout.carry:
+      self._folder.mkdir(exist_ok=True)
+      (self._folder / f'{step:08d}.json').write_text(json.dumps([
+          (p.id, [(s.tokens.tolist(), s.logprobs.tolist(), s.ended)
+                  for s in samples]) for p, samples in carried]))
 
 
 class Taken(NamedTuple):
@@ -109,6 +157,7 @@ class Step:
     self._tokenizer, self._reward = tokenizer, reward
     self._mesh = mesh
     self.sampler = engine.Sampler(config, model, tokenizer, sampling)
+    self.carried: list[tuple[Problem, list[engine.Sample]]] = []
     self.total_updates = config.steps * config.optim.updates
 
   def __call__(self, state: TrainState, problems, key: jax.Array
@@ -116,9 +165,7 @@ class Step:
     """Samples, scores and updates; donates `state`."""
     config, timer = self._config, metrics.Timer()
     with timer('rollout'):
-      prompts = data.policy_prompts(self._tokenizer, problems, config)
-      rollout = self.sampler.rollout(state.params, prompts,
-                                     config.rollout.group_size, key)
+      problems, rollout = self._rollout(state, problems, key)
     with timer('judge'):
       rewarded = self._reward(problems, rollout)
     with timer('logprob'):
@@ -138,6 +185,28 @@ class Step:
     values['group/zero_spread_frac'] = zero_spread(
         rewarded.scores, config.rollout.group_size)
     return state, Taken(rollout, rewarded, credit, values)
+
+  def _rollout(self, state, problems, key):
+    """The problems whose groups are complete, and their samples.
+
+    With rollout.carry there are more problems under way than a step takes;
+    the others go on in the next step, with the parameters of then. Each token
+    keeps the log-probability of the policy that wrote it.
+    """
+    config, want = self._config.rollout, len(problems)
+    problems = [*(p for p, _ in self.carried), *problems]
+    prompts = data.policy_prompts(self._tokenizer, problems, self._config)
+    groups = self.sampler.generate(
+        state.params, prompts, config.group_size, key,
+        [samples for _, samples in self.carried], config.spare,
+        until=want if config.carry else 0)
+    self.sampler.engine.release()  # the update needs the memory
+    ready = [i for i, g in enumerate(groups)
+             if engine.complete(g, config.group_size)][:want]
+    self.carried = [(problems[i], groups[i]) for i in range(len(groups))
+                    if i not in ready]
+    return [problems[i] for i in ready], self.sampler.arrays(
+        [prompts[i] for i in ready], [groups[i] for i in ready])
 
   def _experience(self, state, rollout, scores, credit) -> Experience:
     config = self._config

@@ -243,6 +243,52 @@ def test_branches_off_any_position_are_their_contexts_alone(small, one_device,
     np.testing.assert_allclose(a.logprobs, b.logprobs, atol=1e-5)
 
 
+@pytest.mark.parametrize('ahead', [False, True])
+def test_enough_samples_stop_their_group(small, one_device, reference, ahead):
+  work = [dataclasses.replace(r, enough=2) for r in requests()]
+  samples = generate(small, one_device, work, slots=7, chunk=3, ahead=ahead)
+  for i in range(len(work)):
+    group = samples[i * 4:i * 4 + 4]
+    ended = [s for s in group if s.ended != 'dropped']
+    assert len(ended) >= 2
+    for got, want in zip(group, reference[i * 4:]):
+      n = len(got.tokens)
+      assert got.tokens.tolist() == want.tokens[:n].tolist()
+      assert got.ended in (want.ended, 'dropped')
+  assert any(s.ended == 'dropped' for s in samples)
+
+
+@pytest.mark.parametrize('options', [
+    dict(), dict(slots=5, ahead=True), dict(slots=5, pages=14)], ids=str)
+def test_unfinished_rows_go_on_in_a_later_call(small, one_device, reference,
+                                               options):
+  """With the same parameters and key the parts are the whole."""
+  cfg, params = small
+  engine = Engine(cfg, one_device, dataclasses.replace(
+      OPTIONS, chunk=5, **options))
+  work, found, calls = requests(), {}, 0
+  # A group of two and two of one; then whoever is left.
+  work = [part for r in work for part in (
+      dataclasses.replace(r, samples=2), Request(r.tokens, r.id + 2, 1, DRAWN),
+      Request(r.tokens, r.id + 3, 1, DRAWN))]
+  while work:
+    samples = iter(engine.generate(params, work, jax.random.key(1), until=4))
+    calls += 1
+    left = []
+    for request in work:
+      group = [next(samples) for _ in range(request.samples)]
+      ids = range(request.id, request.id + request.samples)
+      found |= {i: s for i, s in zip(ids, group) if s.ended != 'unfinished'}
+      left += [Request(request.tokens, i, 1, DRAWN, begun=[s])
+               for i, s in zip(ids, group) if s.ended == 'unfinished']
+    work = left
+  assert calls > 1
+  for i, want in enumerate(reference):
+    assert found[i].tokens.tolist() == want.tokens.tolist()
+    assert found[i].ended == want.ended
+    np.testing.assert_allclose(found[i].logprobs, want.logprobs, atol=1e-5)
+
+
 def test_prompts_are_prefilled_once(small, one_device):
   cfg, params = small
   engine = Engine(cfg, one_device, OPTIONS)

@@ -70,9 +70,17 @@ def test_every_recipe_runs(tmp_path, config, flags):
   assert np.isfinite([r[key] for r in rows if key in r]).all()
 
 
-def test_resumed_is_uninterrupted(tmp_path):
-  flags = ['--config.compare=', '--config.checkpoint.every=1', *GROUPS]
+@pytest.mark.parametrize('more', [[], [
+    '--config.rollout.carry=5', '--config.rollout.spare=2',
+    '--config.rollout.slots=12', '--config.rollout.chunk=5']], ids=str)
+def test_resumed_is_uninterrupted(tmp_path, more):
+  flags = ['--config.compare=', '--config.checkpoint.every=1', *GROUPS, *more]
   want = run('tiny', tmp_path / 'whole', *flags)
+  if more:
+    carried = json.loads((tmp_path / 'whole/carried/00000003.json').read_text())
+    assert len(carried) == 5
+    begun = [t for _, group in carried for t, _, e in group if e == 'unfinished']
+    assert any(begun) and not all(begun)
   run('tiny', tmp_path / 'parts', *flags, '--config.steps=2')
   # As if killed while writing: a row after the checkpoint, cut short.
   with (tmp_path / 'parts/metrics.jsonl').open('a') as file:

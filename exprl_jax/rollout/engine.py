@@ -17,6 +17,7 @@ need be from the youngest, which starts again later. A sample is a function of
 from collections import deque
 from collections.abc import Callable, Sequence
 import dataclasses
+import itertools
 import time
 
 import jax
@@ -69,6 +70,9 @@ class Stats:
     self.steps = self.row_steps = self.tokens = self.prefilled = 0
     self.restarts = self.context = 0
 
+
+# A sample that has yet to begin.
+NOTHING = Sample(np.zeros(0, np.int32), np.zeros(0, np.float32), 'unfinished')
 
 # Bytes a second of a device's memory, from the makers' data sheets.
 _BANDWIDTH = {
@@ -136,8 +140,8 @@ class Engine:
     self._pool = self._state = None
 
   def generate(self, params, requests: Sequence[Request], key: jax.Array,
-               done: Callable[[int, Sample], None] = lambda id_, sample: None
-               ) -> list[Sample]:
+               done: Callable[[int, Sample], None] = lambda id_, sample: None,
+               until: int = 0) -> list[Sample]:
     """All samples of all requests, in the order of their ids' requests.
 
     Args:
@@ -145,6 +149,7 @@ class Engine:
       requests: any number; ids are distinct.
       key: a typed PRNG key.
       done: called with each sample's id as it ends.
+      until: stop when so many requests are complete; 0: all.
 
     Returns:
       One Sample for each, request by request.
@@ -167,6 +172,9 @@ class Engine:
           inflight.append(launched)
         if inflight and (len(inflight) > self.options.ahead or not launched):
           run.collect(*inflight.popleft())
+          if run.complete >= (until or len(requests)):
+            run.stop()
+            inflight.clear()
           progress.update(len(run.results) - progress.n)
           progress.set_postfix_str(
               f'{self.stats.tokens / (time.perf_counter() - start):.0f} '
@@ -203,9 +211,12 @@ class Engine:
     if request.forks and len(request.forks) != request.samples:
       raise InputError(f'prompt {i}: {len(request.forks)} forks for '
                        f'{request.samples} samples')
-    for at, suffix in request.forks or [(len(request.tokens), ())]:
+    begun = request.begun or [None] * request.samples
+    for (at, suffix), old in zip(
+        map(request.fork, range(request.samples)), begun):
       length = at + len(suffix)
       rows = length + request.sampling.max_new_tokens
+      rows -= len(old.tokens) if old else 0
       if not 0 < length or not 0 <= at <= len(request.tokens):
         raise InputError(f'prompt {i} is empty' if not length else
                          f'prompt {i} forks at {at} of {len(request.tokens)}')
@@ -285,18 +296,23 @@ class Sampler:
         cfg.kv_dtype or model.dtype, cfg.kernel), tokenizer.decode)
 
   def generate(self, params, prompts: Sequence[Sequence[int]],
-               group_size: int, key: jax.Array, first_id: int = 0
-               ) -> list[Sample]:
-    """`group_size` samples of every prompt, prompt by prompt.
-
-    Sample i has id first_id + i.
+               group_size: int, key: jax.Array,
+               begun: Sequence[Sequence[Sample]] = (), spare: int = 0,
+               until: int = 0) -> list[list[Sample]]:
+    """Samples every prompt.
 
     Args:
       params: in training's sharding or as `decode.prepare` leaves them.
       prompts: token ids, 1..max_prompt_tokens each.
       group_size: G.
       key: a typed PRNG key.
-      first_id: of the first sample.
+      begun: of the first prompts, what an earlier call has left unfinished.
+      spare: samples beside the G; the first G of a group to end are taken.
+      until: stop when so many groups are complete; 0: all.
+
+    Returns:
+      The G samples of every group; of one that is not complete, all G + spare
+      as they are, to be given as `begun` later.
 
     Raises:
       InputError: a prompt is empty or too long.
@@ -305,28 +321,40 @@ class Sampler:
       if not 0 < len(prompt) <= self._width:
         raise InputError(f'prompt {i} has {len(prompt)} tokens; '
                          f'rollout.max_prompt_tokens={self._width}')
-    params = decode.prepare(self.model, params, self.mesh)
-    return self.engine.generate(params, [
-        Request(prompt, first_id + i * group_size, group_size, self.sampling)
-        for i, prompt in enumerate(prompts)], key)
+    total = group_size + spare
+    samples = iter(self.engine.generate(
+        decode.prepare(self.model, params, self.mesh), [
+            Request(prompt, i * total, total, self.sampling, enough=group_size,
+                    begun=_filled(begun[i], total) if i < len(begun) else ())
+            for i, prompt in enumerate(prompts)], key, until=until))
+    groups = [list(itertools.islice(samples, total)) for _ in prompts]
+    return [complete(g, group_size) or g for g in groups]
 
-  def rollout(self, params, prompts: Sequence[Sequence[int]], group_size: int,
-              key: jax.Array, first_id: int = 0) -> Rollout:
-    """The same as arrays of max_prompt_tokens + max_new_tokens columns.
-
-    The engine's memory is given back: the update needs it.
+  def arrays(self, prompts: Sequence[Sequence[int]],
+             groups: Sequence[Sequence[Sample]]) -> Rollout:
+    """Complete groups as arrays of max_prompt_tokens + max_new_tokens columns.
     """
-    samples = self.generate(params, prompts, group_size, key, first_id)
-    self.engine.release()
-    shape = (len(samples), self._width + self.sampling.max_new_tokens)
+    rows = [(p, s) for p, group in zip(prompts, groups) for s in group]
+    shape = (len(rows), self._width + self.sampling.max_new_tokens)
     tokens = np.full(shape, self._pad_id, np.int32)
     valid, completion = np.zeros(shape, bool), np.zeros(shape, bool)
     logprobs = np.zeros(shape, np.float32)
-    for i, sample in enumerate(samples):
-      prompt = prompts[i // group_size]
+    for i, (prompt, sample) in enumerate(rows):
       n, end = len(prompt), len(prompt) + len(sample.tokens)
       tokens[i, :n], tokens[i, n:end] = prompt, sample.tokens
       logprobs[i, n:end] = sample.logprobs
       valid[i, :end], completion[i, n:end] = True, True
-    finished = np.array([s.ended != 'length' for s in samples])
+    finished = np.array([s.ended != 'length' for _, s in rows])
     return Rollout(tokens, valid, completion, logprobs, finished)
+
+
+def _filled(group: Sequence[Sample], total: int) -> list[Sample]:
+  """A complete group has lost its spare samples."""
+  dropped = dataclasses.replace(NOTHING, ended='dropped')
+  return [*group, *[dropped] * (total - len(group))]
+
+
+def complete(group: Sequence[Sample], group_size: int) -> list[Sample]:
+  """The first G samples of a group that have ended; [] if they are fewer."""
+  ended = [s for s in group if s.ended in ('eos', 'stop', 'length')]
+  return ended[:group_size] if len(ended) >= group_size else []

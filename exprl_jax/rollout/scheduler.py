@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Sequence
 import dataclasses
+import itertools
 import time
 from typing import NamedTuple
 
@@ -36,11 +37,36 @@ class Fork(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
+class Sample:
+  """A completion.
+
+  Attributes:
+    tokens: i32[T], the end token included.
+    logprobs: f32[T], of the distribution each was drawn from.
+    ended: 'eos', 'stop' (a stop token or string) or 'length'; 'unfinished'
+      where the call stopped before it ended, 'dropped' where its request had
+      enough.
+  """
+
+  tokens: np.ndarray
+  logprobs: np.ndarray
+  ended: str
+
+
+@dataclasses.dataclass(frozen=True)
 class Request:
   """A prompt and how often to continue it; sample i has id `id` + i.
 
-  With `forks` the tokens are a trunk, and sample i continues
-  tokens[:forks[i].at] + forks[i].suffix.
+  Attributes:
+    tokens: the prompt; with `forks` it is a trunk.
+    id: of the first sample; the ids of all requests are distinct.
+    samples: how many.
+    sampling: how they are drawn.
+    forks: sample i continues tokens[:forks[i].at] + forks[i].suffix.
+    begun: sample i goes on with begun[i] of an earlier call, unless it has
+      ended there; the budget counts from its beginning.
+    enough: stop the rest when so many have ended; 0: all.
+    group: the id that the request had when it was made (`part`).
   """
 
   tokens: Sequence[int]
@@ -48,12 +74,20 @@ class Request:
   samples: int
   sampling: Sampling
   forks: Sequence[Fork] = ()
+  begun: Sequence[Sample] = ()
+  enough: int = 0
+  group: int = -1
+
+  def fork(self, i: int) -> Fork:
+    """Where sample i leaves the tokens."""
+    if self.forks:
+      return self.forks[i]
+    begun = self.begun[i].tokens.tolist() if self.begun else ()
+    return Fork(len(self.tokens), begun)
 
   def context(self, i: int) -> list[int]:
     """What sample i continues."""
-    if not self.forks:
-      return list(self.tokens)
-    at, suffix = self.forks[i]
+    at, suffix = self.fork(i)
     return [*self.tokens[:at], *suffix]
 
   def shared(self, i: int) -> int:
@@ -61,28 +95,15 @@ class Request:
 
     The last of the context is never among them: decoding starts with it.
     """
-    at, suffix = self.forks[i] if self.forks else (len(self.tokens), ())
+    at, suffix = self.fork(i)
     return min(at, at + len(suffix) - 1)
 
   def part(self, start: int, stop: int) -> 'Request':
     """Samples start..stop - 1 only."""
-    return dataclasses.replace(self, id=self.id + start, samples=stop - start,
-                               forks=self.forks[start:stop])
-
-
-@dataclasses.dataclass(frozen=True)
-class Sample:
-  """A completion.
-
-  Attributes:
-    tokens: i32[T], the end token included.
-    logprobs: f32[T], of the distribution each was drawn from.
-    ended: 'eos', 'stop' (a stop token or string) or 'length'.
-  """
-
-  tokens: np.ndarray
-  logprobs: np.ndarray
-  ended: str
+    return dataclasses.replace(
+        self, id=self.id + start, samples=stop - start,
+        forks=self.forks[start:stop], begun=self.begun[start:stop],
+        group=self.id if self.group < 0 else self.group)
 
 
 class _Trunk:
@@ -102,7 +123,12 @@ class _Row:
 
   def __init__(self, request, slot, pages):
     self.request, self.slot, self.pages = request, slot, pages
-    self.sampling, self.context = request.sampling, request.context(0)
+    self.context = request.context(0)
+    self.begun = request.begun[0] if request.begun else None
+    already, how = len(self.begun.tokens) if self.begun else 0, request.sampling
+    self.sampling = dataclasses.replace(
+        how, max_new_tokens=how.max_new_tokens - already,
+        min_new_tokens=max(0, how.min_new_tokens - already))
     self.tokens, self.logprobs = [], []
     self.fresh = True  # the device does not know it yet
     self.launched = 0  # tokens that chunks in flight may have decoded, too
@@ -112,6 +138,15 @@ class _Row:
     done = len(self.tokens) + self.launched
     return len(self.context) - 2 + min(done + chunk,
                                        self.sampling.max_new_tokens)
+
+  def sample(self, ended: str) -> Sample:
+    """All of it, with what had begun."""
+    tokens = np.array(self.tokens, np.int32)
+    logprobs = np.array(self.logprobs, np.float32)
+    if self.begun:
+      tokens = np.concatenate([self.begun.tokens, tokens])
+      logprobs = np.concatenate([self.begun.logprobs, logprobs])
+    return Sample(tokens, logprobs, ended)
 
   @property
   def budget(self) -> int:
@@ -129,7 +164,10 @@ class Run:
   def __init__(self, engine, requests: Sequence[Request], done):
     self._engine, self._options = engine, engine.options
     self._done = done
-    self._queue = deque(requests)
+    self._queue: deque[Request] = deque()
+    self._samples_of = {r.id: r.samples for r in requests}
+    self._ended_of = dict.fromkeys(self._samples_of, 0)
+    self.complete = 0  # requests
     self._trunks: list[_Trunk] = []  # open: samples are left to branch off
     self._closed: list[_Trunk] = []  # by this round of admissions
     self._pages = [Pages(self._options.pages) for _ in range(engine.devices)]
@@ -144,6 +182,22 @@ class Run:
     self._inputs = Inputs(np.zeros((slots, len(INTS) + MAX_ENDS), np.int32),
                            np.zeros((slots, 3), np.float32),
                            np.zeros((slots, engine.columns), np.int32))
+    for request in requests:
+      self._enqueue(request)
+
+  def _enqueue(self, request: Request) -> None:
+    """Queues the samples that have not ended, neighbours together."""
+    ended = [s.ended != 'unfinished' for s in request.begun] or (
+        [False] * request.samples)
+    for done, group in itertools.groupby(range(request.samples),
+                                         ended.__getitem__):
+      indices = list(group)
+      part = request.part(indices[0], indices[-1] + 1)
+      if not done:
+        self._queue.append(part)
+        continue
+      for i in range(part.samples):
+        self._finish(part.part(i, i + 1), part.begun[i])
 
   @property
   def unfinished(self) -> bool:
@@ -348,11 +402,40 @@ class Run:
       if ended:
         self._leave(row)
         stats.tokens += len(row.tokens)
-        id_ = row.request.id
-        self.results[id_] = Sample(
-            np.array(row.tokens, np.int32),
-            np.array(row.logprobs, np.float32), ended)
-        self._done(id_, self.results[id_])
+        self._finish(row.request, row.sample(ended))
+
+  def _finish(self, request: Request, sample: Sample) -> None:
+    """Notes a sample; drops the others of its group if these are enough."""
+    self.results[request.id] = sample
+    self._done(request.id, sample)
+    ended = self._ended_of[request.group] = self._ended_of[request.group] + 1
+    if ended == (request.enough or self._samples_of[request.group]):
+      self.complete += 1
+      self._drop(lambda r: r.group == request.group, 'dropped')
+
+  def stop(self) -> None:
+    """Ends everything that is left as 'unfinished'."""
+    self._drop(lambda request: True, 'unfinished')
+
+  def _drop(self, concerns, ended: str) -> None:
+    for row in [r for r in self.rows if concerns(r.request)]:
+      self._leave(row)
+      self._engine.stats.tokens += len(row.tokens)
+      self.results[row.request.id] = row.sample(ended)
+    for trunk in [t for t in self._trunks if concerns(t.request)]:
+      self._pages[trunk.device].release(trunk.pages)
+      self._trunks.remove(trunk)
+      self._give_up(trunk.rest(), ended)
+    for request in [r for r in self._queue if concerns(r)]:
+      self._queue.remove(request)
+      self._give_up(request, ended)
+
+  def _give_up(self, request: Request, ended: str) -> None:
+    """Results of samples that are in no slot: as far as they had come."""
+    nothing = Sample(np.zeros(0, np.int32), np.zeros(0, np.float32), ended)
+    for i in range(request.samples):
+      self.results[request.id + i] = dataclasses.replace(
+          request.begun[i] if request.begun else nothing, ended=ended)
 
   def _ended(self, row: _Row, alive: bool, count: int) -> str:
     """Why a row has ended, or ''; cuts it behind a stop string."""

@@ -212,9 +212,9 @@ class Makers:
     config = dataclasses.replace(self._config, rollout=dataclasses.replace(
         self._config.rollout, temperature=temperature))
     sampler = engine.Sampler(config, self._model, self._tokenizer, self._mesh)
-    rollout = sampler.rollout(
-        params, data.policy_prompts(self._tokenizer, self._problems, config), 1,
-        self._key(number))
+    prompts = data.policy_prompts(self._tokenizer, self._problems, config)
+    rollout = sampler.arrays(prompts, sampler.generate(
+        params, prompts, 1, self._key(number)))
     return self._label(rewards.cut(
         self._problems, rollout, self._tokenizer, frozenset(), 1))
 
