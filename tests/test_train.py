@@ -72,14 +72,15 @@ def test_every_recipe_runs(tmp_path, config, flags):
 
 @pytest.mark.parametrize('more', [[], [
     '--config.rollout.carry=5', '--config.rollout.spare=2',
-    '--config.rollout.slots=12', '--config.rollout.chunk=5']], ids=str)
+    '--config.rollout.slots=9', '--config.rollout.chunk=3']], ids=str)
 def test_resumed_is_uninterrupted(tmp_path, more):
   flags = ['--config.compare=', '--config.checkpoint.every=1', *GROUPS, *more]
   want = run('tiny', tmp_path / 'whole', *flags)
   if more:
     carried = json.loads((tmp_path / 'whole/carried/00000003.json').read_text())
     assert len(carried) == 5
-    begun = [t for _, group in carried for t, _, e in group if e == 'unfinished']
+    begun = [tokens for _, group in carried for tokens, _, ended in group
+             if ended == 'unfinished']
     assert any(begun) and not all(begun)
   run('tiny', tmp_path / 'parts', *flags, '--config.steps=2')
   # As if killed while writing: a row after the checkpoint, cut short.
