@@ -114,7 +114,7 @@ def edit_config(folder, **values):
 @pytest.mark.parametrize('values, message', [
     (dict(model_type='gpt2'), "model_type 'gpt2' is not implemented; these"),
     (dict(attention_bias=True), 'attention_bias=True: only False'),
-    (dict(hidden_act='relu'), "hidden_act {'relu'} is not implemented"),
+    (dict(hidden_act='relu'), "hidden_act='relu': only 'silu'"),
     (dict(rope_scaling={'rope_type': 'longrope'}), "rope_type 'longrope'"),
     (dict(rope_scaling={'rope_type': 'linear', 'factor': 2.0, 'x': 1}),
      r"rope keys \['x'\]"),
