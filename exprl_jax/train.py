@@ -66,9 +66,11 @@ def train(config: Config, workdir: pathlib.Path) -> list[metrics.Row]:
   # The frozen copy must be other arrays: updates donate the policy.
   reference = jax.jit(lambda x: jax.tree.map(jnp.copy, transformer.cast(
       model, x)))(params)
+  state = learner.init_state(params, config.optim,
+                             config.steps * config.optim.updates)
+  # After the state: the pool of pages is sized by the memory that is left.
   step_fn = Step(config, model, reference, tokenizer,
                  rewards.make(config, tokenizer, judge), mesh, sampling)
-  state = learner.init_state(params, config.optim, step_fn.total_updates)
   checkpoints = checkpoint.Checkpoints(workdir, config.checkpoint)
   start, state = checkpoints.restore(state)
   carry = Carry(workdir, problems, config)

@@ -142,7 +142,7 @@ class Engine:
   def generate(self, params, requests: Sequence[Request], key: jax.Array,
                done: Callable[[int, Sample], None] = lambda id_, sample: None,
                until: int = 0) -> list[Sample]:
-    """All samples of all requests, in the order of their ids' requests.
+    """All samples of all requests, request by request.
 
     Args:
       params: as `prepare` leaves them.
@@ -254,7 +254,7 @@ class Engine:
     """Copies pages; i32[D, n] page numbers on each device."""
     with jax.set_mesh(self.mesh):
       self._pool = decode.copy(self.model, self._pool,
-                         *self._put((source, target)))
+                               *self._put((source, target)))
 
   def decode(self, inputs: decode.Inputs, steps: int) -> jax.Array:
     """Launches a chunk; the result is on its way to the host."""
