@@ -19,6 +19,7 @@ from jax.sharding import NamedSharding
 from exprl_jax import mesh as mesh_lib
 from exprl_jax.models.config import ModelConfig
 
+_TILE = 16  # rows that walk together, on CPUs
 KERNELS = ('auto', 'reference', 'ragged')
 
 
@@ -152,12 +153,33 @@ def _places(layout, table, positions, layer):
 
 
 def _reference(cfg, layout, q, k, v, pool, table, positions, layer, kind):
-  """Softmax while walking over the pages, as far as the longest row goes."""
+  """Softmax while walking over pages, as far as the longest row of a tile
+  goes. Rows are put into tiles by length: short ones do not wait for long."""
   b, t, n, h = q.shape
   heads = k.shape[2]
   pool = _write(pool, k, v, *_places(layout, table, positions, layer))
   q = q.reshape(b, t, heads, n // heads, h).transpose(0, 2, 3, 1, 4)
   q = q.reshape(b, heads, -1, h)  # [B, K, G * T, H]
+  attend_to = functools.partial(_walk, cfg, layout, pool, layer, kind)
+  if jax.default_backend() == 'cpu':
+    order = jnp.argsort(jnp.max(positions, axis=1))
+    order = jnp.pad(order, (0, -b % _TILE), mode='edge')
+
+    def tile(i, out):
+      rows = jax.lax.dynamic_slice(order, (i * _TILE,), (_TILE,))
+      return out.at[rows].set(attend_to(q[rows], table[rows],
+                                        positions[rows]))
+
+    out = jax.lax.fori_loop(0, len(order) // _TILE, tile, jnp.zeros(q.shape))
+  else:
+    out = attend_to(q, table, positions)
+  out = out.reshape(b, heads, n // heads, t, h).transpose(0, 3, 1, 2, 4)
+  return out.reshape(b, t, n, h).astype(k.dtype), pool
+
+
+def _walk(cfg, layout, pool, layer, kind, q, table, positions):
+  """What queries [B, K, G * T, H] find in the pages of their rows."""
+  t = positions.shape[1]
   window = jnp.array(cfg.kinds)[kind]
   precision = 'highest' if q.dtype == jnp.float32 else None
 
@@ -177,7 +199,7 @@ def _reference(cfg, layout, q, k, v, pool, table, positions, layer, kind):
     seen = ago >= 0
     if any(cfg.kinds):
       seen &= (window == 0) | (ago < window)
-    seen = jnp.tile(seen[:, None], (1, 1, n // heads, 1))  # [B, 1, G * T, page]
+    seen = jnp.tile(seen[:, None], (1, 1, q.shape[2] // t, 1))
     scores = jnp.where(seen, scores, -1e30)
     new = jnp.maximum(highest, scores.max(axis=-1))
     weight = jnp.where(seen, jnp.exp(scores - new[..., None]), 0.0)
@@ -195,9 +217,7 @@ def _reference(cfg, layout, q, k, v, pool, table, positions, layer, kind):
   _, total, out = jax.lax.fori_loop(
       0, last, visit, (jnp.full(shape, -1e30), jnp.zeros(shape),
                        jnp.zeros(q.shape)))
-  out = out / jnp.maximum(total, 1e-30)[..., None]
-  out = out.reshape(b, heads, n // heads, t, h).transpose(0, 3, 1, 2, 4)
-  return out.reshape(b, t, n, h).astype(k.dtype), pool
+  return out / jnp.maximum(total, 1e-30)[..., None]
 
 
 def _write(pool, k, v, index, offset):
