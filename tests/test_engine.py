@@ -14,6 +14,7 @@ from exprl_jax import losses
 from exprl_jax import mesh as mesh_lib
 from exprl_jax.models import transformer
 from exprl_jax.rollout import decode, sampling
+from exprl_jax.rollout import engine as engine_lib
 from exprl_jax.rollout.engine import Engine, Options
 from exprl_jax.rollout.pages import Pages
 from exprl_jax.rollout.scheduler import Fork, Request, Sampling
@@ -295,6 +296,23 @@ def test_prompts_are_prefilled_once(small, one_device):
   engine.generate(params, requests(), jax.random.key(0))
   assert engine.stats.prefilled == sum(n - 1 for n in LENGTHS)
   assert engine.stats.restarts == 0
+
+
+def test_the_roofline_fraction_by_hand(small, one_device, monkeypatch):
+  cfg, params = small
+  kind = jax.devices()[0].device_kind
+  monkeypatch.setitem(engine_lib._BANDWIDTH, kind, 1e9)
+  engine = Engine(cfg, one_device, OPTIONS)
+  engine.generate(params, [Request([5] * 7, 0, 1, Sampling(10)),
+                           Request([5] * 3, 1, 1, Sampling(10))],
+                  jax.random.key(0))
+  weights = sum(x.nbytes for x in jax.tree.leaves(params))
+  token = 2 * 2 * 2 * 16 * 4  # k and v, layers, kv heads, head_dim, bytes
+  context = 10 * 7 + 10 * 3 + 2 * 50  # lengths before, and what is added
+  want = (10 * weights + context * token) / (
+      engine.stats.decode_seconds * 1e9)
+  np.testing.assert_allclose(engine.metrics()['perf/decode_roofline_frac'],
+                             want, rtol=1e-6)
 
 
 def test_mistakes_are_named(small, one_device):

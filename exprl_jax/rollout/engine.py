@@ -18,6 +18,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 import dataclasses
 import itertools
+import sys
 import time
 
 import jax
@@ -165,7 +166,8 @@ class Engine:
     inflight = deque()
     total = sum(r.samples for r in requests)
     with tqdm.tqdm(total=total, desc='rollout', unit='row', delay=5,
-                   disable=None, leave=False) as progress:
+                   mininterval=0.5 if sys.stderr.isatty() else 30,
+                   disable=jax.process_index() > 0, leave=False) as progress:
       while run.unfinished or inflight:
         launched = run.launch()
         if launched:
