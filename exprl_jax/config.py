@@ -71,7 +71,7 @@ class Rollout:
   carry: int = 0  # problems begun ahead: unfinished ones go on next step
   slots: int = 64  # rows that decode at a time
   chunk: int = 32  # tokens they decode between two looks of the host
-  page: int = 64  # tokens in a page of keys and values
+  page: int = 128  # tokens in a page of keys and values
   pages: int = 0  # on each device; 0: enough for all slots, or what fits
   kv_dtype: str = ''  # int8, or '' for the policy's
   kernel: str = 'auto'  # attention over pages: auto | reference | ragged

@@ -161,7 +161,7 @@ def _reference(cfg, layout, q, k, v, pool, table, positions, layer, kind):
   q = q.reshape(b, t, heads, n // heads, h).transpose(0, 2, 3, 1, 4)
   q = q.reshape(b, heads, -1, h)  # [B, K, G * T, H]
   attend_to = functools.partial(_walk, cfg, layout, pool, layer, kind)
-  if jax.default_backend() == 'cpu':
+  if t == 1 and jax.default_backend() == 'cpu':
     order = jnp.argsort(jnp.max(positions, axis=1))
     order = jnp.pad(order, (0, -b % _TILE), mode='edge')
 

@@ -54,7 +54,7 @@ class Options:
 
   slots: int
   max_tokens: int
-  page: int = 64
+  page: int = 128
   pages: int = 0
   chunk: int = 32
   prefill: int = 256
