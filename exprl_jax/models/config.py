@@ -40,7 +40,7 @@ class ModelConfig:
   norm_topk: bool = False  # the chosen experts' weights sum to 1
   dtype: str = 'float32'  # of the matrix products; norms stay float32
   remat: str = 'none'  # transformer.REMAT
-  attention: str = 'auto'  # attention.IMPLEMENTATIONS
+  attention: str = 'auto'  # auto | einsum | dot_product | splash
 
   @property
   def kinds(self) -> tuple[int, ...]:

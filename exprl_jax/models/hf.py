@@ -61,7 +61,7 @@ def load(folder: epath.PathLike, mesh: jax.sharding.Mesh,
     mesh: where the parameters go, sharded by their logical axes.
     dtype: of the matrix products ('float32' or 'bfloat16').
     remat: what the backward pass recomputes, a key of transformer.REMAT.
-    attention: one of attention.IMPLEMENTATIONS.
+    attention: auto, einsum, dot_product or splash (attention.choose).
     frozen: keep the matrices in `dtype`; otherwise all is float32.
     random_key: draws new weights; only config.json is read.
     random_std: of the new weights; 0 is 1 / sqrt(fan-in).
