@@ -172,6 +172,8 @@ class Engine:
         launched = run.launch()
         if launched:
           inflight.append(launched)
+        elif not inflight:
+          raise RuntimeError('the scheduler has work but nothing that can run')
         if inflight and (len(inflight) > self.options.ahead or not launched):
           run.collect(*inflight.popleft())
           if run.complete >= (until or len(requests)):
@@ -214,8 +216,9 @@ class Engine:
       raise InputError(f'prompt {i}: {len(request.forks)} forks for '
                        f'{request.samples} samples')
     begun = request.begun or [None] * request.samples
-    for (at, suffix), old in zip(
-        map(request.fork, range(request.samples)), begun):
+    page = self.options.page
+    for sample, old in enumerate(begun):
+      at, suffix = request.fork(sample)
       length = at + len(suffix)
       rows = length + request.sampling.max_new_tokens
       rows -= len(old.tokens) if old else 0
@@ -227,6 +230,14 @@ class Engine:
             f'prompt {i} has {length} tokens; with '
             f'{request.sampling.max_new_tokens} new ones that is {rows} of at '
             f'most {self.options.max_tokens}')
+      # The trunk and the row's first chunk, but for the full pages that they
+      # share; later the row may take the trunk's pages.
+      first = length - 1 + min(self.options.chunk, rows - length)
+      need = (-(-request.trunk_length() // page) + -(-first // page)
+              - request.shared(sample) // page)
+      if need > self.options.pages - 1:
+        raise InputError(f'prompt {i}: sample {sample} and its trunk need '
+                         f'{need} pages, rollout.pages={self.options.pages}')
     if ends > decode.MAX_ENDS:
       raise InputError(f'{ends} end and stop tokens; at most {decode.MAX_ENDS}')
     if request.sampling.stop_strings and not self.decode_text:

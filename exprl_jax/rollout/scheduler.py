@@ -98,6 +98,10 @@ class Request:
     at, suffix = self.fork(i)
     return min(at, at + len(suffix) - 1)
 
+  def trunk_length(self) -> int:
+    """Tokens of the trunk that are computed: as far as samples share it."""
+    return max(self.shared(i) for i in range(self.samples))
+
   def part(self, start: int, stop: int) -> 'Request':
     """Samples start..stop - 1 only."""
     return dataclasses.replace(
@@ -261,7 +265,7 @@ class Run:
         if trunk is None:
           break
         prompts.append((trunk.device, trunk.request.tokens, 0,
-                        _trunk_length(trunk.request), trunk.pages))
+                        trunk.request.trunk_length(), trunk.pages))
       row = self._branch(trunk, copies)
       if row is None:
         break
@@ -283,7 +287,7 @@ class Run:
     if not self._queue or not self._free[device]:
       return None
     request, page = self._queue[0], self._options.page
-    length = _trunk_length(request)
+    length = request.trunk_length()
     first = len(request.context(0)) - 1 + min(
         self._options.chunk, request.sampling.max_new_tokens)
     if self._pages[device].free < -(-max(first, length) // page) + 1:
@@ -457,8 +461,3 @@ class Run:
     device = self._device(row)
     self._pages[device].release(row.pages)
     self._free[device].append(row.slot)
-
-
-def _trunk_length(request: Request) -> int:
-  """Tokens of the trunk that are computed: as far as its samples share it."""
-  return max(request.shared(i) for i in range(request.samples))
