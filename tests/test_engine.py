@@ -322,7 +322,7 @@ def test_mistakes_are_named(small, one_device):
   with pytest.raises(InputError, match='prompt 0 forks at 4 of 3'):
     generate(small, one_device,
              [Request([1, 2, 3], 0, 1, DRAWN, [Fork(4, [])])])
-  with pytest.raises(InputError, match='sample 0 and its trunk need 16 pages, '):
+  with pytest.raises(InputError, match='sample 0 and its trunk need 16'):
     generate(small, one_device, [Request(
         [5] * 16, 0, 2, DRAWN, [Fork(0, [5] * 18), Fork(16, [5])])], pages=14)
   with pytest.raises(InputError, match='prompt 0 is empty'):
