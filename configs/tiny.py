@@ -18,7 +18,8 @@ def get_config():
   c.compare = 'tiny_grpo.py'
   c.policy = ConfigDict(dict(init='asset:tiny_policy'))
   c.judge = ConfigDict(dict(
-      init='asset:tiny_judge', template='tiny', delimiter='###', max_steps=8))
+      init='asset:tiny_judge', template='tiny', delimiter='###', max_steps=8,
+      max_prompt_tokens=96))
   c.data = ConfigDict(dict(train='asset:tiny_problems/train.jsonl', batch=16))
   c.rollout = ConfigDict(dict(
       group_size=4, max_prompt_tokens=48, max_new_tokens=48, temperature=0.8))

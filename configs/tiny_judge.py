@@ -14,7 +14,8 @@ def get_config():
   c.steps = 2400
   c.policy = ConfigDict(dict(init='asset:tiny_policy'))
   c.judge = ConfigDict(dict(
-      init='asset:tiny_judge', template='tiny', max_steps=8, min_mass=0.0))
+      init='asset:tiny_judge', template='tiny', max_steps=8, min_mass=0.0,
+      max_prompt_tokens=96))
   c.data = ConfigDict(dict(batch=32))
   c.rollout = ConfigDict(dict(
       group_size=8, max_prompt_tokens=48, max_new_tokens=48, temperature=0.8))

@@ -33,16 +33,34 @@ class Model:
 
 @dataclasses.dataclass(frozen=True)
 class Judge:
-  """The frozen language model that scores traces against the reference."""
+  """The frozen language model that scores traces (docs/judge.md)."""
 
   init: str = ''
   dtype: str = 'float32'
+  weights: str = ''  # int8, or '' for dtype
   template: str = 'math'  # a file of exprl_jax/judge/templates, or a path
-  delimiter: str = '###'  # the token that opens a step
+  reference: str = 'solution'  # what it is shown: solution | rubric | both
+  context: str = 'prefix'  # of a step: prefix (the trace so far) | segment
+  readout: str = 'direct'  # direct | generate | generate_expect
+  verdict: str = 'whole'  # whole | checkpoints (one each, by their points)
+  scale: str = 'smooth'  # 1..5 to [0, 1]: smooth | semi_smooth | extreme
+  rationale_tokens: int = 512  # of readouts that generate
+  delimiter: str = '###'  # ### | blank_line | numbered | every:M (judge/steps)
   max_steps: int = 16  # later steps are merged into the last one
+  min_step_tokens: int = 1  # shorter ones are merged into the next
+  max_prompt_tokens: int = 4096  # all but the trace; longer: no verdict
+  max_trace_tokens: int = 0  # longer traces lose their middle; 0: never
   min_mass: float = 0.5  # less probability on the scores 1..5: unreadable
   max_invalid_frac: float = 0.5  # more unreadable rows than this: stop
-  rows: int = 64  # traces per forward pass
+  max_probe_score: float = 0.5  # a judge that gives more to a probe is refused
+  alarm_window: int = 60  # steps over which the judge's mean score may climb
+  alarm_rise: float = 0.1  # so much while accuracy does not (docs/judge.md)
+  cache: bool = True  # keep verdicts in the workdir
+  overlap: bool = False  # judge while the last samples decode; needs pages
+  slots: int = 64  # branches that are read at a time
+  page: int = 64  # tokens in a page
+  pages: int = 0  # as in rollout
+  traces: str = ''  # run='judge': JSONL of traces; '': samples of the policy
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +68,7 @@ class Data:
   """Problems to train on, and how many at a time."""
 
   train: str = ''  # JSONL of problems
+  rubrics: str = ''  # JSONL that run='prepare' wrote
   batch: int = 8  # problems per step (sft: rows per step)
   limit: int = 0  # use only so many problems; 0 is all
 
@@ -156,12 +175,30 @@ class Sample:
 
 
 @dataclasses.dataclass(frozen=True)
+class Prepare:
+  """run='prepare': the judge writes rubrics for data.train (prepare.py)."""
+
+  rubrics: str = ''  # JSONL to write
+  max_new_tokens: int = 1024
+  tries: int = 3  # of a rubric that cannot be read
+
+
+@dataclasses.dataclass(frozen=True)
 class Export:
   """run='export': policy.init, a model or a workdir, as a model folder."""
 
   out: str = ''  # folder or gs://bucket/folder, fresh
   step: int = 0  # of the workdir's checkpoints; 0: the newest
   dtype: str = 'bfloat16'  # of the stored tensors; bfloat16 | float32
+
+
+@dataclasses.dataclass(frozen=True)
+class Calibration:
+  """run='judge' where it is known which traces are right (judging.py)."""
+
+  prefixes: int = 256  # that are compared with what the policy makes of them
+  continuations: int = 16  # of each; 0: no such comparison
+  readouts: tuple[str, ...] = ()  # to be compared with each other
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,7 +218,8 @@ class JudgeTraining:
 class Config:
   """One run."""
 
-  run: str = 'train'  # train | sft | evaluate | sample | export | train_judge
+  run: str = 'train'  # train | sft | evaluate | judge | sample | prepare |
+  # export | train_judge
   seed: int = 0
   steps: int = 100
   reward: str = 'process'  # process | outcome | sparse
@@ -197,12 +235,15 @@ class Config:
   checkpoint: Checkpoint = Checkpoint()
   mesh: Mesh = Mesh()
   sample: Sample = Sample()
+  prepare: Prepare = Prepare()
   export: Export = Export()
+  calibration: Calibration = Calibration()
   judge_training: JudgeTraining = JudgeTraining()
 
 
 CHOICES = {
-    'run': ('train', 'sft', 'evaluate', 'sample', 'export', 'train_judge'),
+    'run': ('train', 'sft', 'evaluate', 'judge', 'sample', 'prepare', 'export',
+            'train_judge'),
     'reward': ('process', 'outcome', 'sparse'),
     'credit.rule': ('group', 'delta'),
     'credit.first': ('final', 'zero'),
@@ -215,6 +256,12 @@ CHOICES = {
     'policy.remat': ('none', 'full', 'dots', 'save_attention'),
     'policy.attention': ('auto', 'einsum', 'dot_product', 'splash'),
     'judge.dtype': ('float32', 'bfloat16'),
+    'judge.weights': ('', 'int8'),
+    'judge.reference': ('solution', 'rubric', 'both'),
+    'judge.context': ('prefix', 'segment'),
+    'judge.readout': ('direct', 'generate', 'generate_expect'),
+    'judge.verdict': ('whole', 'checkpoints'),
+    'judge.scale': ('smooth', 'semi_smooth', 'extreme'),
     'export.dtype': ('float32', 'bfloat16'),
 }
 
@@ -222,14 +269,19 @@ CHOICES = {
 MINIMUM = {
     'steps': 0, 'data.batch': 1, 'rollout.group_size': 1,
     'rollout.max_prompt_tokens': 1, 'rollout.max_new_tokens': 1,
-    'rollout.temperature': 0, 'judge.max_steps': 1, 'judge.rows': 1,
+    'rollout.temperature': 0, 'judge.max_steps': 1, 'judge.min_step_tokens': 1,
+    'judge.rationale_tokens': 1, 'judge.max_prompt_tokens': 1,
+    'judge.max_trace_tokens': 0, 'judge.slots': 1, 'judge.page': 1,
+    'judge.pages': 0, 'judge.alarm_window': 2,
     'optim.lr': 0, 'optim.updates': 1, 'optim.micro_batches': 1,
     'eval.samples': 1, 'eval.every': 0, 'rollout.slots': 1,
     'rollout.chunk': 1, 'rollout.page': 1, 'rollout.pages': 0,
     'rollout.spare': 0, 'rollout.carry': 0, 'rollout.top_k': 0,
     'rollout.min_new_tokens': 0,
     'checkpoint.every': 0, 'checkpoint.keep': 1, 'loss.logprob_chunk': 1,
-    'export.step': 0, 'mesh.rollout_tensor': 0,
+    'export.step': 0, 'prepare.max_new_tokens': 1, 'prepare.tries': 1,
+    'mesh.rollout_tensor': 0, 'calibration.prefixes': 1,
+    'calibration.continuations': 0,
 }
 
 
@@ -295,16 +347,26 @@ def freeze(config: ml_collections.ConfigDict) -> Config:
 
 
 def _check_combinations(c: Config) -> None:
-  needs = {'policy.init': True,
-           'data.train': c.run in ('train', 'sft'),
+  reads_traces = c.run == 'judge' and bool(c.judge.traces)
+  needs = {'policy.init': c.run != 'prepare' and not reads_traces,
+           'data.train': c.run in ('train', 'sft', 'prepare', 'judge')
+                         and not reads_traces,
+           'prepare.rubrics': c.run == 'prepare',
            'eval.problems': c.run == 'evaluate',
            'sample.prompts': c.run == 'sample',
            'sample.out': c.run == 'sample', 'export.out': c.run == 'export',
            'judge.init': c.run == 'train' and c.reward != 'sparse'
-           or c.run == 'train_judge'}
+           or c.run in ('prepare', 'judge', 'train_judge')}
   for name, needed in needs.items():
     if needed and not _get(c, name):
       raise InputError(f'config.{name} is empty; run={c.run!r} needs it')
+  if c.run == 'judge' and c.reward == 'sparse':
+    raise InputError("config.reward='sparse' needs no judge; run='judge' wants "
+                     "'process' or 'outcome'")
+  for name in c.calibration.readouts:
+    if name not in CHOICES['judge.readout']:
+      raise InputError(f'config.calibration.readouts: {name!r} is none of '
+                       f'{", ".join(CHOICES["judge.readout"])}')
   r = c.rollout
   if not (0 < r.top_p <= 1 and 0 <= r.min_p < 1):
     raise InputError(f'config.rollout.top_p={r.top_p}, min_p={r.min_p}: '

@@ -1,11 +1,12 @@
 """--dry_run: read everything, compute nothing, show what the models see."""
 
-from exprl_jax import data, evaluate
+from exprl_jax import data, evaluate, prepare
 from exprl_jax import mesh as mesh_lib
 from exprl_jax.config import Config, resolve
 from exprl_jax.judge import prompts
 from exprl_jax.models import config as model_config
 from exprl_jax.tokenizer import Tokenizer
+from exprl_jax.types import Problem
 
 
 def dry_run(config: Config) -> None:
@@ -15,6 +16,9 @@ def dry_run(config: Config) -> None:
     InputError: whatever the run itself would stumble over at its start.
   """
   mesh = mesh_lib.make_mesh(config.mesh)
+  if config.run == 'prepare':
+    _show_rubric_prompt(config)
+    return
   folder = resolve(config.policy.init)
   model, tokenizer = model_config.read_config(folder), Tokenizer(folder)
   print(f'run {config.run}, {config.steps} steps, mesh {dict(mesh.shape)}')
@@ -22,17 +26,34 @@ def dry_run(config: Config) -> None:
   evaluate.HeldOut(config, tokenizer)
   if not config.data.train:
     return
-  problems = data.read_problems(resolve(config.data.train),
-                                data.needs(config), config.data.limit)
+  problems = data.training_problems(config)
   prompt = data.policy_prompts(tokenizer, problems[:1], config)[0]
   print(f'{len(problems)} problems; {config.data.batch} x '
         f'{config.rollout.group_size} rows a step, {config.optim.updates} '
         f'updates of them, each in {config.optim.micro_batches} micro-batches')
   print('\n--- policy prompt\n' + tokenizer.decode(prompt, special=True))
-  if config.run == 'train' and config.reward != 'sparse':
-    judge = Tokenizer(resolve(config.judge.init))
-    template = prompts.load(config.judge.template, judge)
-    ids = [*template.head(judge, problems[0]),
-           *judge.encode('<the trace>'), *template.ask]
-    print('\n--- judge prompt\n' + judge.decode(ids, special=True))
-    print(f'--- score tokens {template.score_ids}')
+  if config.run in ('train', 'judge') and config.reward != 'sparse':
+    _show_judge_prompt(config, problems[0])
+
+
+def _show_judge_prompt(config: Config, problem: Problem) -> None:
+  tokenizer = Tokenizer(resolve(config.judge.init))
+  template = prompts.load(config.judge, tokenizer, config.reward)
+  fence = prompts.fence(problem, [])
+  head, opening = template.head(problem), template.opening(fence)
+  checkpoint = (problem.checkpoints[0].text if config.judge.verdict ==
+                'checkpoints' and problem.checkpoints else '')
+  ask = template.ask(problem, fence, checkpoint)
+  print('\n--- judge prompt\n' + tokenizer.decode(
+      [*head, *opening, *tokenizer.encode('<the trace>'), *ask], special=True))
+  print(f'--- {len(head)} tokens for all traces of the problem, {len(opening)} '
+        f'and the trace, {len(ask)} for every step; score tokens '
+        f'{template.score_ids}')
+
+
+def _show_rubric_prompt(config: Config) -> None:
+  tokenizer = Tokenizer(resolve(config.judge.init))
+  problems = data.training_problems(config)
+  print(f'run prepare, {len(problems)} problems\n\n--- prompt for a rubric\n'
+        + tokenizer.decode(prepare.Prompt(tokenizer)(problems[0]),
+                           special=True))

@@ -62,9 +62,9 @@ class HeldOut:
     return step == last or bool(every and step % every == 0)
 
   def __call__(self, sampler: engine.Sampler, params, step: int,
-               log: metrics.Log, samples_to: pathlib.Path | None = None
-               ) -> dict[str, float]:
-    """Samples, grades, logs; returns the metrics ('eval/...')."""
+               log: metrics.Log, more: dict[str, float] | None = None,
+               samples_to: pathlib.Path | None = None) -> dict[str, float]:
+    """Samples, grades, logs with `more`; returns the metrics ('eval/...')."""
     if not self._problems:
       return {}
     start = time.perf_counter()
@@ -73,7 +73,7 @@ class HeldOut:
     values = summary(correct, cfg.ks)
     values |= {'eval/truncated_frac': float(1 - finished.mean()),
                'eval/length_mean': float(lengths.mean()),
-               'time/eval': time.perf_counter() - start}
+               'time/eval': time.perf_counter() - start} | (more or {})
     log.write(step, values, line(step, values, cfg))
     if samples_to and jax.process_index() == 0:
       with samples_to.open('w') as file:
@@ -131,6 +131,6 @@ def evaluate(config: Config, workdir: pathlib.Path) -> list[metrics.Row]:
   checkpoint.claim(workdir, config)
   log = metrics.Log(workdir, 0, main=jax.process_index() == 0)
   sampler = engine.Sampler(config, model, tokenizer, mesh)
-  held_out(sampler, params, 0, log, workdir / 'samples.jsonl')
+  held_out(sampler, params, 0, log, samples_to=workdir / 'samples.jsonl')
   log.close()
   return metrics.read(workdir / 'metrics.jsonl')

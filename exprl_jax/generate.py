@@ -8,6 +8,7 @@ import time
 from etils import epath
 import jax
 
+from exprl_jax import jsonl
 from exprl_jax import mesh as mesh_lib
 from exprl_jax.config import Config, resolve
 from exprl_jax.models import hf
@@ -55,8 +56,7 @@ def generate(config: Config) -> None:
   print(f'{folder}: {len(prompts)} prompts, {group} samples each'
         + (f', {len(there)} of them in {out} already' if there else ''))
   start, count = time.perf_counter(), 0
-  out.parent.mkdir(parents=True, exist_ok=True)
-  with _Writer(out) as write:
+  with jsonl.Writer(out) as write:
     def done(id_: int, sample: Sample) -> None:
       nonlocal count
       count += len(sample.tokens)
@@ -132,20 +132,12 @@ def _tokens(kind: str, value, tokenizer: Tokenizer, where: str) -> list[int]:
 
 
 def _already(out: epath.Path) -> set[tuple[str, int]]:
-  """(id, sample) of the lines that are there; a line cut short is dropped."""
-  if not out.exists():
-    return set()
-  text = out.read_text()
-  whole = text[:text.rfind('\n') + 1]
+  """(id, sample) of the lines that are there."""
   try:
-    rows = [json.loads(line) for line in whole.splitlines()]
-    found = {(row['id'], row['sample']) for row in rows}
-  except (json.JSONDecodeError, KeyError, TypeError):
+    return {(row['id'], row['sample']) for row in jsonl.resume(out)}
+  except (ValueError, KeyError):
     raise InputError(f'config.sample.out={out} holds something else; name a '
                      'fresh file') from None
-  if whole != text:
-    out.write_text(whole)
-  return found
 
 
 def _missing(request: Request, there: set[int]) -> Sequence[Request]:
@@ -153,28 +145,3 @@ def _missing(request: Request, there: set[int]) -> Sequence[Request]:
     return [request]
   return [dataclasses.replace(request, id=request.id + i, samples=1)
           for i in range(request.samples) if i not in there]
-
-
-class _Writer:
-  """Appends lines, in process 0; on gs:// they appear at the end."""
-
-  def __init__(self, path: epath.Path):
-    self._path = path
-
-  def __enter__(self):
-    self._file = None
-    if jax.process_index() == 0:
-      remote = str(self._path).startswith('gs://')  # which cannot append
-      old = self._path.read_text() if remote and self._path.exists() else ''
-      self._file = self._path.open('w' if remote else 'a')
-      self._file.write(old)
-    return self._write
-
-  def _write(self, row: dict) -> None:
-    if self._file:
-      self._file.write(json.dumps(row, ensure_ascii=False) + '\n')
-      self._file.flush()
-
-  def __exit__(self, *_):
-    if self._file:
-      self._file.close()

@@ -23,12 +23,14 @@ _RUNS = {
     'train': ('exprl_jax.train', 'train'),
     'sft': ('exprl_jax.sft', 'sft'),
     'evaluate': ('exprl_jax.evaluate', 'evaluate'),
+    'judge': ('exprl_jax.judging', 'judge'),
     'train_judge': ('exprl_jax.tiny.train_judge', 'train_judge'),
 }
 
 # Likewise, of runs that write no workdir: (config) -> None.
 _TOOLS = {
     'sample': ('exprl_jax.generate', 'generate'),
+    'prepare': ('exprl_jax.prepare', 'prepare'),
     'export': ('exprl_jax.export', 'export'),
 }
 
@@ -159,7 +161,7 @@ def main(argv: list[str]) -> None:
     module, function = _RUNS[cfg.run]
     rows = getattr(importlib.import_module(module), function)(cfg, folder)
     results.append(report.Result(title, cfg, folder, rows))
-  if first:
+  if first and config.run != 'judge':  # which has its own
     report.write(workdir, results)
 
 

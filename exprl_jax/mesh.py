@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 import functools
+import json
 
 from absl import logging
 import jax
@@ -148,6 +149,16 @@ def fetch(tree):
 def gather(x: np.ndarray) -> np.ndarray:
   """The host value of every process, stacked."""
   return multihost_utils.process_allgather(x).reshape(-1, *x.shape)
+
+
+def broadcast(value):
+  """Process 0's value, of what JSON can hold, in every process."""
+  if jax.process_count() == 1:
+    return value
+  text = np.frombuffer(json.dumps(value).encode(), np.uint8)
+  size = multihost_utils.broadcast_one_to_all(np.int32(len(text)))
+  text = multihost_utils.broadcast_one_to_all(np.resize(text, size))
+  return json.loads(np.asarray(text).tobytes())
 
 
 def constrain(x: jax.Array, *logical: str | None) -> jax.Array:

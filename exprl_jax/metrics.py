@@ -16,6 +16,8 @@ Row = dict[str, float]  # {'step': ..., 'area/name': number}
 class Log:
   """Appends rows to metrics.jsonl and shows a progress bar.
 
+  `before` has the rows that a resumed run found there.
+
   No name is a path prefix of another. A resumed run first drops the rows after
   its checkpoint, so that the file reads as if nothing had happened.
   """
@@ -24,10 +26,11 @@ class Log:
                main: bool = True):
     """Only one process, the main one, writes and shows anything."""
     self._path = workdir / 'metrics.jsonl'
-    self._main = main
+    self._main, self.before = main, []
     if main:
       rows = read(self._path) if first_step else []
       rows = [r for r in rows if r['step'] <= first_step]
+      self.before = rows
       self._path.write_text(''.join(json.dumps(r) + '\n' for r in rows))
     self._bar = tqdm.tqdm(total=total, initial=first_step, unit='step',
                           disable=not main or not sys.stderr.isatty(),
@@ -42,6 +45,11 @@ class Log:
     with self._path.open('a') as file:
       file.write(json.dumps(row) + '\n')
     if line:
+      self.say(line)
+
+  def say(self, line: str) -> None:
+    """Tells a person something."""
+    if self._main:
       tqdm.tqdm.write(line, file=sys.stdout)
       sys.stdout.flush()
 

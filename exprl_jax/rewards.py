@@ -7,6 +7,7 @@ import numpy as np
 
 from exprl_jax import grading, metrics
 from exprl_jax.config import Config
+from exprl_jax.judge import readout
 from exprl_jax.judge import steps as steps_lib
 from exprl_jax.judge.judge import Judge
 from exprl_jax.tokenizer import Tokenizer
@@ -52,13 +53,13 @@ def from_scorer(config: Config, tokenizer: Tokenizer, scorer: Scorer
 
   Traces are cut into steps for reward='process' and whole otherwise.
   """
-  delimiters, max_steps = frozenset(), 1
-  if config.reward == 'process':
-    delimiters = steps_lib.delimiter_ids(tokenizer, config.judge.delimiter)
-    max_steps = config.judge.max_steps
+  cfg, process = config.judge, config.reward == 'process'
+  segment = steps_lib.Segmenter(
+      tokenizer, cfg.delimiter if process else '',
+      cfg.max_steps if process else 1, cfg.min_step_tokens)
 
   def reward(problems: Sequence[Problem], rollout: Rollout) -> Rewarded:
-    traces = cut(problems, rollout, tokenizer, delimiters, max_steps)
+    traces = cut(problems, rollout, tokenizer, segment)
     correct = np.array([t.correct for t in traces])
     value, valid, extra = scorer(traces)
     if config.rollout.overlong == 'zero':
@@ -73,14 +74,14 @@ def from_scorer(config: Config, tokenizer: Tokenizer, scorer: Scorer
 
 
 def cut(problems: Sequence[Problem], rollout: Rollout, tokenizer: Tokenizer,
-        delimiters: frozenset[int], max_steps: int) -> list[Trace]:
-  """The rollout's rows as texts, cut at `delimiters`."""
+        segment: steps_lib.Segmenter) -> list[Trace]:
+  """The rollout's rows as texts, cut into steps."""
   group, traces = len(rollout.tokens) // len(problems), []
   for i, (row, mask) in enumerate(zip(rollout.tokens, rollout.completion)):
     columns = np.flatnonzero(mask)
     ids = row[columns].tolist()
     body = ids[:-1] if ids[-1] in tokenizer.eos_ids else ids
-    ends = steps_lib.step_ends(body, delimiters, max_steps)
+    ends = segment(body)
     texts = [tokenizer.decode(body[a:b]) for a, b in zip([0, *ends], ends)]
     # The EOS belongs to the last step; an empty trace is one empty step.
     last = [*ends[:-1], len(ids)]
@@ -101,34 +102,29 @@ def sparse(traces: list[Trace]):
 def dense(traces: list[Trace], judge: Judge, config: Config):
   """The judge's score of the whole trace (S = 1) or of each of its steps.
 
-  An empty trace scores 0 without asking. A row with a score that is not
-  readable is invalid as a whole: it leaves the loss and the statistics.
+  An empty trace scores 0 without being asked about. A row with a step that has
+  no score is invalid as a whole: it leaves the loss and the statistics.
 
   Raises:
-    RuntimeError: more than judge.max_invalid_frac of the rows are unreadable.
+    RuntimeError: more than judge.max_invalid_frac of the rows are invalid.
   """
   max_steps = config.judge.max_steps if config.reward == 'process' else 1
-  asked = [i for i, t in enumerate(traces) if t.text.strip()]
-  verdicts = judge.score([(traces[i].problem, traces[i].steps) for i in asked],
-                         max_steps)
-  value = np.zeros((len(traces), max_steps), np.float32)
-  valid = np.zeros(value.shape, bool)
-  valid[:, 0] = True
-  value[asked], valid[asked] = verdicts.score, verdicts.exists
-  unreadable = verdicts.exists & (verdicts.mass < config.judge.min_mass)
-  bad = np.zeros(len(traces), bool)
-  bad[asked] = unreadable.any(axis=1)
-  valid[bad], value[~valid] = False, 0.0
+  v = judge.score([(t.problem, t.steps) for t in traces], max_steps)
+  bad = (v.exists & ~v.readable).any(axis=1)
+  valid = v.exists & ~bad[:, None]
+  share = {name: float((v.outcome == i).any(axis=1).mean())
+           for i, name in enumerate(readout.OUTCOMES) if i != readout.OK}
   if bad.mean() > config.judge.max_invalid_frac:
+    worst = max(set(share) - {'empty'}, key=share.get)
     raise RuntimeError(
-        f'{bad.mean():.0%} of the verdicts are unreadable (probability of the '
-        f'scores 1..5 below judge.min_mass={config.judge.min_mass}); is '
-        f'{config.judge.init} a judge for judge.template='
-        f'{config.judge.template!r}?')
-  return value, valid, {
+        f'{bad.mean():.0%} of the traces have no verdict, more than '
+        f'judge.max_invalid_frac={config.judge.max_invalid_frac}; most are '
+        f'{worst}: {readout.REMEDY[worst].format(judge=config.judge)}')
+  return np.where(valid, v.score, 0.0), valid, {
       'judge/invalid_frac': float(bad.mean()),
-      'judge/score_mass': metrics.mean(verdicts.mass[verdicts.exists]),
-      'judge/empty_frac': 1.0 - len(asked) / len(traces)}
+      'judge/cut_frac': float(v.cut.mean()),
+      'judge/score_mass': metrics.mean(v.mass[v.outcome == readout.OK]),
+      } | {f'judge/{name}_frac': x for name, x in share.items()}
 
 
 def summary(value, valid, correct, traces) -> dict[str, float]:

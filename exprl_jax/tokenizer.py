@@ -74,6 +74,11 @@ class Tokenizer:
                        'and no eos_token_id in generation_config.json')
     return tuple(sorted(ids, key=lambda i: i != own))
 
+  @property
+  def special_tokens(self) -> tuple[str, ...]:
+    """Texts of the special tokens, in the order of their ids."""
+    return self._tokenizer.special_tokens
+
   def encode(self, text: str, special: bool = False) -> list[int]:
     """Token ids of a text.
 
@@ -127,6 +132,9 @@ class _Fast:
     self._model.no_padding()
     self.vocab_size = max(self._model.get_vocab().values()) + 1
     self.token_to_id = self._model.token_to_id
+    added = self._model.get_added_tokens_decoder()
+    self.special_tokens = tuple(
+        t.content for _, t in sorted(added.items()) if t.special)
 
   def encode(self, text: str, special: bool) -> list[int]:
     self._model.encode_special_tokens = not special
@@ -169,6 +177,7 @@ class _SentencePiece:
         | {t: i for t, i in added.items() if t not in own})
     self._texts = {i: t for t, i in self._ids.items()}
     self._special = {i for t, i in self._ids.items() if t not in plain}
+    self.special_tokens = tuple(self._texts[i] for i in sorted(self._special))
     self.vocab_size = max(self._size, *(i + 1 for i in self._texts))
     self.token_to_id = self._ids.get
     # Words that are not left to sentencepiece. It finds user-defined symbols in

@@ -28,7 +28,8 @@ from exprl_jax import (
 )
 from exprl_jax import mesh as mesh_lib
 from exprl_jax.config import Config, Credit, resolve
-from exprl_jax.judge.judge import Judge
+from exprl_jax.judge import defence
+from exprl_jax.judge import judge as judge_lib
 from exprl_jax.models import hf, transformer
 from exprl_jax.models.config import ModelConfig
 from exprl_jax.rollout import engine
@@ -53,11 +54,11 @@ def train(config: Config, workdir: pathlib.Path) -> list[metrics.Row]:
   sampling = mesh_lib.rollout_mesh(mesh, config.mesh.rollout_tensor)
   folder = resolve(config.policy.init)
   tokenizer = Tokenizer(folder)
-  problems = data.read_problems(resolve(config.data.train), data.needs(config),
-                                config.data.limit)
+  problems = data.training_problems(config)
   data.policy_prompts(tokenizer, problems, config)  # all of them fit
   held_out = evaluate.HeldOut(config, tokenizer)
-  judge = None if config.reward == 'sparse' else load_judge(config, sampling)
+  if config.reward != 'sparse':
+    judge_lib.check(config, problems)
   batch_of = data.batches(problems, config.data.batch, config.seed)
   model, params = hf.load(folder, mesh, config.policy.dtype,
                           remat=config.policy.remat,
@@ -68,6 +69,10 @@ def train(config: Config, workdir: pathlib.Path) -> list[metrics.Row]:
       model, x)))(params)
   state = learner.init_state(params, config.optim,
                              config.steps * config.optim.updates)
+  judge = None
+  if config.reward != 'sparse':
+    judge = judge_lib.load(config, sampling, workdir,
+                           (folder, model, reference))
   # After the state: the pool of pages is sized by the memory that is left.
   step_fn = Step(config, model, reference, tokenizer,
                  rewards.make(config, tokenizer, judge), mesh, sampling)
@@ -78,20 +83,27 @@ def train(config: Config, workdir: pathlib.Path) -> list[metrics.Row]:
   main = jax.process_index() == 0
   log = metrics.Log(workdir, config.steps, start, main)
   root = jax.random.key(config.seed)
+  probed = {}
+  if judge:  # it is frozen: what it says of the probes holds to the end
+    probed = defence.refuse_fooled(config, judge, problems)
+  alarm = defence.Alarm(config, log.before)
   if start == 0:
-    held_out(step_fn.sampler, state.params, 0, log)
+    held_out(step_fn.sampler, state.params, 0, log, probed)
 
   for step in range(start, config.steps):
     state, taken = step_fn(state, batch_of(step),
                            jax.random.fold_in(root, step))
     done = step + 1
+    warning = alarm(taken.metrics) if judge else ''
     log.advance(reward=f'{taken.metrics["reward/mean"]:.3f}')
     log.write(done, taken.metrics, line(done, taken.metrics)
               if done % 10 == 0 or done == 1 else '')
+    if warning:
+      log.say(warning)
     if main and (done % 10 == 0 or done in (1, config.steps)):
       write_samples(workdir / f'samples/{done:08d}.jsonl', taken)
     if held_out.due(done, config.steps):
-      held_out(step_fn.sampler, state.params, done, log)
+      held_out(step_fn.sampler, state.params, done, log, probed)
     if checkpoints.save(done, state, last=done == config.steps) and main:
       carry.save(done, step_fn.carried)
 
@@ -237,15 +249,6 @@ def assign(scores: Scores, cfg: Credit, group_size: int) -> jax.Array:
   if cfg.rule == 'group':
     return advantages.group(scores, group_size, cfg.divide_by_std)
   return advantages.delta(scores, cfg.first, cfg.single)
-
-
-def load_judge(config: Config, mesh: jax.sharding.Mesh) -> Judge:
-  """The judge of a config."""
-  folder = resolve(config.judge.init)
-  tokenizer = Tokenizer(folder)
-  model, params = hf.load(folder, mesh, config.judge.dtype, frozen=True)
-  return Judge(model, params, tokenizer, config.judge.template,
-               config.judge.rows, mesh)
 
 
 def statistics(rollout: Rollout, scores: Scores, credit: np.ndarray

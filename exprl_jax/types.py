@@ -21,6 +21,13 @@ class InputError(ValueError):
   """
 
 
+class Checkpoint(NamedTuple):
+  """A line of a rubric: something that a solution establishes."""
+
+  text: str
+  points: float  # positive
+
+
 @dataclasses.dataclass(frozen=True)
 class Problem:
   """One row of a problem file.
@@ -34,7 +41,8 @@ class Problem:
   solution: str = ''
   answer: str = ''
   domain: str = 'math'
-  rubric: str = ''
+  rubric: str = ''  # as text
+  checkpoints: tuple[Checkpoint, ...] = ()  # its lines, if it has any
 
 
 class Rollout(NamedTuple):

@@ -14,6 +14,7 @@ import shutil
 
 import numpy as np
 import pytest
+import tokenizers
 
 from exprl_jax import config as config_lib
 from exprl_jax import mesh as mesh_lib
@@ -30,6 +31,34 @@ SMALL_JSON = {
     'num_key_value_heads': 2, 'head_dim': 16, 'rope_theta': 1e4,
     'rms_norm_eps': 1e-6, 'tie_word_embeddings': False}
 SMALL = config.parse_config(dict(SMALL_JSON), 'SMALL_JSON')
+
+
+# How Qwen2 and its heirs split text before they merge.
+_SPLIT = (r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+          r'|\s*[\r\n]+|\s+(?!\S)|\s+')
+CHAT = ("{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}"
+        "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>"
+        "assistant\n{% endif %}")
+
+
+def make_bpe(folder, merges=(), eos='<|im_end|>', special=('<|im_start|>',)):
+  """Writes a byte-level BPE tokenizer with a chat template; returns it."""
+  merges = [tuple(m.split()) for m in merges]
+  names = [*sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet()),
+           *map(''.join, merges)]
+  model = tokenizers.Tokenizer(tokenizers.models.BPE(
+      vocab={name: i for i, name in enumerate(names)}, merges=merges))
+  model.pre_tokenizer = tokenizers.pre_tokenizers.Sequence([
+      tokenizers.pre_tokenizers.Split(tokenizers.Regex(_SPLIT), 'isolated'),
+      tokenizers.pre_tokenizers.ByteLevel(
+          add_prefix_space=False, use_regex=False)])
+  model.decoder = tokenizers.decoders.ByteLevel()
+  model.add_special_tokens([eos, *special])
+  model.save(str(folder / 'tokenizer.json'))
+  (folder / 'tokenizer_config.json').write_text(
+      json.dumps({'eos_token': eos}))
+  (folder / 'chat_template.jinja').write_text(CHAT)
+  return Tokenizer(folder)
 
 
 @pytest.fixture(scope='session')

@@ -1,8 +1,10 @@
+import dataclasses
 import json
 
 import pytest
 
 from exprl_jax import data
+from exprl_jax.judge import rubrics
 from exprl_jax.tiny import world
 from exprl_jax.types import InputError, Problem
 
@@ -32,10 +34,73 @@ def test_rows_are_read(tmp_path):
     ([{'solution': 's'}], 'row has no question'),
     ([dict(ROW, question=['q'])], 'question should be text'),
     ([ROW, ROW], r"p\.jsonl:2: id 'a' stands already in line 1"),
+    ([dict(ROW, rubric=3)], r'p\.jsonl:1: rubric should be text or a list of'),
+    ([dict(ROW, rubric=[])], 'rubric should be text or a list of'),
+    ([dict(ROW, rubric=['r'])], 'checkpoint 1 is not an object'),
+    ([dict(ROW, rubric=[{'points': 1}])], 'checkpoint 1 has no text'),
+    ([dict(ROW, rubric=[{'text': 'r'}])], 'checkpoint 1: points=None'),
+    ([dict(ROW, rubric=[{'text': 'r', 'points': -1}])], 'points=-1, want a'),
 ])
 def test_a_bad_file_is_named(tmp_path, rows, message):
   with pytest.raises(InputError, match=message):
     data.read_problems(write(tmp_path, *rows), needs=('solution',))
+
+
+def test_rubrics_of_rows(tmp_path):
+  text, lines = data.read_problems(write(
+      tmp_path, dict(ROW, rubric='Find 1.\nSay 1.'), {
+          'question': 'q', 'rubric': [
+              {'text': 'Find\n1', 'points': 2}, {'title': 'End', 'points': 0.5},
+              {'title': 'Form', 'desc': 'Say 1', 'points': 1, 'more': 3}]}))
+  assert (text.rubric, text.checkpoints) == ('Find 1.\nSay 1.', ())
+  assert lines.checkpoints == (('Find 1', 2), ('End', .5), ('Form: Say 1', 1))
+  assert lines.rubric == (
+      '1. (2 points) Find 1\n2. (0.5 points) End\n3. (1 point) Form: Say 1')
+  hash(lines)
+
+
+# Rubrics that run='prepare' wrote; tests/test_prepare.py writes them.
+
+PROBLEMS = [Problem('a', 'q ?', 's'), Problem('b', 'q', rubric='its own')]
+WRITTEN = {'id': 'a', 'digest': rubrics.digest(PROBLEMS[0]), 'checkpoints': [
+    {'text': 'Find 1', 'points': 2}, {'text': 'Say 1', 'points': 1}]}
+
+
+def test_a_rubric_joins_its_problem(tmp_path):
+  failed = {'id': 'b', 'digest': '', 'failed': 'no rubric'}
+  path = write(tmp_path, failed, WRITTEN, dict(WRITTEN, id='unknown'))
+  a, b = data.with_rubrics(PROBLEMS, path)
+  assert a == dataclasses.replace(
+      PROBLEMS[0], checkpoints=(('Find 1', 2), ('Say 1', 1)),
+      rubric='1. (2 points) Find 1\n2. (1 point) Say 1')
+  assert b == PROBLEMS[1]
+  own = dataclasses.replace(PROBLEMS[0], rubric='r', checkpoints=(('r', 1),))
+  assert data.with_rubrics([own], path) == [own]
+  lazy = world.named('pretraining', 3)
+  text = dict(WRITTEN, id=lazy[1].id, digest=rubrics.digest(lazy[1]))
+  assert [bool(p.checkpoints) for p in data.with_rubrics(
+      lazy, write(tmp_path, text))] == [False, True, False]
+
+
+@pytest.mark.parametrize('rows, message', [
+    ([], 'no rubrics in it'),
+    ([WRITTEN, '{"id": "b", "check'], r'p\.jsonl:2: not a rubric'),
+    ([ROW], r'p\.jsonl:1: not a rubric \(not an object of id, digest and'),
+    ([dict(WRITTEN, id=3)], 'not a rubric'),
+    ([dict(WRITTEN, checkpoints=[])], 'want a list of {text, points}'),
+    ([dict(WRITTEN, checkpoints=[{'text': 'r', 'points': 0}])], 'points=0'),
+    ([WRITTEN, WRITTEN], r"p\.jsonl:2: id 'a' stands already in .*p\.jsonl:1"),
+    ([dict(WRITTEN, digest='x')], r'p\.jsonl:1: problem a has changed since'),
+    ([dict(WRITTEN, id='c')], 'none of its 1 rubrics has the id of a problem'),
+])
+def test_bad_rubrics_are_named(tmp_path, rows, message):
+  with pytest.raises(InputError, match=message):
+    data.with_rubrics(PROBLEMS, write(tmp_path, *rows))
+
+
+def test_missing_rubrics_are_named(tmp_path):
+  with pytest.raises(InputError, match='data.rubrics=no.jsonl: no such file'):
+    data.with_rubrics(PROBLEMS, 'no.jsonl')
 
 
 def test_a_missing_file_is_named(tmp_path):

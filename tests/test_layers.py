@@ -1,6 +1,7 @@
 """Imports go downward only: docs/design.md has the picture."""
 
 import ast
+import functools
 import pathlib
 
 import exprl_jax
@@ -8,22 +9,29 @@ import exprl_jax
 # Later layers may import earlier ones, not the other way round.
 LAYERS = [
     {'types', 'grading', 'metrics', 'tiny.world', 'models.rope',
-     'models.config', 'models.safetensors', 'config', 'mesh'},
+     'models.config', 'models.safetensors', 'config', 'mesh', 'jsonl',
+     'judge.rubrics', 'judge.readout', 'judge.probes', 'judge.calibration'},
     {'models.attention', 'models.moe', 'models.paged', 'rollout.pages',
      'rollout.sampling'},
     {'models.transformer', 'tokenizer', 'advantages', 'data', 'tiny.traces',
-     'judge.steps', 'tiny.assets', 'rollout.decode', 'rollout.scheduler'},
+     'judge.steps', 'judge.cache', 'tiny.assets', 'rollout.decode', 'rollout.scheduler'},
     {'models.hf', 'losses', 'rollout.engine', 'judge.prompts', 'checkpoint',
-     'judge.judge'},
+     'judge.judge', 'judge.defence', 'tiny.rows'},
     {'learner', 'rewards', 'evaluate', 'report'},
-    {'train', 'sft', 'dry_run', 'export', 'generate',
-     'tiny.train_judge'},
+    {'train', 'sft', 'dry_run', 'export', 'generate', 'prepare',
+     'judging', 'tiny.train_judge'},
     {'main'},
 ]
 ROOT = pathlib.Path(exprl_jax.__file__).parent
 
 
+@functools.cache
 def modules():
+  """(name, syntax tree) of every module."""
+  return list(_modules())
+
+
+def _modules():
   for path in ROOT.rglob('*.py'):
     name = '.'.join(path.relative_to(ROOT).with_suffix('').parts)
     if not name.endswith('__init__'):

@@ -11,6 +11,7 @@ import pytest
 
 from exprl_jax import config as config_lib
 from exprl_jax import main, metrics, rewards
+from exprl_jax.judge.readout import EMPTY, OK, UNREADABLE
 from exprl_jax.types import InputError, Problem, Rollout
 from tests.conftest import POLICY
 
@@ -188,12 +189,14 @@ def test_the_command_prints_one_line_and_exits_with_one():
 class Verdicts:
   """A judge whose verdicts are given, to test what is made of them."""
 
-  def __init__(self, score, mass, exists):
-    self._verdicts = tuple(np.array(x) for x in (score, mass, exists))
+  def __init__(self, score, outcome):
+    self._score, self._outcome = np.array(score), np.array(outcome)
 
   def score(self, items, max_steps):
     from exprl_jax.judge.judge import Verdicts as V
-    return V(*(x[:len(items), :max_steps] for x in self._verdicts))
+    n = len(items)
+    return V(self._score, np.ones_like(self._score), self._outcome,
+             np.zeros(n, bool), [[''] * max_steps] * n)
 
 
 def test_empty_unreadable_and_cut_off_rows(policy):
@@ -212,8 +215,8 @@ def test_empty_unreadable_and_cut_off_rows(policy):
     tokens[i, 2:2 + len(row)], completion[i, 2:2 + len(row)] = row, True
   rollout = Rollout(tokens, completion, completion, np.zeros((4, 9)),
                     np.array([True, True, True, False]))
-  judge = Verdicts([[.25, .5]] * 3, [[1, 1], [1, .1], [1, 1]],
-                   [[True, True]] * 3)
+  judge = Verdicts([[.25, .5], [.25, .5], [0, 0], [.25, .5]], [[OK, OK], [OK, UNREADABLE], [EMPTY, -1],
+                                     [OK, OK]])
   reward = rewards.make(config, tokenizer, judge)
   out = reward([Problem('', 'q', 's', '8')], rollout)
   np.testing.assert_allclose(
@@ -225,11 +228,12 @@ def test_empty_unreadable_and_cut_off_rows(policy):
                                 [[3, 7], [2, 0], [3, 6]])
   assert out.metrics['judge/invalid_frac'] == 0.25
   assert out.metrics['judge/empty_frac'] == 0.25
+  assert out.metrics['judge/unreadable_frac'] == 0.25
   assert out.metrics['reward/mean'] == pytest.approx((.5 + 0 + 0) / 3)
 
 
 def test_a_judge_that_cannot_be_read_stops_the_run(tmp_path):
   """The policy is no judge: after 'score' it does not say 1 to 5."""
-  with pytest.raises(RuntimeError, match='of the verdicts are unreadable'):
+  with pytest.raises(RuntimeError, match='most are unreadable'):
     run('tiny', tmp_path, *GROUPS, '--config.compare=',
         '--config.judge.init=asset:tiny_policy', '--config.judge.min_mass=0.99')

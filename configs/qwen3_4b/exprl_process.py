@@ -25,7 +25,7 @@ def get_config():
       init='/models/Qwen3-4B-Instruct-2507', dtype='bfloat16', remat='full'))
   c.judge = ConfigDict(dict(
       init='/models/Qwen3-4B-Instruct-2507', dtype='bfloat16', template='math',
-      delimiter='###', max_steps=16, rows=8))
+      delimiter='###', max_steps=16, max_prompt_tokens=8192))
   c.data = ConfigDict(dict(train='/data/train.jsonl', batch=36))
   c.rollout = ConfigDict(dict(
       group_size=10, max_prompt_tokens=4096, max_new_tokens=16384,

@@ -48,7 +48,7 @@ _THREADS = 4  # that read files
 
 def load(folder: epath.PathLike, mesh: jax.sharding.Mesh,
          dtype: str = 'float32', *, remat: str = 'none',
-         attention: str = 'auto', frozen: bool = False,
+         attention: str = 'auto', frozen: bool = False, weights: str = '',
          random_key: jax.Array | None = None, random_std: float = 0.0):
   """Loads a model onto a mesh.
 
@@ -63,6 +63,8 @@ def load(folder: epath.PathLike, mesh: jax.sharding.Mesh,
     remat: what the backward pass recomputes, a key of transformer.REMAT.
     attention: auto, einsum, dot_product or splash (attention.choose).
     frozen: keep the matrices in `dtype`; otherwise all is float32.
+    weights: 'int8': the layers' matrices of a frozen model in that instead
+      (transformer.quantise), layer by layer as they are read.
     random_key: draws new weights; only config.json is read.
     random_std: of the new weights; 0 is 1 / sqrt(fan-in).
 
@@ -72,19 +74,22 @@ def load(folder: epath.PathLike, mesh: jax.sharding.Mesh,
   Raises:
     InputError: the folder, a tensor or a shape is not as it should be; the
       message names it.
+    ValueError: int8 weights of a model that is not frozen.
   """
+  if weights and (weights != 'int8' or not frozen):
+    raise ValueError(f'weights={weights!r}: only int8, of a frozen model')
   folder = epath.Path(folder)
   cfg = dataclasses.replace(config.read_config(folder), dtype=dtype,
                             remat=remat, attention=attention)
-  abstract = transformer.abstract_params(cfg)
-  if frozen:
-    abstract = jax.eval_shape(functools.partial(transformer.cast, cfg),
-                              abstract)
-  shardings = mesh_lib.shardings(transformer.logical_axes(cfg), abstract, mesh)
+  cast = transformer.quantise if weights else transformer.cast
+  cast = functools.partial(cast, cfg) if frozen else lambda x: x
+  abstract = jax.eval_shape(cast, transformer.abstract_params(cfg))
+  shardings = mesh_lib.shardings(transformer.logical_axes(cfg, weights),
+                                 abstract, mesh)
   if random_key is not None:
-    init = jax.jit(transformer.init, static_argnums=(0, 2),
+    init = jax.jit(lambda key: cast(transformer.init(cfg, key, random_std)),
                    out_shardings=shardings)
-    return cfg, init(cfg, random_key, random_std)
+    return cfg, init(random_key)
   tensors = safetensors.open_folder(folder)
   parts = list(stored_parts(cfg, abstract))
   _check(folder, cfg, tensors, parts)
@@ -218,14 +223,20 @@ def _read_ahead(parts, tensors, mesh, pool):
 
 def _place(layers, raw, layer):
   """Writes one layer into the stacked parameters, in place."""
-  def one(whole, part):
-    part = part.reshape(1, *whole.shape[1:]).astype(whole.dtype)
+  def put(whole, part):
+    part = part.astype(whole.dtype)
     # As bits: XLA:CPU updates bfloat16 by way of the whole in float32.
     bits = f'uint{8 * whole.dtype.itemsize}'
     return jax.lax.dynamic_update_slice_in_dim(
         whole.view(bits), part.view(bits), layer, 0).view(whole.dtype)
 
-  return {k: one(whole, raw[k]) for k, whole in layers.items()}
+  def one(key, whole):
+    part = raw[key].reshape(1, *whole.shape[1:])
+    if isinstance(whole, transformer.Int8):
+      part = transformer.int8(key, part)
+    return jax.tree.map(put, whole, part)
+
+  return {k: one(k, whole) for k, whole in layers.items()}
 
 
 def save(folder: epath.PathLike, cfg: ModelConfig, params,

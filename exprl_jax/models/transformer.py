@@ -6,6 +6,7 @@ What the model families differ in is a field of `ModelConfig`, each read at one
 place below.
 """
 
+import dataclasses
 import functools
 import math
 
@@ -28,6 +29,28 @@ REMAT = {
 }
 _ACTIVATIONS = {'silu': jax.nn.silu,
                 'gelu_tanh': functools.partial(jax.nn.gelu, approximate=True)}
+
+# The layers' matrices and their input axes, counted from the end.
+_INPUTS = {'q': (-3,), 'k': (-3,), 'v': (-3,), 'o': (-3, -2),
+           'gate': (-2,), 'up': (-2,), 'down': (-2,)}
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Int8:
+  """A matrix in eight bits, in place of its array: values * scale."""
+
+  values: jax.Array  # i8, the matrix's shape
+  scale: jax.Array  # f32, one of each output channel; input axes have size 1
+
+  @property
+  def shape(self):
+    """Of the matrix."""
+    return self.values.shape
+
+  def astype(self, dtype) -> jax.Array:
+    """The matrix."""
+    return (self.values.astype(jnp.float32) * self.scale).astype(dtype)
 
 
 class _Layer(nnx.Module):
@@ -156,12 +179,22 @@ def abstract_params(cfg: ModelConfig):
   return nnx.to_pure_dict(_define(cfg)[1])
 
 
-def logical_axes(cfg: ModelConfig):
-  """A nested dict of tuples that name each parameter's axes."""
-  return jax.tree.map(
+def logical_axes(cfg: ModelConfig, weights: str = ''):
+  """A nested dict of tuples that name each parameter's axes.
+
+  Args:
+    cfg: the model.
+    weights: 'int8': of the parameters as `quantise` leaves them.
+  """
+  out = jax.tree.map(
       lambda v: v.get_metadata()['out_sharding'],
       nnx.to_pure_dict(_define(cfg)[1], extract_fn=lambda v: v),
       is_leaf=lambda v: isinstance(v, nnx.Variable))
+  for key, inputs in _INPUTS.items() if weights else ():
+    axes = out['layers'][key]
+    out['layers'][key] = Int8(axes, tuple(
+        None if i - len(axes) in inputs else a for i, a in enumerate(axes)))
+  return out
 
 
 def init(cfg: ModelConfig, key: jax.Array, std: float = 0.0):
@@ -186,6 +219,29 @@ def _cast(cfg, axes, params):
       axes, params, is_leaf=lambda x: isinstance(x, tuple))
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def quantise(cfg: ModelConfig, params):
+  """As `cast`, but the layers' matrices in int8: for frozen models."""
+  out = cast(cfg, params)
+  return out | {'layers': out['layers'] | {
+      k: int8(k, params['layers'][k]) for k in _INPUTS}}
+
+
+def quantised(params) -> bool:
+  """Are the layers' matrices in int8?"""
+  return isinstance(params['layers']['q'], Int8)
+
+
+def int8(key: str, w: jax.Array | Int8) -> Int8:
+  """A parameter of layers, rounded to the nearest multiple of its scale."""
+  if isinstance(w, Int8):
+    return w
+  w = w.astype(jnp.float32)
+  most = jnp.abs(w).max(axis=_INPUTS[key], keepdims=True)
+  scale = jnp.maximum(most, 1e-30) / 127.0
+  return Int8(jnp.round(w / scale).astype(jnp.int8), scale)
+
+
 def forward(cfg: ModelConfig, params, tokens: jax.Array, positions: jax.Array,
             segment_ids: jax.Array | None = None,
             mask: jax.Array | None = None) -> jax.Array:
@@ -196,7 +252,7 @@ def forward(cfg: ModelConfig, params, tokens: jax.Array, positions: jax.Array,
 
   Args:
     cfg: the model.
-    params: its parameters, in float32 or as `cast` leaves them.
+    params: its parameters, in float32 or as `cast` or `quantise` leaves them.
     tokens: i32[B, T].
     positions: i32[B, T], for the rotary embedding; in packed rows they start
       again with each segment.
@@ -227,8 +283,12 @@ def split_layers(cfg: ModelConfig, params):
   """The stacked layers one by one, for `forward_paged` to run unrolled.
 
   Done once outside of a decoding loop. CPUs and GPUs would copy a layer's
-  weights out of the stack at every token; TPUs read them in place.
+  weights out of the stack at every token; TPUs read them in place. Layers in
+  int8 stay stacked: their copy is what they are computed with, and XLA would
+  make those of all layers at once, before the loop.
   """
+  if quantised(params):
+    return params
   return params | {'layers': [jax.tree.map(lambda w, i=i: w[i],
                                            params['layers'])
                               for i in range(cfg.num_layers)]}
@@ -242,7 +302,7 @@ def forward_paged(cfg: ModelConfig, layout: paged.Layout, params,
   Args:
     cfg: the model.
     layout: of the pool.
-    params: as `cast` or `split_layers` leaves them.
+    params: as `cast`, `quantise` or `split_layers` leaves them.
     tokens: i32[B, T].
     positions: i32[B, T]; see paged.attend.
     pool: keys and values so far; those of `tokens` are added.

@@ -14,6 +14,7 @@ from exprl_jax.models.config import ModelConfig
 from exprl_jax.rollout import sampling
 
 MAX_ENDS = 8  # end and stop tokens of a row
+MAX_READS = 8  # tokens whose probabilities a row is asked for
 INTS = ('fresh', 'run', 'token', 'position', 'left', 'id', 'end_from', 'top_k')
 
 
@@ -29,7 +30,7 @@ class State(NamedTuple):
 class Inputs(NamedTuple):
   """What the host says of every slot before a chunk."""
 
-  ints: np.ndarray  # i32[S, 8 + MAX_ENDS]: the columns of INTS, then ends
+  ints: np.ndarray  # i32[S, 8 + MAX_ENDS + MAX_READS]: INTS, ends, reads
   floats: np.ndarray  # f32[S, 3]: temperature, top_p, min_p
   table: np.ndarray  # i32[S, M]
 
@@ -77,12 +78,12 @@ def decode(model, layout, chunk, unrolled, params, pool, state, inputs, key,
     key: a typed PRNG key.
     steps: i32[].
 
-  Returns the pool, the state and one array i32[S, 2 * chunk + 2] for the
-  host: tokens, bits of the log-probabilities, how many, and whether the row
-  goes on.
+  Returns the pool, the state and one array i32[S, 2 * chunk + MAX_READS + 2]
+  for the host: tokens, bits of the log-probabilities, bits of what was read,
+  how many, and whether the row goes on.
   """
   told = dict(zip(INTS, inputs.ints.T))
-  ends = inputs.ints[:, len(INTS):]
+  ends, reads = jnp.split(inputs.ints[:, len(INTS):], [MAX_ENDS], axis=1)
   fresh, run = told['fresh'] == 1, told['run'] == 1
   state = jax.tree.map(
       lambda new, old: jnp.where(fresh, new, old),
@@ -99,14 +100,21 @@ def decode(model, layout, chunk, unrolled, params, pool, state, inputs, key,
     column = jnp.where(early[:, None] & (ends >= 0), ends, model.vocab_size)
     return logits.at[rows[:, None], column].set(-jnp.inf, mode='drop')
 
+  def look(logits):
+    picked = jnp.take_along_axis(logits, jnp.maximum(reads, 0), axis=1)
+    return picked - jax.nn.logsumexp(logits, axis=1, keepdims=True)
+
   def step(carry):
-    i, s, pool, tokens, logprobs, count = carry
+    i, s, pool, tokens, logprobs, read, count = carry
     active = s.alive & run
     position = jnp.where(active, s.position, -1)
     hidden, pool = transformer.forward_paged(
         model, layout, params, s.token[:, None], position[:, None], pool,
         inputs.table)
     logits = transformer.project(model, params, hidden[:, 0])
+    read = jax.lax.cond((i == 0) & jnp.any(fresh[:, None] & (reads >= 0)),
+                        lambda logits, _: look(logits), lambda _, read: read,
+                        logits, read)
     early = active & (s.position + 1 < told['end_from'])
     logits = jax.lax.cond(early.any(), forbid_ends, lambda x, _: x, logits,
                           early)
@@ -116,19 +124,20 @@ def decode(model, layout, chunk, unrolled, params, pool, state, inputs, key,
     new = State(jnp.where(active, token, s.token), s.position + active, left,
                  jnp.where(active, goes_on, s.alive))
     return (i + 1, new, pool, tokens.at[:, i].set(token),
-            logprobs.at[:, i].set(logprob), count + active)
+            logprobs.at[:, i].set(logprob), read, count + active)
 
   def going(carry):
     i, s, *_ = carry
     return (i < steps) & (s.alive & run).any()
 
   blank = jnp.zeros((slots, chunk), jnp.int32)
-  _, state, pool, tokens, logprobs, count = jax.lax.while_loop(
+  _, state, pool, tokens, logprobs, read, count = jax.lax.while_loop(
       going, step, (jnp.int32(0), state, pool, blank,
-                    blank.astype(jnp.float32), jnp.zeros(slots, jnp.int32)))
+                    blank.astype(jnp.float32), reads.astype(jnp.float32),
+                    jnp.zeros(slots, jnp.int32)))
+  bits = functools.partial(jax.lax.bitcast_convert_type, new_dtype=jnp.int32)
   out = jnp.concatenate([
-      tokens, jax.lax.bitcast_convert_type(logprobs, jnp.int32),
-      count[:, None], state.alive.astype(jnp.int32)[:, None]], axis=1)
+      tokens, bits(logprobs), bits(read), count[:, None], state.alive.astype(jnp.int32)[:, None]], axis=1)
   mesh = jax.sharding.get_abstract_mesh()
   return pool, state, jax.lax.with_sharding_constraint(
       out, NamedSharding(mesh, PartitionSpec()))
@@ -139,8 +148,10 @@ def prepare(cfg: ModelConfig, params, mesh: jax.sharding.Mesh):
 
   Training spreads them over all devices; sampling wants whole copies, or
   tensor parallel ones. Where nothing changes these are the same arrays.
+  Matrices in int8 stay in int8.
   """
-  wanted, convert = _converter(cfg, mesh)
+  wanted, convert = _converter(
+      cfg, mesh, 'int8' if transformer.quantised(params) else '')
   same = jax.tree.map(
       lambda x, w: x.dtype == w.dtype and x.sharding.is_equivalent_to(
           w.sharding, x.ndim), params, wanted)
@@ -148,9 +159,11 @@ def prepare(cfg: ModelConfig, params, mesh: jax.sharding.Mesh):
 
 
 @functools.cache
-def _converter(cfg, mesh):
-  cast = functools.partial(transformer.cast, cfg)
+def _converter(cfg, mesh, weights):
+  cast = functools.partial(
+      transformer.quantise if weights else transformer.cast, cfg)
   wanted = jax.eval_shape(cast, transformer.abstract_params(cfg))
-  shardings = mesh_lib.shardings(transformer.logical_axes(cfg), wanted, mesh)
+  shardings = mesh_lib.shardings(transformer.logical_axes(cfg, weights), wanted,
+                                 mesh)
   wanted = jax.tree.map(lambda x, s: x.update(sharding=s), wanted, shardings)
   return wanted, jax.jit(cast, out_shardings=shardings)

@@ -50,6 +50,9 @@ class Options:
     kernel: one of paged.KERNELS.
     ahead: launch a chunk before the last one's results are read, so that the
       device never waits for the host. None: except on CPUs.
+    widths: of prefilling passes, to choose from by what is to be done, each
+      compiled when it is first needed; (): `prefill` alone, which is better
+      where prompts are alike and nothing should compile later.
   """
 
   slots: int
@@ -61,6 +64,7 @@ class Options:
   dtype: str = 'float32'
   kernel: str = 'auto'
   ahead: bool | None = None
+  widths: tuple[int, ...] = ()
 
 
 class Stats:
@@ -118,8 +122,6 @@ class Engine:
       raise InputError(
           f'rollout.pages={options.pages} of {options.page} tokens: a row of '
           f'{options.max_tokens} tokens needs {row + 2}')
-    self.prefill_rows = max(1, min(slots // self.devices,
-                                    1024 // options.prefill))
     self._pool = self._state = None
     self.weight_bytes = 0
     self.stats = Stats()
@@ -135,6 +137,14 @@ class Engine:
     fit = int(0.9 * free * self.mesh.shape['tensor'] / page)
     # All processes must take the same.
     return min(wanted, int(np.min(mesh_lib.gather(np.int32(fit)))))
+
+  def prefill_rows(self, width: int) -> list[int]:
+    """Prompts that a prefilling pass of `width` tokens may have on each device.
+    """
+    most = max(1, min(self.options.slots // self.devices, 1024 // width))
+    if not self.options.widths:
+      return [most]
+    return [rows for k in range(3) if (rows := most // 4**k)]
 
   def release(self) -> None:
     """Gives the pool's memory back until the next call."""
@@ -212,6 +222,11 @@ class Engine:
 
   def _check(self, i: int, request: Request) -> None:
     ends = len(request.sampling.eos_ids) + len(request.sampling.stop_ids)
+    if len(request.sampling.read_ids) > decode.MAX_READS:
+      raise InputError(f'prompt {i}: at most {decode.MAX_READS} read_ids')
+    if request.root and request.root.length > len(request.tokens):
+      raise InputError(f'prompt {i} has {len(request.tokens)} tokens, its root '
+                       f'{request.root.length}')
     if request.forks and len(request.forks) != request.samples:
       raise InputError(f'prompt {i}: {len(request.forks)} forks for '
                        f'{request.samples} samples')

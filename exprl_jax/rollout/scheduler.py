@@ -1,5 +1,6 @@
 """Which row decodes when, in which slot, on which pages: on the host."""
 
+import collections
 from collections import deque
 from collections.abc import Sequence
 import dataclasses
@@ -10,7 +11,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from exprl_jax.rollout.decode import INTS, MAX_ENDS, Inputs
+from exprl_jax.rollout.decode import INTS, MAX_ENDS, MAX_READS, Inputs
 from exprl_jax.rollout.pages import Pages
 
 
@@ -27,6 +28,7 @@ class Sampling:
   eos_ids: tuple[int, ...] = ()  # end a row and stay in it
   stop_ids: tuple[int, ...] = ()  # likewise
   stop_strings: tuple[str, ...] = ()  # end a row with the token they end in
+  read_ids: tuple[int, ...] = ()  # whose probabilities are read: Sample.read
 
 
 class Fork(NamedTuple):
@@ -46,11 +48,21 @@ class Sample:
     ended: 'eos', 'stop' (a stop token or string) or 'length'; 'unfinished'
       where the call stopped before it ended, 'dropped' where its request had
       enough.
+    read: f32[len(read_ids)] log-probabilities that the model gives to the
+      `read_ids` as first token, before temperature and truncation.
   """
 
   tokens: np.ndarray
   logprobs: np.ndarray
   ended: str
+  read: np.ndarray | None = None
+
+
+class Root(NamedTuple):
+  """The first `length` tokens of all requests that name the same `id`."""
+
+  id: int
+  length: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +79,8 @@ class Request:
       ended there; the budget counts from its beginning.
     enough: stop the rest when so many have ended; 0: all.
     group: the id that the request had when it was made (`part`).
+    root: what its prompt has in common with that of others, which should be
+      its neighbours; computed once on each device that needs it.
   """
 
   tokens: Sequence[int]
@@ -77,6 +91,7 @@ class Request:
   begun: Sequence[Sample] = ()
   enough: int = 0
   group: int = -1
+  root: Root | None = None
 
   def fork(self, i: int) -> Fork:
     """Where sample i leaves the tokens."""
@@ -110,6 +125,10 @@ class Request:
         group=self.id if self.group < 0 else self.group)
 
 
+# A prefilling pass costs about as much as so many more tokens of it.
+_PASS_COST = 128
+
+
 class _Trunk:
   """A prompt in pages, off which samples still have to branch."""
 
@@ -133,7 +152,7 @@ class _Row:
     self.sampling = dataclasses.replace(
         how, max_new_tokens=how.max_new_tokens - already,
         min_new_tokens=max(0, how.min_new_tokens - already))
-    self.tokens, self.logprobs = [], []
+    self.tokens, self.logprobs, self.read = [], [], None
     self.fresh = True  # the device does not know it yet
     self.launched = 0  # tokens that chunks in flight may have decoded, too
 
@@ -150,7 +169,7 @@ class _Row:
     if self.begun:
       tokens = np.concatenate([self.begun.tokens, tokens])
       logprobs = np.concatenate([self.begun.logprobs, logprobs])
-    return Sample(tokens, logprobs, ended)
+    return Sample(tokens, logprobs, ended, self.read)
 
   @property
   def budget(self) -> int:
@@ -173,7 +192,10 @@ class Run:
     self._ended_of = dict.fromkeys(self._samples_of, 0)
     self.complete = 0  # requests
     self._trunks: list[_Trunk] = []  # open: samples are left to branch off
-    self._closed: list[_Trunk] = []  # by this round of admissions
+    self._closed: list[tuple[int, list[int]]] = []  # (device, pages) that are
+    # free once the copies of this round of admissions are made
+    self._roots: dict[tuple[int, Root], list[int]] = {}  # by device: pages
+    self._in_need: collections.Counter = collections.Counter()  # of the queue
     self._pages = [Pages(self._options.pages) for _ in range(engine.devices)]
     per_device = self._options.slots // engine.devices
     self._free = [list(range((d + 1) * per_device - 1, d * per_device - 1, -1))
@@ -183,7 +205,8 @@ class Run:
     self.results: dict[int, Sample] = {}
     self._collected = 0.0  # when
     slots = self._options.slots
-    self._inputs = Inputs(np.zeros((slots, len(INTS) + MAX_ENDS), np.int32),
+    self._inputs = Inputs(np.zeros(
+        (slots, len(INTS) + MAX_ENDS + MAX_READS), np.int32),
                            np.zeros((slots, 3), np.float32),
                            np.zeros((slots, engine.columns), np.int32))
     for request in requests:
@@ -198,10 +221,15 @@ class Run:
       indices = list(group)
       part = request.part(indices[0], indices[-1] + 1)
       if not done:
+        self._in_need[part.root] += 1
         self._queue.append(part)
         continue
       for i in range(part.samples):
         self._finish(part.part(i, i + 1), part.begun[i])
+
+  def _requeue(self, request: Request) -> None:
+    self._in_need[request.root] += 1
+    self._queue.appendleft(request)
 
   @property
   def unfinished(self) -> bool:
@@ -239,64 +267,113 @@ class Run:
     return True
 
   def _free_for_the_oldest(self) -> None:
-    """Takes pages from trunks, then from the youngest, if the oldest of a
-    device could not go on without."""
+    """Takes pages from roots, then from trunks, then from the youngest, if
+    the oldest of a device could not go on without."""
     for device, pages in enumerate(self._pages):
       rows = [r for r in self.rows if self._device(r) == device]
       while rows and not self._reserve(rows[0]):
         trunks = [t for t in self._trunks if t.device == device]
-        if trunks:
+        roots = [r for r in self._roots if r[0] == device]
+        if roots:
+          pages.release(self._roots.pop(roots[-1]))
+        elif trunks:
           pages.release(trunks[-1].pages)
           self._trunks.remove(trunks[-1])
-          self._queue.appendleft(trunks[-1].rest())
+          self._requeue(trunks[-1].rest())
         else:
           row = rows.pop()
           self._leave(row)
-          self._queue.appendleft(row.request)
+          self._requeue(row.request)
           self._engine.stats.restarts += 1
 
   def _admit(self) -> list[_Row]:
     """Fills free slots while there are pages for a trunk and a first chunk."""
-    new, prompts, copies, suffixes = [], [], [], []
+    new, closed = self._fill_slots()
+    if closed and not new:  # now with the pages of roots
+      new, _ = self._fill_slots()
+    self.rows += new
+    return new
+
+  def _fill_slots(self) -> tuple[list[_Row], bool]:
+    """New rows, and whether pages were given back."""
+    new, roots, splits, prompts, copies, suffixes = [], [], [], [], [], []
     while True:
       trunk = next((t for t in self._trunks if self._free[t.device]), None)
       if trunk is None:
-        trunk = self._open_trunk()
+        trunk = self._open_trunk(roots, splits, prompts)
         if trunk is None:
           break
-        prompts.append((trunk.device, trunk.request.tokens, 0,
-                        trunk.request.trunk_length(), trunk.pages))
       row = self._branch(trunk, copies)
       if row is None:
         break
       new.append(row)
       suffixes.append((self._device(row), row.context, row.request.shared(0),
                        len(row.context) - 1, row.pages))
+    self._prefill(roots)
+    self._copy(splits)
     self._prefill(prompts)
     self._copy(copies)
-    for trunk in self._closed:  # not before the copies are made
-      self._pages[trunk.device].release(trunk.pages)
-    self._closed = []
+    for device, pages in self._closed:
+      self._pages[device].release(pages)
+    closed, self._closed = bool(self._closed), []
     self._prefill(suffixes)
-    self.rows += new
-    return new
+    return new, closed
 
-  def _open_trunk(self) -> _Trunk | None:
-    """Gives the next request pages on the device with most free slots."""
-    device = max(range(len(self._free)), key=lambda d: len(self._free[d]))
-    if not self._queue or not self._free[device]:
+  def _open_trunk(self, roots, splits, prompts) -> _Trunk | None:
+    """Gives the next request pages, on the device that has its root or most
+    free slots; None: it has to wait."""
+    if not self._queue:
       return None
     request, page = self._queue[0], self._options.page
-    length = request.trunk_length()
+    device = max(range(len(self._free)), key=lambda d: (
+        bool(self._free[d]) and (d, request.root) in self._roots,
+        len(self._free[d])))
+    if not self._free[device]:
+      return None
+    pages, length = self._pages[device], request.trunk_length()
     first = len(request.context(0)) - 1 + min(
         self._options.chunk, request.sampling.max_new_tokens)
-    if self._pages[device].free < -(-max(first, length) // page) + 1:
+    need = -(-max(first, length) // page) + 1
+    root, begun = self._open_root(request, device, need, roots)
+    full, partial = divmod(begun, page)
+    if pages.free < need - full:
+      self._close_roots(lambda where, _: where == device)
       return None
-    pages = self._pages[device].take(-(-length // page))
-    self._queue.popleft()
-    trunk = _Trunk(request, device, pages)
+    pages.share(root[:full])
+    own = pages.take(-(-length // page) - full)
+    if partial:
+      splits.append((device, root[full], own[0]))
+    trunk = _Trunk(request, device, root[:full] + own)
+    prompts.append((device, request.tokens, begun, length, trunk.pages))
     self._trunks.append(trunk)
+    self._queue.popleft()
+    self._in_need[request.root] -= 1
+    self._close_roots(lambda _, root: not self._in_need[root])
     return trunk
+
+  def _open_root(self, request: Request, device: int, need: int, roots
+                 ) -> tuple[list[int], int]:
+    """Pages of a request's root and how many of its tokens are in them: none
+    where it has no root, or there is no room for one."""
+    root, pages = request.root, self._pages[device]
+    if root and (device, root) not in self._roots:
+      count = -(-root.length // self._options.page)
+      if pages.free < need + count:
+        root = None
+      else:
+        self._roots[device, root] = pages.take(count)
+        roots.append((device, request.tokens, 0, root.length,
+                      self._roots[device, root]))
+    if not root:
+      return [], 0
+    return (self._roots[device, root],
+            min(root.length, request.trunk_length()))
+
+  def _close_roots(self, concerns) -> None:
+    """Gives up roots; their pages are free when this round's copies are made.
+    """
+    for device, root in [r for r in self._roots if concerns(*r)]:
+      self._closed.append((device, self._roots.pop((device, root))))
 
   def _branch(self, trunk: _Trunk, copies) -> _Row | None:
     """A sample off the end of a trunk, or None if it has to wait."""
@@ -320,37 +397,51 @@ class Run:
     if last:
       self._trunks.remove(trunk)
       if not inherits:
-        self._closed.append(trunk)
+        self._closed.append((trunk.device, trunk.pages))
     self._free[trunk.device].pop()
     trunk.admitted += 1
     return row
 
   def _prefill(self, jobs) -> None:
     """Runs (device, tokens, start, stop, pages): tokens[start:stop], whose
-    past is in the pages, `prefill` of them at a time."""
-    width, rows = self._options.prefill, self._engine.prefill_rows
-    jobs = [job for job in jobs if job[3] > job[2]]
-    waiting = [[job for job in jobs if job[0] == d]
-               for d in range(len(self._pages))]
-    while any(waiting):
-      batch = [w[:rows] for w in waiting]
-      waiting = [w[rows:] for w in waiting]
-      longest = max(stop - start for part in batch
+    past is in the pages. Jobs of about the same length go together, in passes
+    of the shape that computes least for nothing."""
+    widths = self._options.widths or (self._options.prefill,)
+    groups = collections.defaultdict(lambda: [[] for _ in self._pages])
+    for job in jobs:
+      length = job[3] - job[2]
+      if length > 0:
+        about = next((w for w in widths if length <= w), widths[-1])
+        groups[about][job[0]].append(job)
+    for group in groups.values():
+      longest = max(stop - start for part in group
                     for _, _, start, stop, _ in part)
-      for done in range(0, longest, width):
-        shape = (len(batch) * rows, width)
-        tokens, positions = np.zeros(shape, np.int32), np.full(shape, -1)
-        table = np.zeros((shape[0], self._inputs.table.shape[1]), np.int32)
-        for d, part in enumerate(batch):
-          for i, (_, ids, start, stop, pages) in enumerate(part):
-            first = start + done
-            piece = ids[first:min(first + width, stop)]
-            n, at = len(piece), d * rows + i
-            tokens[at, :n] = piece
-            positions[at, :n] = first + np.arange(n)
-            table[at, :len(pages)] = pages
-            self._engine.stats.prefilled += n
-        self._engine.prefill(tokens, positions.astype(np.int32), table)
+      most = max(map(len, group))
+      _, rows, width = min(
+          (-(-longest // w) * -(-most // rows) * (rows * w + _PASS_COST),
+           rows, w) for w in widths for rows in self._engine.prefill_rows(w))
+      for first in range(0, most, rows):
+        self._prefill_batch([part[first:first + rows] for part in group], rows,
+                            width)
+
+  def _prefill_batch(self, batch, rows: int, width: int) -> None:
+    """Up to `rows` jobs on each device, `width` tokens at a time."""
+    longest = max(stop - start for part in batch
+                  for _, _, start, stop, _ in part)
+    for done in range(0, longest, width):
+      shape = (len(batch) * rows, width)
+      tokens, positions = np.zeros(shape, np.int32), np.full(shape, -1)
+      table = np.zeros((shape[0], self._inputs.table.shape[1]), np.int32)
+      for d, part in enumerate(batch):
+        for i, (_, ids, start, stop, pages) in enumerate(part):
+          first = start + done
+          piece = ids[first:min(first + width, stop)]
+          n, at = len(piece), d * rows + i
+          tokens[at, :n] = piece
+          positions[at, :n] = first + np.arange(n)
+          table[at, :len(pages)] = pages
+          self._engine.stats.prefilled += n
+      self._engine.prefill(tokens, positions.astype(np.int32), table)
 
   def _copy(self, copies: list[tuple[int, int, int]]) -> None:
     """(device, from, to); the rest of the program's width copies the dummy."""
@@ -375,6 +466,8 @@ class Run:
       ends = (*s.eos_ids, *s.stop_ids)
       ints[at, len(INTS):] = -1
       ints[at, len(INTS):len(INTS) + len(ends)] = ends
+      reads = len(INTS) + MAX_ENDS
+      ints[at, reads:reads + len(s.read_ids)] = s.read_ids
       floats[at] = s.temperature, s.top_p, s.min_p
       table[at, :len(row.pages)] = row.pages
     return Inputs(ints, floats, table)
@@ -391,6 +484,7 @@ class Run:
     self._collected = now
     chunk = self._options.chunk
     tokens, logprobs = out[:, :chunk], out[:, chunk:2 * chunk].view(np.float32)
+    read = out[:, 2 * chunk:2 * chunk + MAX_READS].view(np.float32)
     stats.steps += int(out[:, -2].max())
     for row in running:
       count, alive = out[row.slot, -2:]
@@ -400,6 +494,8 @@ class Run:
       stats.row_steps += int(count)
       stats.context += int(count) * before + int(count) * int(count) // 2
       row.launched -= steps
+      if not row.tokens and row.sampling.read_ids:
+        row.read = read[row.slot, :len(row.sampling.read_ids)].copy()
       row.tokens += tokens[row.slot, :count].tolist()
       row.logprobs += logprobs[row.slot, :count].tolist()
       ended = self._ended(row, bool(alive), int(count))
@@ -432,7 +528,9 @@ class Run:
       self._give_up(trunk.rest(), ended)
     for request in [r for r in self._queue if concerns(r)]:
       self._queue.remove(request)
+      self._in_need[request.root] -= 1
       self._give_up(request, ended)
+    self._close_roots(lambda _, root: not self._in_need[root])
 
   def _give_up(self, request: Request, ended: str) -> None:
     """Results of samples that are in no slot: as far as they had come."""

@@ -40,14 +40,15 @@ import numpy as np
 from exprl_jax import checkpoint, data, learner, metrics, rewards, train
 from exprl_jax import mesh as mesh_lib
 from exprl_jax.config import Config, Credit, Optim, resolve
-from exprl_jax.judge import judge as judge_lib
-from exprl_jax.judge import steps as steps_lib
-from exprl_jax.judge.judge import Judge, Rows
+from exprl_jax.judge.judge import Judge
+from exprl_jax.judge.steps import Segmenter
 from exprl_jax.models import config as model_config
 from exprl_jax.models import hf, transformer
 from exprl_jax.models.config import ModelConfig
 from exprl_jax.rollout import engine
+from exprl_jax.tiny import rows as rows_lib
 from exprl_jax.tiny import traces, world
+from exprl_jax.tiny.rows import Rows
 from exprl_jax.tokenizer import Tokenizer
 from exprl_jax.types import TrainState
 
@@ -68,8 +69,8 @@ def train_judge(config: Config, workdir: pathlib.Path) -> list[metrics.Row]:
   if cfg.start:
     _, start = hf.load(resolve(cfg.start), mesh)
   params = grown(model, start, jax.random.key(config.seed))
-  judge = Judge(model, params, tokenizer, config.judge.template,
-                config.judge.rows, mesh)
+  judge = Judge(config.judge, model, params, tokenizer, mesh, 'process',
+                config.rollout.max_new_tokens)
   state = learner.init_state(params, config.optim, config.steps)
   log = metrics.Log(workdir, config.steps)
   rng = random.Random(f'train_judge-{config.seed}')
@@ -91,13 +92,14 @@ def train_judge(config: Config, workdir: pathlib.Path) -> list[metrics.Row]:
       log.write(done, values, line(done, values) if done % 100 == 0 else '')
     if done >= cfg.warmup_steps and done % cfg.round_steps == 0:
       judge.params = state.params
-      hf.save(workdir / 'model', model, state.params, folder)
-      if done < config.steps:
+      hf.save(workdir / f'judges/{done:08d}', model, state.params, folder)
+      if done < config.steps and cfg.adversary_steps:
         new, told = makers.adversary(judge, done // cfg.round_steps)
         pools['adversary'] += new
         log.write(done, told, f'step {done:5d}  adversary: judge '
                   f'{told["adversary/judge"]:.3f}  truth '
                   f'{told["adversary/truth"]:.3f}')
+  hf.save(workdir / 'model', model, state.params, folder)
   log.close()
   return metrics.read(workdir / 'metrics.jsonl')
 
@@ -137,7 +139,10 @@ class Source:
       steps = self._makers.cut(traces.synthetic(rng, story))
       item = traces.label(story.problem(''), steps)
     else:
-      item = rng.choice(self._pools[name])
+      pool = self._pools[name]
+      # What fools the judge now matters most; what did before must not again.
+      recent = name == 'adversary' and rng.random() < 0.5
+      item = rng.choice(pool[-3000:] if recent else pool)
     if rng.random() < _WRONG_REFERENCE:
       other = self._makers.fresh_story(rng).reference()
       item = traces.label(
@@ -154,8 +159,8 @@ class Makers:
     folder = resolve(config.policy.init)
     self._tokenizer = Tokenizer(folder)
     self._model, self.base = hf.load(folder, mesh)
-    self._delimiters = steps_lib.delimiter_ids(self._tokenizer,
-                                               config.judge.delimiter)
+    self._segment = Segmenter(self._tokenizer, config.judge.delimiter,
+                              config.judge.max_steps)
     self._problems = world.problems('judge_train')
     self._forbidden = {p.question for split in world.SPLITS
                        for p in world.problems(split)}
@@ -173,8 +178,7 @@ class Makers:
     """A trace as the texts of its steps, as rewards.cut makes them."""
     room = self._config.rollout.max_new_tokens - 1
     ids = self._tokenizer.encode(text)[:room]
-    ends = steps_lib.step_ends(ids, self._delimiters,
-                               self._config.judge.max_steps)
+    ends = self._segment(ids)
     return [self._tokenizer.decode(ids[a:b]) for a, b in zip([0, *ends], ends)]
 
   def base_samples(self) -> list[traces.Labelled]:
@@ -198,10 +202,10 @@ class Makers:
     Returns:
       Its traces, labelled, and the judge's and the true mean in the end.
     """
-    kind = 'process' if number % 3 else 'outcome'
+    kind = ('process', 'outcome')[number % 2]
     config = dataclasses.replace(self._config, reward=kind)
     out, self._policy, told = self._learn(
-        (self.base, self._policy, self._policy, self._taught)[number % 4],
+        (self.base, self._policy, self.base, self._taught)[number // 2 % 4],
         lambda traces_: rewards.dense(traces_, judge, config), kind,
         200 + number, self._config.judge_training.adversary_steps)
     return out, told
@@ -216,7 +220,8 @@ class Makers:
     rollout = sampler.arrays(prompts, sampler.generate(
         params, prompts, 1, self._key(number)))
     return self._label(rewards.cut(
-        self._problems, rollout, self._tokenizer, frozenset(), 1))
+        self._problems, rollout, self._tokenizer,
+        Segmenter(self._tokenizer, '', 1)))
 
   def _label(self, items: list[rewards.Trace]) -> list[traces.Labelled]:
     out = [traces.label(t.problem, self.cut(t.text)) for t in items]
@@ -277,9 +282,8 @@ def labelled_rows(judge: Judge, batch: list[traces.Labelled], max_steps: int
   the end of a step the score 5 or 1: has it raised the label?
   """
   tokenizer = judge.tokenizer
-  rows = judge_lib.build_rows(
-      judge.template, tokenizer, [(b.problem, b.steps) for b in batch],
-      max_steps)
+  rows = rows_lib.build_rows(
+      judge.template, [(b.problem, b.steps) for b in batch], max_steps)
   labels = np.zeros(rows.exists.shape, np.float32)
   hints = np.full(rows.tokens.shape, -1, np.int32)
   delimiter, equals = (tokenizer.encode(word)[0] for word in ('###', '='))
@@ -288,10 +292,9 @@ def labelled_rows(judge: Judge, batch: list[traces.Labelled], max_steps: int
     labels[i, :len(item.labels)] = item.labels
     wanted = {tokenizer.encode(month)[0]: tokenizer.encode(value)[0]
               for month, value in world.reference_steps(item.problem.solution)}
-    trunk = int((rows.node[i] == judge_lib.TRUNK).sum())
+    trunk = int((rows.node[i] == rows_lib.TRUNK).sum())
     value = -1
-    for column in range(len(judge.template.head(tokenizer, item.problem)),
-                        trunk):
+    for column in range(rows.starts[i], trunk):
       token = int(rows.tokens[i, column])
       value = -1 if token == delimiter else wanted.get(token, value)
       hints[i, column] = value
@@ -316,8 +319,8 @@ def update(model: ModelConfig, state: TrainState, arrays, cfg: Optim,
       level[..., None] - jnp.arange(5.0)[None, None]))
 
   def loss_of(params):
-    hidden = judge_lib.hidden_states(model, params, rows)
-    scores = jax.nn.log_softmax(judge_lib.score_logits(
+    hidden = rows_lib.hidden_states(model, params, rows)
+    scores = jax.nn.log_softmax(rows_lib.score_logits(
         model, params, hidden, rows.read))[..., jnp.array(score_ids)]
     score_loss = -jnp.sum((target * scores).sum(-1), where=exists)
     score_loss /= exists.sum()

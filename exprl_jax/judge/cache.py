@@ -1,0 +1,65 @@
+"""Verdicts that need not be asked for again, in an SQLite file."""
+
+from collections.abc import Iterable, Sequence
+import hashlib
+import json
+import os
+import sqlite3
+
+from etils import epath
+import jax
+
+from exprl_jax import mesh as mesh_lib
+from exprl_jax.judge.readout import Reading
+
+
+def key(*parts) -> bytes:
+  """A name for what JSON-like values describe."""
+  return hashlib.blake2b(json.dumps(parts).encode(), digest_size=16).digest()
+
+
+def digest(folder: epath.Path) -> str:
+  """A name for the weights in a model folder.
+
+  Of every file its size and sixteen evenly spaced pieces enter: weights that
+  training has touched differ everywhere, and 60 GB are not read twice.
+  """
+  state = hashlib.blake2b(digest_size=16)
+  for path in sorted(epath.Path(folder).glob('*.safetensors')):
+    size = path.stat().length
+    state.update(f'{path.name} {size} '.encode())
+    with path.open('rb') as file:
+      for i in range(16):
+        file.seek(size * i // 16)
+        state.update(file.read(2**16))
+  return state.hexdigest()
+
+
+class Cache:
+  """Readings by key. Process 0 holds the file and tells the others."""
+
+  def __init__(self, path: str | os.PathLike = ':memory:'):
+    """Opens or makes the file."""
+    self._db = None
+    if jax.process_index() == 0:
+      self._db = sqlite3.connect(str(path))
+      self._db.execute('create table if not exists verdicts '
+                       '(key blob primary key, readings text) without rowid')
+
+  def get(self, keys: Sequence[bytes]) -> list[list[Reading] | None]:
+    """What is known, in the order of the keys."""
+    rows = []
+    if self._db:
+      for k in keys:
+        found = self._db.execute('select readings from verdicts where key = ?',
+                                 (k,)).fetchone()
+        rows.append(found and found[0])
+    rows = mesh_lib.broadcast(rows)
+    return [row and [Reading(*r) for r in json.loads(row)] for row in rows]
+
+  def put(self, items: Iterable[tuple[bytes, list[Reading]]]) -> None:
+    """Remembers readings, on disk before it returns."""
+    if self._db:
+      with self._db:
+        self._db.executemany('insert or replace into verdicts values (?, ?)',
+                             ((k, json.dumps(r)) for k, r in items))

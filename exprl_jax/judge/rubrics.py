@@ -1,0 +1,189 @@
+"""Rubrics: checkpoints with points, as models write and as files hold them."""
+
+from collections.abc import Mapping, Sequence
+import hashlib
+import json
+import re
+from typing import Any, NamedTuple
+
+from exprl_jax.types import Checkpoint, Problem
+
+MIN_CHECKPOINTS, MAX_CHECKPOINTS = 2, 10
+MAX_POINTS, MAX_CHARACTERS = 100, 400  # of one checkpoint
+
+_NUMBER = r'([-+]?\d+(?:\.\d+)?)'
+_UNIT = r'(?:points?|pts?\b\.?|marks?)'
+_BRACKETED = rf'[(\[]\s*{_NUMBER}\s*{_UNIT}\s*[)\]]'
+# '- ', '1. ', '(1) ', '- 1) ', 'Checkpoint 1: '; '[1] ' before '(2 points)'.
+_MARK = re.compile(
+    rf'(?:[-*+•]\s+)?(?:\(?\d+[.):]\)?\s+|\[\d+\]\s+(?={_BRACKETED})'
+    r'|checkpoint\s+\d+\b[.):]?\s*)?', re.IGNORECASE)
+# '(2 points)', '[2 pts]', '[2]', '2 pts:'
+_FIRST = re.compile(
+    rf'(?:{_BRACKETED}|\[\s*{_NUMBER}\s*\]|{_NUMBER}\s*{_UNIT}\s*(?=[:–—-]))'
+    r'\s*(?::|[.–—-](?=\s|$))?', re.IGNORECASE)
+_ANYWHERE = re.compile(rf'\s*{_BRACKETED}', re.IGNORECASE)
+_BOLD = re.compile(r'(?<!\w)\*\*(?=\S)(.+?)(?<=\S)\*\*(?!\w)')
+# A heading, a code fence or a rule.
+_ORNAMENT = re.compile(r'#|```|[-*_=]+$')
+_TOTAL = re.compile(
+    rf'(?:total|sum)\b(?:[\W\d_]|\b(?:{_UNIT}|score|possible|max(?:imum)?|of)'
+    r'\b)*$', re.IGNORECASE)
+
+
+class Written(NamedTuple):
+  """What run='prepare' notes of a problem: a rubric, or why there is none."""
+
+  id: str
+  digest: str  # of the problem that it was written for
+  checkpoints: tuple[Checkpoint, ...] = ()
+  failed: str = ''
+
+  def row(self) -> dict[str, Any]:
+    """The object that stands in the file."""
+    if self.failed:
+      return {'id': self.id, 'digest': self.digest, 'failed': self.failed}
+    return {'id': self.id, 'digest': self.digest, 'checkpoints': [
+        {'text': c.text, 'points': _whole(c.points)}
+        for c in self.checkpoints]}
+
+
+def from_row(row: Any) -> Written:
+  """A line of a file that run='prepare' wrote.
+
+  Raises:
+    ValueError: it is something else.
+  """
+  if not (isinstance(row, dict)
+          and set(row) in ({'id', 'digest', 'checkpoints'},
+                           {'id', 'digest', 'failed'})
+          and all(isinstance(row.get(k, ''), str)
+                  for k in ('id', 'digest', 'failed'))):
+    raise ValueError('not an object of id, digest and checkpoints, as '
+                     "run='prepare' writes them")
+  if 'failed' in row:
+    return Written(row['id'], row['digest'], failed=row['failed'] or '?')
+  return Written(row['id'], row['digest'], from_list(row['checkpoints']))
+
+
+def from_list(rows: Any) -> tuple[Checkpoint, ...]:
+  """Checkpoints from a list of {text, points}.
+
+  `text` may be given as `title`, as `desc`, or as both of them.
+
+  Raises:
+    ValueError: an entry is something else, or without text or points.
+  """
+  if not isinstance(rows, list) or not rows:
+    raise ValueError('want a list of {text, points}')
+  return tuple(_from_entry(i, row) for i, row in enumerate(rows, 1))
+
+
+def _from_entry(number: int, row: Any) -> Checkpoint:
+  if not isinstance(row, Mapping):
+    raise ValueError(f'checkpoint {number} is not an object of text and points')
+  parts = [row[k] for k in ('text', 'title', 'desc') if row.get(k)]
+  if not parts or not all(isinstance(p, str) and p.strip() for p in parts):
+    raise ValueError(f'checkpoint {number} has no text')
+  points = row.get('points')
+  if isinstance(points, bool) or not isinstance(points, int | float) or (
+      not 0 < points < float('inf')):
+    raise ValueError(f'checkpoint {number}: points={points!r}, want a positive '
+                     'number')
+  return Checkpoint(_line(': '.join(parts)), float(points))
+
+
+def digest(problem: Problem) -> str:
+  """A name for what a rubric is written from."""
+  text = json.dumps([problem.question, problem.solution])
+  return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def as_text(checkpoints: Sequence[Checkpoint]) -> str:
+  """Numbered lines, as a judge is shown them."""
+  return '\n'.join(
+      f'{i}. ({_whole(c.points)} point{"s" * (c.points != 1)}) {c.text}'
+      for i, c in enumerate(checkpoints, 1))
+
+
+def parse(text: str) -> tuple[Checkpoint, ...]:
+  """Reads a rubric that a model wrote.
+
+  A checkpoint is a list item ('-', '*', '1.', '(1)', 'Checkpoint 1:') or any
+  line that begins with points. Its points stand first, as '(2 points)',
+  '[2 pts]', '[2]' or '2 pts:', or once anywhere in it, in brackets with their
+  unit. Lines directly below it and indented ones go on with it. Bold marks are
+  taken away. Before the first checkpoint and after the list there may be other
+  lines; headings, fences of code, rules and a total are passed over, and so
+  is everything up to a last '</think>'.
+
+  Raises:
+    ValueError: there is an item without points, or `check` refuses the whole.
+  """
+  items, below = [], False
+  for line in text.rpartition('</think>')[2].splitlines():
+    plain = _BOLD.sub(r'\1', line.strip())
+    if not plain or _ORNAMENT.match(plain):
+      below = False
+      continue
+    mark = _MARK.match(plain).end()
+    item = plain[mark:]
+    if _TOTAL.match(item):
+      below = False
+    elif mark or _FIRST.match(item):
+      items.append(item)
+      below = True
+    elif items and (below or line[0].isspace()):
+      items[-1] += ' ' + plain
+  if not items:
+    raise ValueError('no checkpoint in it, no line such as `- (2 points) ...`')
+  checkpoints = tuple(_parse_item(i, x) for i, x in enumerate(items, 1))
+  check(checkpoints)
+  return checkpoints
+
+
+def _parse_item(number: int, item: str) -> Checkpoint:
+  found = _FIRST.match(item)
+  if not found:
+    places = list(_ANYWHERE.finditer(item))
+    if len(places) != 1:
+      raise ValueError(f'checkpoint {number} has '
+                       f'{"no" if not places else "several"} points: '
+                       f'{item[:60]!r}')
+    found = places[0]
+  points = next(filter(None, found.groups()))
+  return Checkpoint(_line(item[:found.start()] + item[found.end():]),
+                    float(points))
+
+
+def check(checkpoints: Sequence[Checkpoint]) -> None:
+  """Whether a rubric is one that a model may write.
+
+  Raises:
+    ValueError: it has too few or too many checkpoints, or one of them has
+      points or a text that cannot be.
+  """
+  if not MIN_CHECKPOINTS <= len(checkpoints) <= MAX_CHECKPOINTS:
+    raise ValueError(f'{len(checkpoints)} checkpoint'
+                     f'{"s" * (len(checkpoints) != 1)}, want '
+                     f'{MIN_CHECKPOINTS} to {MAX_CHECKPOINTS}')
+  seen = {}
+  for i, (text, points) in enumerate(checkpoints, 1):
+    if not 0 < points <= MAX_POINTS:
+      raise ValueError(f'checkpoint {i} has {points:g} points, want more than '
+                       f'0 and at most {MAX_POINTS}')
+    if not any(c.isalnum() for c in text):
+      raise ValueError(f'checkpoint {i} has no text')
+    if len(text) > MAX_CHARACTERS:
+      raise ValueError(f'checkpoint {i} has {len(text)} characters, at most '
+                       f'{MAX_CHARACTERS}')
+    if (first := seen.setdefault(text.casefold(), i)) != i:
+      raise ValueError(f'checkpoint {i} repeats checkpoint {first}')
+
+
+def _line(text: str) -> str:
+  return ' '.join(text.split())
+
+
+def _whole(points: float) -> int | float:
+  return int(points) if points == int(points) else points

@@ -1,0 +1,144 @@
+"""run='judge', the probes and the alarm, on the shipped judge."""
+
+import json
+
+import numpy as np
+import pytest
+
+from exprl_jax import config as config_lib
+from exprl_jax import judging, main
+from exprl_jax.judge import defence
+from exprl_jax.judge import judge as judge_lib
+from exprl_jax.tiny import traces, world
+from exprl_jax.types import InputError
+
+
+def frozen(*flags):
+  return config_lib.freeze(main.parse(['--config=configs/judge.py', *flags])[1])
+
+
+def run(tmp_path, *flags):
+  main.main(['--config=configs/judge.py', f'--workdir={tmp_path}', *flags])
+  return [json.loads(line) for line in
+          (tmp_path / 'verdicts.jsonl').read_text().splitlines()]
+
+
+@pytest.fixture
+def file(tmp_path):
+  """A right and a wrong trace of each of five problems; one is empty."""
+  rows = []
+  for i, story in enumerate(world.stories('judge_accept')[:5]):
+    problem = story.problem(str(i))
+    wrong = problem.solution.replace('by ', '').replace(' \\', ' ### \\')
+    for kind, text in (('right', story.worked()), ('wrong', wrong)):
+      rows.append({'id': f'{i}-{kind}', 'question': problem.question,
+                   'solution': problem.solution, 'trace': text,
+                   'correct': kind == 'right'})
+  rows[3]['trace'] = ' '
+  path = tmp_path / 'in.jsonl'
+  path.write_text(''.join(json.dumps(row) + '\n' for row in rows))
+  return path
+
+
+def test_traces_of_a_file(tmp_path, file, capsys):
+  out = {r['id']: r for r in run(
+      tmp_path / 'w', f'--config.judge.traces={file}', '--config.policy.init=',
+      '--config.data.train=')}
+  assert len(out) == 10
+  for i, story in enumerate(world.stories('judge_accept')[:5]):
+    row = out[f'{i}-right']
+    assert ' '.join(row['steps']) == story.worked()
+    want = traces.label(story.problem(''), row['steps']).labels
+    np.testing.assert_allclose(row['scores'], want, atol=0.15)
+    assert row['valid'] and row['correct'] and len(row['mass']) == 7
+    assert max(out[f'{i}-wrong']['scores']) < 0.5
+  empty = out['1-wrong']
+  assert empty['outcomes'] == ['empty'] and empty['scores'] == [0.0]
+  report = json.loads((tmp_path / 'w/calibration.json').read_text())
+  own, wrong = (report['conditions'][k] for k in ('own', 'wrong'))
+  assert own['n'] == 9 and own['misplacement']['value'] == 0
+  assert wrong['fnr']['value'] == 1
+  assert len(report['probes']) >= 60 and 'progress' not in report
+  assert (tmp_path / 'w/calibration.png').stat().st_size > 10_000
+  printed = capsys.readouterr().out
+  assert '10 traces, ' in printed and 'misplacement' in printed
+
+
+def test_traces_of_the_policy(tmp_path):
+  flags = ('--config.data.limit=5', '--config.rollout.group_size=4',
+           '--config.calibration.prefixes=6',
+           '--config.calibration.continuations=3')
+  rows = run(tmp_path / 'w', *flags)
+  assert sorted(r['id'] for r in rows) == sorted(
+      f'test-{p:04d}/{i}' for p in range(5) for i in range(4))
+  report = json.loads((tmp_path / 'w/calibration.json').read_text())
+  assert report['progress']['n'] == 6
+  pair, = report['agreement'].values()
+  assert pair['n'] == 20
+  before = (tmp_path / 'w/verdicts.jsonl').read_text()
+  assert run(tmp_path / 'w', *flags) == rows  # from the cache
+  assert (tmp_path / 'w/verdicts.jsonl').read_text() == before
+
+
+def test_continuations_go_on_from_their_prefix(one_device):
+  """Greedily, the policy goes on from its own prefix as it did before."""
+  policy = judging.Policy(frozen(
+      '--config.data.limit=6', '--config.rollout.group_size=1',
+      '--config.rollout.temperature=0.0'), one_device)
+  found = policy.traces()
+  prefixes = [(t, s) for t in found for s in range(len(t.ends) - 1)]
+  success = policy.success(prefixes, 2)
+  assert [float(t.correct) for t, _ in prefixes] == success.tolist()
+
+
+@pytest.mark.parametrize('row, message', [
+    ('{', 'in.jsonl:1: not JSON'), ('{"question": "q"}', 'no solution'),
+    ('{"question": "q", "solution": "s"}', 'in.jsonl:1: row has no trace'),
+    ('{"question": "q", "solution": "s", "trace": "t", "correct": "yes"}',
+     'true or false'), ('', 'no traces in it')])
+def test_bad_traces_are_named(tmp_path, row, message):
+  path = tmp_path / 'in.jsonl'
+  path.write_text(row + '\n')
+  with pytest.raises(InputError, match=message):
+    run(tmp_path / 'w', f'--config.judge.traces={path}')
+  assert not (tmp_path / 'w').exists()
+
+
+def test_a_judge_that_can_be_fooled_is_refused(one_device):
+  """The policy is no judge: some probe pleases it."""
+  problems = world.problems('judge_accept')[:2]
+  config = frozen('--config.judge.init=asset:tiny_policy',
+                  '--config.judge.min_mass=0.0')
+  judge = judge_lib.load(config, one_device)
+  scores = defence.probe(config, judge, problems)
+  assert len(scores) >= 60 and max(scores.values()) > 0.2
+  limit = max(scores.values())
+  flags = ('--config.judge.init=asset:tiny_policy',
+           '--config.judge.min_mass=0.0')
+  refused = frozen(*flags, f'--config.judge.max_probe_score={limit - 1e-3}')
+  with pytest.raises(InputError, match='can be fooled: of .* probes') as e:
+    defence.refuse_fooled(refused, judge, problems)
+  assert max(scores, key=scores.get) in str(e.value)
+  allowed = frozen(*flags, f'--config.judge.max_probe_score={limit + 1e-3}')
+  values = defence.refuse_fooled(allowed, judge, problems)
+  assert values['judge/probe_max_score'] == pytest.approx(limit, abs=1e-5)
+
+
+def rows(judge, accuracy):
+  return [{'reward/mean': float(j), 'reward/accuracy': float(a),
+           'reward/std': 0.2} for j, a in zip(judge, accuracy)]
+
+
+@pytest.mark.parametrize('judge, accuracy, fires', [
+    (np.linspace(.2, .6, 80), np.full(80, .1), True),
+    (np.linspace(.2, .6, 80), np.linspace(.1, .5, 80), False),
+    (np.full(80, .3), np.full(80, .1), False),
+    (np.linspace(.2, .25, 80), np.full(80, .1), False)])
+def test_the_alarm(judge, accuracy, fires):
+  alarm, steps = defence.Alarm(frozen()), rows(judge, accuracy)
+  said = [alarm(step) for step in steps]
+  assert any(said) == fires and sum(map(bool, said)) == fires  # once
+  assert steps[-1]['judge/alarm'] == fires
+  # A resumed run knows what it has seen, and does not say it again.
+  again = defence.Alarm(frozen(), [{'eval/pass@1': 0.5}, *steps[:70]])
+  assert [again(dict(step)) for step in steps[70:]] == said[70:]
