@@ -4,9 +4,9 @@
       taskset -c 0 python benchmarks/judge.py   # one core
 
 A random judge of the given size scores traces of `--trace` tokens with
-`--steps` steps, after `--common` tokens of instructions, problem and reference,
-with `--suffix` tokens of question. Prints one JSON object: medians of
-`--repeats` CPU timings, taken in turns, and the ratios that docs/judge.md quotes.
+`--steps` steps, after `--common` tokens of instructions, problem and
+reference, with `--suffix` tokens of question. Prints one JSON object: medians
+of `--repeats` timings of the process's CPU time, taken in turns, and ratios.
 
   forked / naive   one trunk with a branch per step / each prefix a prompt of
                    its own

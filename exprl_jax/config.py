@@ -56,7 +56,7 @@ class Judge:
   alarm_window: int = 60  # steps over which the judge's mean score may climb
   alarm_rise: float = 0.1  # so much while accuracy does not (docs/judge.md)
   cache: bool = True  # keep verdicts in the workdir
-  overlap: bool = False  # judge while the last samples decode; needs pages
+  overlap: bool = False  # judge while the last samples decode; set pages
   slots: int = 64  # branches that are read at a time
   page: int = 64  # tokens in a page
   pages: int = 0  # as in rollout
@@ -360,6 +360,9 @@ def _check_combinations(c: Config) -> None:
   for name, needed in needs.items():
     if needed and not _get(c, name):
       raise InputError(f'config.{name} is empty; run={c.run!r} needs it')
+  if c.judge.overlap and not c.judge.cache:
+    raise InputError('config.judge.overlap=True needs judge.cache=True: early '
+                     'verdicts wait there')
   if c.run == 'judge' and c.reward == 'sparse':
     raise InputError("config.reward='sparse' needs no judge; run='judge' wants "
                      "'process' or 'outcome'")

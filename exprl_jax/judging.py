@@ -17,8 +17,8 @@ from exprl_jax import mesh as mesh_lib
 from exprl_jax.config import Config, resolve
 from exprl_jax.judge import calibration, defence
 from exprl_jax.judge import judge as judge_lib
+from exprl_jax.judge import steps as steps_lib
 from exprl_jax.judge.judge import Item, Judge, Verdicts
-from exprl_jax.judge.steps import Segmenter
 from exprl_jax.models import hf
 from exprl_jax.rollout import engine
 from exprl_jax.rollout.scheduler import Fork, Request
@@ -93,7 +93,7 @@ def read_traces(config: Config, tokenizer: Tokenizer) -> list[Trace]:
   path = resolve(config.judge.traces)
   if not path.is_file():
     raise InputError(f'config.judge.traces={path}: no such file')
-  segment = _segmenter(config, tokenizer)
+  segment = steps_lib.of_config(config, tokenizer)
   out = []
   for number, line in enumerate(epath.Path(path).read_text().splitlines(), 1):
     if not line.strip():
@@ -116,12 +116,6 @@ def read_traces(config: Config, tokenizer: Tokenizer) -> list[Trace]:
   if not out:
     raise InputError(f'{path}: no traces in it')
   return out
-
-
-def _segmenter(config: Config, tokenizer: Tokenizer) -> Segmenter:
-  cfg, process = config.judge, config.reward == 'process'
-  return Segmenter(tokenizer, cfg.delimiter if process else '',
-                   cfg.max_steps if process else 1, cfg.min_step_tokens)
 
 
 class Policy:
@@ -147,7 +141,7 @@ class Policy:
     n, out = self._config.rollout.group_size, []
     groups = self._sampler.generate(
         self._params, self._prompts, n, self._key(0))
-    segment = _segmenter(self._config, self._tokenizer)
+    segment = steps_lib.of_config(self._config, self._tokenizer)
     for problem, prompt, group in zip(self._problems, self._prompts, groups):
       for i, sample in enumerate(group):
         ids = sample.tokens.tolist()
@@ -194,7 +188,8 @@ def _in_waves(judge_: Judge, found: list[Trace], path: pathlib.Path | None
   width, parts = max(len(t.steps) for t in found), []
   file = path and path.open('w')
   # Traces of a problem are neighbours, so that they share their root.
-  order = sorted(range(len(found)), key=lambda i: (found[i].problem.question, i))
+  order = sorted(range(len(found)),
+                 key=lambda i: (found[i].problem.question, i))
   for start in range(0, len(found), _WAVE):
     part = [found[i] for i in order[start:start + _WAVE]]
     verdicts = judge_.score(_items(part), width)

@@ -47,16 +47,25 @@ def make(config: Config, tokenizer: Tokenizer, judge: Judge | None) -> Reward:
   return from_scorer(config, tokenizer, scorer)
 
 
+def early(config: Config, tokenizer: Tokenizer, judge: Judge
+          ) -> Callable[[Sequence[Problem], Rollout], None]:
+  """Like a reward, but its verdicts just wait in the judge's cache."""
+  segment = steps_lib.of_config(config, tokenizer)
+
+  def ask(problems: Sequence[Problem], rollout: Rollout) -> None:
+    traces = cut(problems, rollout, tokenizer, segment)
+    judge.score([(t.problem, t.steps) for t in traces], config.judge.max_steps)
+
+  return ask
+
+
 def from_scorer(config: Config, tokenizer: Tokenizer, scorer: Scorer
                 ) -> Reward:
   """A function of (problems, one a group; rollout) around a scorer.
 
   Traces are cut into steps for reward='process' and whole otherwise.
   """
-  cfg, process = config.judge, config.reward == 'process'
-  segment = steps_lib.Segmenter(
-      tokenizer, cfg.delimiter if process else '',
-      cfg.max_steps if process else 1, cfg.min_step_tokens)
+  segment = steps_lib.of_config(config, tokenizer)
 
   def reward(problems: Sequence[Problem], rollout: Rollout) -> Rewarded:
     traces = cut(problems, rollout, tokenizer, segment)

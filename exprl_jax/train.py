@@ -75,7 +75,9 @@ def train(config: Config, workdir: pathlib.Path) -> list[metrics.Row]:
                            (folder, model, reference))
   # After the state: the pool of pages is sized by the memory that is left.
   step_fn = Step(config, model, reference, tokenizer,
-                 rewards.make(config, tokenizer, judge), mesh, sampling)
+                 rewards.make(config, tokenizer, judge), mesh, sampling,
+                 rewards.early(config, tokenizer, judge)
+                 if judge and config.judge.overlap else None)
   checkpoints = checkpoint.Checkpoints(workdir, config.checkpoint)
   start, state = checkpoints.restore(state)
   carry = Carry(workdir, problems, config)
@@ -165,11 +167,14 @@ class Step:
 
   def __init__(self, config: Config, model: ModelConfig, reference,
                tokenizer: Tokenizer, reward: rewards.Reward,
-               mesh: jax.sharding.Mesh, sampling: jax.sharding.Mesh):
-    """`mesh` is what the policy trains on, `sampling` what it samples on."""
+               mesh: jax.sharding.Mesh, sampling: jax.sharding.Mesh,
+               early=None):
+    """`mesh` is what the policy trains on, `sampling` what it samples on;
+    `early` is told of (problems, rollout) that are complete before the rest.
+    """
     self._config, self._model, self._reference = config, model, reference
     self._tokenizer, self._reward = tokenizer, reward
-    self._mesh = mesh
+    self._mesh, self._early = mesh, early
     self.sampler = engine.Sampler(config, model, tokenizer, sampling)
     self.carried: list[tuple[Problem, list[engine.Sample]]] = []
     self.total_updates = config.steps * config.optim.updates
@@ -208,12 +213,18 @@ class Step:
     keeps the log-probability of the policy that wrote it.
     """
     config, want = self._config.rollout, len(problems)
+
+    def early(complete):
+      self._early([problems[i] for i in complete], self.sampler.arrays(
+          [prompts[i] for i in complete], list(complete.values())))
+
     problems = [*(p for p, _ in self.carried), *problems]
     prompts = data.policy_prompts(self._tokenizer, problems, self._config)
     groups = self.sampler.generate(
         state.params, prompts, config.group_size, key,
         [samples for _, samples in self.carried], config.spare,
-        until=want if config.carry else 0)
+        until=want if config.carry else 0,
+        early=early if self._early else None)
     self.sampler.engine.release()  # the update needs the memory
     ready = [i for i, g in enumerate(groups)
              if engine.complete(g, config.group_size)][:want]

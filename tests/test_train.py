@@ -215,8 +215,9 @@ def test_empty_unreadable_and_cut_off_rows(policy):
     tokens[i, 2:2 + len(row)], completion[i, 2:2 + len(row)] = row, True
   rollout = Rollout(tokens, completion, completion, np.zeros((4, 9)),
                     np.array([True, True, True, False]))
-  judge = Verdicts([[.25, .5], [.25, .5], [0, 0], [.25, .5]], [[OK, OK], [OK, UNREADABLE], [EMPTY, -1],
-                                     [OK, OK]])
+  judge = Verdicts(
+      [[.25, .5], [.25, .5], [0, 0], [.25, .5]],
+      [[OK, OK], [OK, UNREADABLE], [EMPTY, -1], [OK, OK]])
   reward = rewards.make(config, tokenizer, judge)
   out = reward([Problem('', 'q', 's', '8')], rollout)
   np.testing.assert_allclose(

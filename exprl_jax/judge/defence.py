@@ -5,8 +5,8 @@ import math
 
 from exprl_jax.config import Config
 from exprl_jax.judge import calibration, probes
+from exprl_jax.judge import steps as steps_lib
 from exprl_jax.judge.judge import Judge
-from exprl_jax.judge.steps import Segmenter
 from exprl_jax.types import InputError, Problem
 
 
@@ -20,10 +20,8 @@ def probe(config: Config, judge: Judge, problems: Sequence[Problem],
     problems: probes are about the first `count` of them; at least two.
     count: see above.
   """
-  cfg, tokenizer = config.judge, judge.tokenizer
-  process = config.reward == 'process'
-  segment = Segmenter(tokenizer, cfg.delimiter if process else '',
-                      cfg.max_steps if process else 1, cfg.min_step_tokens)
+  tokenizer = judge.tokenizer
+  segment = steps_lib.of_config(config, tokenizer)
   special = tokenizer.special_tokens
   items, names = [], []
   for i, problem in enumerate(problems[:count]):
@@ -40,7 +38,7 @@ def probe(config: Config, judge: Judge, problems: Sequence[Problem],
   return out
 
 
-def _steps(tokenizer, segment: Segmenter, text: str) -> list[str]:
+def _steps(tokenizer, segment: steps_lib.Segmenter, text: str) -> list[str]:
   ids = tokenizer.encode(text)
   ends = segment(ids)
   if len(ends) < 2:

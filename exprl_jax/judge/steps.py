@@ -6,6 +6,7 @@ import functools
 import itertools
 import re
 
+from exprl_jax.config import Config
 from exprl_jax.tokenizer import Tokenizer
 from exprl_jax.types import InputError
 
@@ -121,3 +122,10 @@ def _numbered(texts: list[str]):
 def _join(texts: list[str]) -> tuple[str, list[int]]:
   """The whole text, and where in it each token starts; last, where it ends."""
   return ''.join(texts), [0, *itertools.accumulate(map(len, texts))]
+
+
+def of_config(config: Config, tokenizer: Tokenizer) -> Segmenter:
+  """The steps of a run: one, the whole trace, unless reward='process'."""
+  cfg, process = config.judge, config.reward == 'process'
+  return Segmenter(tokenizer, cfg.delimiter if process else '',
+                   cfg.max_steps if process else 1, cfg.min_step_tokens)

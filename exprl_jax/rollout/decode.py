@@ -137,7 +137,8 @@ def decode(model, layout, chunk, unrolled, params, pool, state, inputs, key,
                     jnp.zeros(slots, jnp.int32)))
   bits = functools.partial(jax.lax.bitcast_convert_type, new_dtype=jnp.int32)
   out = jnp.concatenate([
-      tokens, bits(logprobs), bits(read), count[:, None], state.alive.astype(jnp.int32)[:, None]], axis=1)
+      tokens, bits(logprobs), bits(read), count[:, None],
+      state.alive.astype(jnp.int32)[:, None]], axis=1)
   mesh = jax.sharding.get_abstract_mesh()
   return pool, state, jax.lax.with_sharding_constraint(
       out, NamedSharding(mesh, PartitionSpec()))

@@ -152,7 +152,8 @@ class Engine:
 
   def generate(self, params, requests: Sequence[Request], key: jax.Array,
                done: Callable[[int, Sample], None] = lambda id_, sample: None,
-               until: int = 0) -> list[Sample]:
+               until: int = 0, meanwhile: Callable[[], None] | None = None
+               ) -> list[Sample]:
     """All samples of all requests, request by request.
 
     Args:
@@ -161,6 +162,8 @@ class Engine:
       key: a typed PRNG key.
       done: called with each sample's id as it ends.
       until: stop when so many requests are complete; 0: all.
+      meanwhile: called between two chunks once slots stay empty because no
+        request is left to fill them.
 
     Returns:
       One Sample for each, request by request.
@@ -189,6 +192,8 @@ class Engine:
           if run.complete >= (until or len(requests)):
             run.stop()
             inflight.clear()
+          if meanwhile and run.drains:
+            meanwhile()
           progress.update(len(run.results) - progress.n)
           progress.set_postfix_str(
               f'{self.stats.tokens / (time.perf_counter() - start):.0f} '
@@ -326,7 +331,9 @@ class Sampler:
   def generate(self, params, prompts: Sequence[Sequence[int]],
                group_size: int, key: jax.Array,
                begun: Sequence[Sequence[Sample]] = (), spare: int = 0,
-               until: int = 0) -> list[list[Sample]]:
+               until: int = 0,
+               early: Callable[[dict[int, list[Sample]]], None] | None = None
+               ) -> list[list[Sample]]:
     """Samples every prompt.
 
     Args:
@@ -337,6 +344,8 @@ class Sampler:
       begun: of the first prompts, what an earlier call has left unfinished.
       spare: samples beside the G; the first G of a group to end are taken.
       until: stop when so many groups are complete; 0: all.
+      early: told of groups, by number, as they are complete while the last
+        samples still decode.
 
     Returns:
       The G samples of every group; of one that is not complete, all G + spare
@@ -349,12 +358,23 @@ class Sampler:
       if not 0 < len(prompt) <= self._width:
         raise InputError(f'prompt {i} has {len(prompt)} tokens; '
                          f'rollout.max_prompt_tokens={self._width}')
-    total = group_size + spare
+    total, ended, told = group_size + spare, {}, set()
+
+    def meanwhile():
+      groups = {i: complete([ended[i * total + k] for k in range(total)
+                             if i * total + k in ended], group_size)
+                for i in range(len(prompts)) if i not in told}
+      groups = {i: group for i, group in groups.items() if group}
+      told.update(groups)
+      if groups:
+        early(groups)
+
     samples = iter(self.engine.generate(
         decode.prepare(self.model, params, self.mesh), [
             Request(prompt, i * total, total, self.sampling, enough=group_size,
                     begun=_filled(begun[i], total) if i < len(begun) else ())
-            for i, prompt in enumerate(prompts)], key, until=until))
+            for i, prompt in enumerate(prompts)], key, ended.__setitem__, until,
+        meanwhile if early else None))
     groups = [list(itertools.islice(samples, total)) for _ in prompts]
     return [complete(g, group_size) or g for g in groups]
 

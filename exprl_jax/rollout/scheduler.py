@@ -236,6 +236,11 @@ class Run:
     """Whether anything is left to be launched."""
     return bool(self._queue or self._trunks or self.rows)
 
+  @property
+  def drains(self) -> bool:
+    """Whether slots stay empty because no request is left to fill them."""
+    return not self._queue and not self._trunks and any(self._free)
+
   # Launching: pages first for the rows that run, then for new ones.
 
   def launch(self):
