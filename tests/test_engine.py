@@ -17,7 +17,7 @@ from exprl_jax.rollout import decode, sampling
 from exprl_jax.rollout import engine as engine_lib
 from exprl_jax.rollout.engine import Engine, Options
 from exprl_jax.rollout.pages import Pages
-from exprl_jax.rollout.scheduler import Fork, Request, Sampling
+from exprl_jax.rollout.scheduler import Fork, Request, Root, Sampling
 from exprl_jax.types import InputError
 
 # Ragged prompts, also of one token, and ends on and off page boundaries (4).
@@ -242,6 +242,67 @@ def test_branches_off_any_position_are_their_contexts_alone(small, one_device,
   assert [s.tokens.tolist() for s in got] == [s.tokens.tolist() for s in want]
   for a, b in zip(got, want):
     np.testing.assert_allclose(a.logprobs, b.logprobs, atol=1e-5)
+
+
+ROOTS = [9, 1, 8]  # tokens that three, two and four requests have in common
+READ = (4, 7, 11)
+
+
+def rooted(rng, named=True):
+  """Three trees of requests with forks; `named` or without their roots."""
+  out, count = [], 0
+  for i, (length, children) in enumerate(zip(ROOTS, (3, 2, 4))):
+    common = rng.integers(3, 40, length).tolist()
+    for _ in range(children):
+      tokens = common + rng.integers(3, 40, rng.integers(1, 9)).tolist()
+      forks = [Fork(at, rng.integers(3, 40, rng.integers(1, 7)).tolist())
+               for at in rng.integers(length, len(tokens) + 1, 3)]
+      out.append(Request(
+          tokens, count, 3, dataclasses.replace(
+              DRAWN, max_new_tokens=22, read_ids=READ), forks,
+          root=Root(i, length) if named else None))
+      count += 3
+  return out
+
+
+@pytest.mark.parametrize('options', [
+    dict(), dict(page=1, slots=4), dict(page=8, slots=5, chunk=7, ahead=True),
+    dict(pages=15, slots=8, chunk=7),  # now and then no room for a root
+    dict(pages=14, slots=8, chunk=1, ahead=True),
+    dict(widths=(2, 8, 16), slots=64)], ids=str)
+def test_a_root_is_shared_and_changes_nothing(small, one_device, options):
+  want = generate(small, one_device, rooted(np.random.default_rng(5), False))
+  got = generate(small, one_device, rooted(np.random.default_rng(5)),
+                 **options)
+  for a, b in zip(got, want):
+    assert a.tokens.tolist() == b.tokens.tolist()
+    np.testing.assert_allclose(a.read, b.read, atol=1e-5)
+
+
+def test_roots_on_eight_devices(small):
+  mesh = mesh_lib.make_mesh(config_lib.Mesh(data=4, fsdp=1, tensor=2))
+  want = generate(small, mesh, rooted(np.random.default_rng(5), False))
+  for options in (dict(slots=8), dict(slots=4, pages=15, chunk=7)):
+    got = generate(small, mesh, rooted(np.random.default_rng(5)), **options)
+    assert [s.tokens.tolist() for s in got] == [
+        s.tokens.tolist() for s in want]
+
+
+def test_what_is_read_is_the_models_next_token(small, one_device):
+  """Before temperature and truncation, whatever the row draws."""
+  cfg, params = small
+  work = rooted(np.random.default_rng(6))[:2]
+  how = dataclasses.replace(work[0].sampling, temperature=0.3, top_k=2,
+                            min_new_tokens=3)
+  samples = generate(small, one_device, [
+      dataclasses.replace(r, sampling=how) for r in work])
+  for i, sample in enumerate(samples):
+    ids = jnp.array([work[i // 3].context(i % 3)])
+    hidden = transformer.forward(
+        cfg, params, ids, jnp.arange(ids.shape[1])[None],
+        segment_ids=jnp.ones_like(ids))
+    want = jax.nn.log_softmax(transformer.project(cfg, params, hidden[0, -1]))
+    np.testing.assert_allclose(sample.read, want[np.array(READ)], atol=1e-5)
 
 
 @pytest.mark.parametrize('ahead', [False, True])

@@ -238,3 +238,21 @@ def test_a_judge_that_cannot_be_read_stops_the_run(tmp_path):
   with pytest.raises(RuntimeError, match='most are unreadable'):
     run('tiny', tmp_path, *GROUPS, '--config.compare=',
         '--config.judge.init=asset:tiny_policy', '--config.judge.min_mass=0.99')
+
+
+def test_early_judging_changes_nothing(tmp_path, monkeypatch):
+  asked, early = [], rewards.early
+
+  def spied(*args):
+    ask = early(*args)
+    return lambda problems, rollout: (asked.append(len(problems)),
+                                      ask(problems, rollout))
+
+  monkeypatch.setattr(rewards, 'early', spied)
+  flags = (*GROUPS, '--config.compare=', '--config.steps=1',
+           '--config.rollout.slots=6', '--config.rollout.temperature=1.5')
+  late, soon = (without_times(run('tiny', tmp_path / name, *flags,
+                                  f'--config.judge.overlap={overlap}'))
+                for name, overlap in (('late', False), ('soon', True)))
+  assert late == soon
+  assert 0 < sum(asked) < 8  # of 8 groups; the last one ends the sampling

@@ -162,8 +162,7 @@ class Engine:
       key: a typed PRNG key.
       done: called with each sample's id as it ends.
       until: stop when so many requests are complete; 0: all.
-      meanwhile: called between two chunks once slots stay empty because no
-        request is left to fill them.
+      meanwhile: called between two chunks while the last rows decode.
 
     Returns:
       One Sample for each, request by request.

@@ -238,8 +238,8 @@ class Run:
 
   @property
   def drains(self) -> bool:
-    """Whether slots stay empty because no request is left to fill them."""
-    return not self._queue and not self._trunks and any(self._free)
+    """Whether the last rows decode and nothing is left to join them."""
+    return bool(self.rows) and not self._queue and not self._trunks
 
   # Launching: pages first for the rows that run, then for new ones.
 
