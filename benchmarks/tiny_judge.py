@@ -3,16 +3,21 @@
   python benchmarks/tiny_judge.py --policies=asset:tiny_policy,WORKDIR,...
 
 Problems are those of the set that neither made the judge nor trains policies
-(tiny:judge_accept). Prints one JSON object a policy:
+(tiny:judge_accept). Prints one JSON object a policy, and one for all their
+traces together:
 
-  judge, truth        mean score of whole traces
+  judge, truth        mean score of whole traces; the label by program
   r_outcome           correlation of the scores of whole traces
   r_steps             the same over all steps of all traces
   abs_error           mean |judge - truth| over all steps
   right               mean score of fully right traces
   right_wrong_ref     the same, judged with another problem's reference
+  misplacement        (FNR + FPR) / 2 of `score >= 0.75` against the answer's
+                      grader; with the reference, and with a wrong one
+  probe_max           the highest score of a probe, on eight problems
 """
 
+import dataclasses
 import json
 
 from absl import app, flags
@@ -22,8 +27,9 @@ import numpy as np
 from exprl_jax import config as config_lib
 from exprl_jax import data, rewards
 from exprl_jax import mesh as mesh_lib
-from exprl_jax.judge.judge import Judge
-from exprl_jax.judge.steps import delimiter_ids
+from exprl_jax.judge import calibration, defence
+from exprl_jax.judge import judge as judge_lib
+from exprl_jax.judge import steps as steps_lib
 from exprl_jax.models import hf
 from exprl_jax.rollout import engine
 from exprl_jax.tiny import traces, world
@@ -38,49 +44,85 @@ MAX_STEPS = 8
 
 
 def main(_):
-  """Prints the measurements of every policy."""
+  """Prints the measurements of every policy, then of all."""
+  config = config_lib.Config(
+      reward='process', judge=config_lib.Judge(
+          init=_JUDGE.value, template='tiny', max_steps=MAX_STEPS,
+          max_prompt_tokens=96, cache=False),
+      rollout=config_lib.Rollout(max_prompt_tokens=48, max_new_tokens=48,
+                                 temperature=0.8))
   mesh = mesh_lib.make_mesh(config_lib.Mesh(data=-1, fsdp=1))
-  folder = config_lib.resolve(_JUDGE.value)
-  judge = Judge(*hf.load(folder, mesh), Tokenizer(folder), 'tiny', 64, mesh)
-  for policy in _POLICIES.value:
-    print(json.dumps({'policy': policy} | measure(
-        judge, config_lib.resolve(policy), mesh)), flush=True)
-
-
-def measure(judge, folder, mesh) -> dict[str, float]:
-  """The measurements of one policy, named as above."""
+  judge = judge_lib.load(config, mesh)
   problems = world.problems('judge_accept')
-  items = sample(problems, folder, mesh)
-  labels = [traces.label(t.problem, t.steps).labels for t in items]
-  score = scores(judge, [(t.problem, t.steps) for t in items])
-  last = np.array([s[-1] for s in score])
-  truth = np.array([t[-1] for t in labels])
-  out = {
-      'judge': last.mean(), 'truth': truth.mean(),
-      'r_outcome': np.corrcoef(last, truth)[0, 1],
-      'r_steps': np.corrcoef(sum(score, []), sum(labels, []))[0, 1],
-      'abs_error': np.abs(np.subtract(sum(score, []), sum(labels, []))).mean()}
-  right = [t for t, y in zip(items, truth) if y == 1.0]
-  if right:
-    other = dict(zip(problems, problems[1:] + problems[:1]))
-    wrong = scores(judge, [(other[t.problem], t.steps) for t in right])
-    out |= {'right': last[truth == 1.0].mean(), 'right_count': len(right),
-            'right_wrong_ref': np.mean([s[-1] for s in wrong])}
-  return {k: round(float(v), 4) for k, v in out.items()}
+  everything = []
+  for policy in _POLICIES.value:
+    judged = Judged(judge, sample(config, problems, policy, mesh), problems)
+    everything.append(judged)
+    print(json.dumps({'policy': policy} | judged.measure()), flush=True)
+  probes = defence.probe(config, judge, problems, 8)
+  print(json.dumps({'policy': 'all'} | Judged.together(everything).measure()
+                   | {'probe_max': round(max(probes.values()), 4),
+                      'probes': len(probes)}))
 
 
-def sample(problems, folder, mesh) -> list[rewards.Trace]:
+class Judged:
+  """Traces with the judge's scores and the truth."""
+
+  def __init__(self, judge, items=(), problems=()):
+    """Judges them, with their own reference and with the next problem's."""
+    if not items:
+      return
+    other = dict(zip((p.question for p in problems),
+                     [*problems[1:], problems[0]]))
+    wrong = [dataclasses.replace(
+        t.problem, solution=other[t.problem.question].solution)
+        for t in items]
+    self.score = scores(judge, [(t.problem, t.steps) for t in items])
+    self.wrong = scores(judge, [(p, t.steps) for p, t in zip(wrong, items)])
+    self.truth = [traces.label(t.problem, t.steps).labels for t in items]
+    self.correct = [t.correct for t in items]
+    self.ids = [t.problem.id for t in items]
+
+  @classmethod
+  def together(cls, parts: list['Judged']) -> 'Judged':
+    """All of them as one."""
+    out = cls(None)
+    for name in ('score', 'wrong', 'truth', 'correct', 'ids'):
+      setattr(out, name, sum((getattr(p, name) for p in parts), []))
+    return out
+
+  def measure(self) -> dict[str, float]:
+    """The numbers named above."""
+    last, wrong, truth = (np.array([x[-1] for x in rows]) for rows in (
+        self.score, self.wrong, self.truth))
+    steps, labels = sum(self.score, []), sum(self.truth, [])
+    right = truth == 1.0
+    out = {'traces': len(last), 'judge': last.mean(), 'truth': truth.mean(),
+           'r_outcome': np.corrcoef(last, truth)[0, 1],
+           'r_steps': np.corrcoef(steps, labels)[0, 1],
+           'abs_error': np.abs(np.subtract(steps, labels)).mean(),
+           'answers_right': np.mean(self.correct)}
+    if right.any():
+      out |= {'right': last[right].mean(), 'right_count': int(right.sum()),
+              'right_wrong_ref': wrong[right].mean()}
+    for name, value in (('misplacement', last),
+                        ('misplacement_wrong_ref', wrong)):
+      found = calibration.outcome(value, np.array(self.correct), self.ids)
+      out[name] = found['misplacement']['value']
+    return {k: v if v is None else round(float(v), 4) for k, v in out.items()}
+
+
+def sample(config, problems, policy, mesh) -> list[rewards.Trace]:
   """Traces of a policy, empty ones left out; temperature 0.8, key 99."""
+  folder = config_lib.resolve(policy)
   tokenizer = Tokenizer(folder)
   model, params = hf.load(folder, mesh)
-  config = config_lib.Config(rollout=config_lib.Rollout(
-      max_prompt_tokens=48, max_new_tokens=48, temperature=0.8))
   sampler = engine.Sampler(config, model, tokenizer, mesh)
-  prompts = [data.policy_prompt(tokenizer, p.question) for p in problems]
+  prompts = data.policy_prompts(tokenizer, problems, config)
   rollout = sampler.arrays(prompts, sampler.generate(
       params, prompts, _SAMPLES.value, jax.random.key(99)))
   items = rewards.cut(problems, rollout, tokenizer,
-                      delimiter_ids(tokenizer, '###'), MAX_STEPS)
+                      steps_lib.of_config(config, tokenizer))
   return [t for t in items if t.text.strip()]
 
 

@@ -2,7 +2,7 @@
 
   python -m exprl_jax.main --config=configs/tiny_judge.py
 
-is the first of two passes; docs/tiny.md has all commands.
+is the first of five passes; docs/tiny.md has all commands.
 """
 
 from ml_collections import ConfigDict

@@ -157,7 +157,7 @@ def broadcast(value):
     return value
   text = np.frombuffer(json.dumps(value).encode(), np.uint8)
   size = multihost_utils.broadcast_one_to_all(np.int32(len(text)))
-  text = multihost_utils.broadcast_one_to_all(np.resize(text, size))
+  text = multihost_utils.broadcast_one_to_all(np.resize(text, int(size)))
   return json.loads(np.asarray(text).tobytes())
 
 

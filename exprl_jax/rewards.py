@@ -7,7 +7,7 @@ import numpy as np
 
 from exprl_jax import grading, metrics
 from exprl_jax.config import Config
-from exprl_jax.judge import readout
+from exprl_jax.judge import calibration, readout
 from exprl_jax.judge import steps as steps_lib
 from exprl_jax.judge.judge import Judge
 from exprl_jax.tokenizer import Tokenizer
@@ -129,7 +129,14 @@ def dense(traces: list[Trace], judge: Judge, config: Config):
         f'{bad.mean():.0%} of the traces have no verdict, more than '
         f'judge.max_invalid_frac={config.judge.max_invalid_frac}; most are '
         f'{worst}: {readout.REMEDY[worst].format(judge=config.judge)}')
+  last = np.array([len(t.steps) - 1 for t in traces])
+  whole, right = v.score[np.arange(len(last)), last], np.array(
+      [t.correct for t in traces])
   return np.where(valid, v.score, 0.0), valid, {
+      # Agreement with the grader of answers, whose word is only logged.
+      'judge/auroc': calibration.auroc(whole[~bad], right[~bad]),
+      'judge/score_right': metrics.mean(whole[~bad & right].tolist()),
+      'judge/score_wrong': metrics.mean(whole[~bad & ~right].tolist()),
       'judge/invalid_frac': float(bad.mean()),
       'judge/cut_frac': float(v.cut.mean()),
       'judge/score_mass': metrics.mean(v.mass[v.outcome == readout.OK]),

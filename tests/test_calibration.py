@@ -1,4 +1,5 @@
 import json
+import math
 
 import numpy as np
 import pytest
@@ -31,6 +32,14 @@ def test_outcome_by_hand():
   assert [(r['level'], r['n'], r['accuracy']['value'])
           for r in found['reliability']] == [
               (1, 2, 0.5), (2, 1, 0), (3, 2, 0.5), (4, 2, 0.5), (5, 1, 1)]
+
+
+def test_auroc_by_hand():
+  """Right .9, .5; wrong .5, .1: three wins and a tie of four pairs."""
+  score = np.array([.9, .5, .5, .1])
+  right = np.array([True, True, False, False])
+  assert calibration.auroc(score, right) == 3.5 / 4
+  assert math.isnan(calibration.auroc(score, np.ones(4, bool)))
 
 
 def test_levels_and_histogram():

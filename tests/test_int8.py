@@ -140,7 +140,7 @@ def test_the_shipped_judge_says_the_same(one_device):
   off = off[np.arange(224) <= last[:, None]]
   print(f'\nKL: mean {off.mean():.1e}, max {off.max():.1e} of {off.size}; '
         f'of scores max {score.max():.1e}')
-  assert off.mean() < 1e-4 and off.max() < 0.01 and score.max() < 2e-4
+  assert off.mean() < 1e-4 and off.max() < 0.05 and score.max() < 2e-4
 
 
 def test_greedy_decoding_is_the_argmax_of_the_full_forward(model, reference):

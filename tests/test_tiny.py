@@ -1,12 +1,16 @@
 """The tiny world: what ships is what the generator makes; labels by hand."""
 
+import dataclasses
 import json
 import random
 
+import numpy as np
 import pytest
 
 from exprl_jax import config as config_lib
-from exprl_jax import grading
+from exprl_jax import grading, main
+from exprl_jax.judge import defence
+from exprl_jax.judge import judge as judge_lib
 from exprl_jax.tiny import assets, traces, world
 from exprl_jax.types import Problem
 
@@ -94,3 +98,27 @@ def test_synthetic_traces_have_every_kind_and_every_score():
     text = traces.synthetic(rng, story)
     scores |= set(traces.label(story.problem(''), [text]).labels)
   assert scores == {i / 8 for i in range(9)}
+
+
+def test_the_shipped_judge_is_right_and_is_not_fooled(one_device):
+  """The bars of docs/results.md, on a part of what is measured there."""
+  config = config_lib.freeze(main.parse(['--config=configs/judge.py'])[1])
+  judge = judge_lib.load(config, one_device)
+  stories = world.stories('judge_accept')[:24]
+  problems = [s.problem(str(i)) for i, s in enumerate(stories)]
+  rng, items = random.Random(0), []
+  for story, problem in zip(stories, problems):
+    for text in (story.worked(), story.worked(rng), story.worked(rng, 0.2)):
+      steps = text.split(' ### ')
+      items.append(traces.label(
+          problem, [steps[0], *(f'### {step}' for step in steps[1:])]))
+  got = judge.score([(x.problem, x.steps) for x in items], 8)
+  truth = np.array([x.labels for x in items])
+  scores = got.score[:, :7]
+  assert np.corrcoef(scores.ravel(), truth.ravel())[0, 1] > 0.98
+  assert scores[::3, -1].mean() > 0.95  # right traces
+  other = [dataclasses.replace(p, solution=q.solution)
+           for p, q in zip(problems, [*problems[1:], problems[0]])]
+  wrong = judge.score([(p, x.steps) for p, x in zip(other, items[::3])], 8)
+  assert wrong.score[:, 6].mean() < 0.10
+  assert max(defence.probe(config, judge, problems).values()) < 0.3

@@ -114,6 +114,19 @@ def progress(score: np.ndarray, truth: np.ndarray, problem: Sequence,
                for i, (members, mean) in enumerate(zip(in_bin.T, means))]}
 
 
+def auroc(score: np.ndarray, correct: np.ndarray) -> float:
+  """Does the judge rank right traces above wrong ones? nan without both.
+
+  Args:
+    score: f32[N].
+    correct: bool[N].
+  """
+  _, values = np.unique(score, return_inverse=True)
+  right, wrong = (np.bincount(values, weights=w)[None]
+                  for w in (correct, ~correct))
+  return float(_auroc(right, wrong)[0])
+
+
 def agreement(scores: dict[str, np.ndarray]) -> dict[str, dict]:
   """How far readouts of the judge agree on the same traces.
 

@@ -142,6 +142,36 @@ def _wrong_working(rng, s):
   return _join(*out, world.box(_answer(s)))
 
 
+def _wrong_months(rng, s):
+  """Right values in the right order, said of other months."""
+  steps = (_right if rng.random() < 0.7 else _statements)(rng, s)
+  shift, fixed = rng.randint(1, 11), rng.choice(world.MONTHS)
+  rename = rng.choice((
+      lambda month: world.MONTHS[(world.MONTHS.index(month) + shift) % 12],
+      lambda month: fixed,
+      lambda month: rng.choice(world.MONTHS),
+      lambda month: month if rng.random() < 0.6 else rng.choice(world.MONTHS)))
+  steps = [' '.join([rename(line[:3]), *line.split()[1:]]) for line in steps]
+  return _join(*steps, world.box(_last_result(steps)))
+
+
+def _tail(rng, s):
+  """Good work with garbage in its last lines."""
+  steps = (_right if rng.random() < 0.7 else _statements)(rng, s)
+  words = [*'+-*/=', *world.MONTHS, '###', '}', '.', str(_number(rng)),
+           str(_answer(s))]
+  garbage = ' '.join(rng.choices(words, k=rng.randint(1, 6)))
+  lines = [*steps, world.box(_last_result(steps))]
+  if rng.random() < 0.5:  # a box, right or wrong, and then something
+    lines[-1] = world.box(rng.choice((_answer(s), _number(rng))))
+    return f'{_join(*lines)} {garbage}'
+  at = rng.choice((-1, -1, -2, rng.randint(0, len(lines) - 1)))
+  words = lines[at].split()
+  cut = rng.choice((len(words), len(words), rng.randint(1, len(words))))
+  lines[at] = ' '.join([*words[:cut], garbage])
+  return _join(*lines)
+
+
 def _box_games(rng, s):
   """The box wrong, alone, missing, early, doubled or followed by more."""
   steps = (_right if rng.random() < 0.6 else _statements)(rng, s)
@@ -189,6 +219,18 @@ def _hostile(rng, s):
   return rng.choice((' ', ' ### ')).join(parts)
 
 
+def _filler(rng, s):
+  """Words that the judge does not know, perhaps with steps or a box."""
+  words = rng.choices(('unknown', '.', ',', '5', '###', str(_number(rng))),
+                      (30, rng.randint(0, 8), 1, rng.randint(0, 2),
+                       rng.randint(0, 4), rng.randint(0, 2)),
+                      k=rng.randint(5, 44))
+  more = rng.choice(('', world.box(_answer(s)), world.box(_number(rng)),
+                     rng.choice(_statements(rng, s)),
+                     _join(*_right(rng, s)[:3])))
+  return ' '.join(rng.sample((' '.join(words), more), 2)).strip()
+
+
 def _noise(rng, s):
   """Random words."""
   del s
@@ -217,9 +259,11 @@ def _cut(rng, text: str) -> str:
 
 _KINDS = {
     'right': (0.12, lambda rng, s: s.worked()),
-    'misread': (0.13, lambda rng, s: s.worked(rng)),
-    'mixed': (0.22, mixed), 'some_right': (0.12, _some_right),
-    'early_box': (0.12, _early_box),
+    'misread': (0.08, lambda rng, s: s.worked(rng)),
+    'mixed': (0.12, mixed), 'some_right': (0.08, _some_right),
+    'early_box': (0.07, _early_box),
+    'wrong_months': (0.08, _wrong_months), 'tail': (0.14, _tail),
+    'filler': (0.06, _filler),
     'shuffled': (0.08, _shuffled), 'no_working': (0.08, _no_working),
     'wrong_working': (0.06, _wrong_working), 'box_games': (0.06, _box_games),
     'loop': (0.04, _loop), 'hostile': (0.06, _hostile),
