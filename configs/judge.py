@@ -2,6 +2,7 @@ r"""Judges traces, and says how far the verdicts can be trusted.
 
   python -m exprl_jax.main --config=configs/judge.py \
     --config.judge.init=MODEL --config.judge.template=math \
+    --config.judge.max_prompt_tokens=8192 \
     --config.judge.traces=IN.jsonl --workdir=OUT
 
 A line in has `id`, `question`, `solution`, `trace`, perhaps `correct`. As it

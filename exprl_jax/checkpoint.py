@@ -14,7 +14,8 @@ from exprl_jax.types import InputError, TrainState
 
 _FOLDER, _ITEM = 'checkpoints', 'default'  # Orbax's name of a lone item
 # Keys that may change when a run goes on; steps, unless a schedule needs them.
-_FREE = ('steps', 'eval', 'checkpoint', 'compare', 'sample', 'export')
+_FREE = ('steps', 'eval', 'checkpoint', 'compare', 'sample', 'export',
+         'calibration')
 
 
 def check_workdir(workdir: pathlib.Path, config: Config) -> None:

@@ -49,7 +49,8 @@ class Judge:
   max_steps: int = 16  # later steps are merged into the last one
   min_step_tokens: int = 1  # shorter ones are merged into the next
   max_prompt_tokens: int = 4096  # all but the trace; longer: no verdict
-  max_trace_tokens: int = 0  # longer traces lose their middle; 0: never
+  max_trace_tokens: int = 0  # longer traces lose their middle; 0: the policy's
+  # budget, or the longest of judge.traces
   min_mass: float = 0.5  # less probability on the scores 1..5: unreadable
   max_invalid_frac: float = 0.5  # more unreadable rows than this: stop
   max_probe_score: float = 0.5  # a judge that gives more to a probe is refused
@@ -366,6 +367,9 @@ def _check_combinations(c: Config) -> None:
   if c.run == 'judge' and c.reward == 'sparse':
     raise InputError("config.reward='sparse' needs no judge; run='judge' wants "
                      "'process' or 'outcome'")
+  if reads_traces and c.data.rubrics:
+    raise InputError('config.data.rubrics is for data.train; lines of '
+                     'judge.traces bring their own `rubric`')
   for name in c.calibration.readouts:
     if name not in CHOICES['judge.readout']:
       raise InputError(f'config.calibration.readouts: {name!r} is none of '

@@ -1,8 +1,9 @@
 """--dry_run: read everything, compute nothing, show what the models see."""
 
-from exprl_jax import data, evaluate, prepare
+from exprl_jax import data, evaluate, judging, prepare
 from exprl_jax import mesh as mesh_lib
 from exprl_jax.config import Config, resolve
+from exprl_jax.judge import judge as judge_lib
 from exprl_jax.judge import prompts
 from exprl_jax.models import config as model_config
 from exprl_jax.tokenizer import Tokenizer
@@ -19,6 +20,12 @@ def dry_run(config: Config) -> None:
   if config.run == 'prepare':
     _show_rubric_prompt(config)
     return
+  if config.run == 'judge' and config.judge.traces:
+    found = judging.read_traces(config, Tokenizer(resolve(config.judge.init)))
+    judge_lib.check(config, [t.problem for t in found])
+    print(f'run judge, {len(found)} traces')
+    _show_judge_prompt(config, found[0].problem)
+    return
   folder = resolve(config.policy.init)
   model, tokenizer = model_config.read_config(folder), Tokenizer(folder)
   print(f'run {config.run}, {config.steps} steps, mesh {dict(mesh.shape)}')
@@ -27,7 +34,9 @@ def dry_run(config: Config) -> None:
   if not config.data.train:
     return
   problems = data.training_problems(config)
-  prompt = data.policy_prompts(tokenizer, problems[:1], config)[0]
+  if config.run in ('train', 'judge') and config.reward != 'sparse':
+    judge_lib.check(config, problems)
+  prompt = data.policy_prompts(tokenizer, problems, config)[0]
   print(f'{len(problems)} problems; {config.data.batch} x '
         f'{config.rollout.group_size} rows a step, {config.optim.updates} '
         f'updates of them, each in {config.optim.micro_batches} micro-batches')

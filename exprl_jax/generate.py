@@ -86,7 +86,7 @@ def read_prompts(path: epath.PathLike, tokenizer: Tokenizer, width: int
   if not file.is_file():
     raise InputError(f'config.sample.prompts={path}: no such file')
   prompts, seen = [], set()
-  for number, line in enumerate(file.read_text().splitlines(), 1):
+  for number, line in enumerate(file.read_text().split('\n'), 1):
     if not line.strip():
       continue
     where = f'{path}:{number}'
@@ -134,7 +134,8 @@ def _tokens(kind: str, value, tokenizer: Tokenizer, where: str) -> list[int]:
 def _already(out: epath.Path) -> set[tuple[str, int]]:
   """(id, sample) of the lines that are there."""
   try:
-    return {(row['id'], row['sample']) for row in jsonl.resume(out)}
+    rows = jsonl.resume(out, lambda row: (row['id'], row['sample']) != ())
+    return {(row['id'], row['sample']) for row in rows}
   except (ValueError, KeyError):
     raise InputError(f'config.sample.out={out} holds something else; name a '
                      'fresh file') from None

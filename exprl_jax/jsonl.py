@@ -15,14 +15,19 @@ def resume(path: epath.Path, keep: Callable[[dict], bool] = lambda row: True
            ) -> list[dict[str, Any]]:
   """The rows that are there and that `keep` wants.
 
-  All others leave the file, as does a line that was cut short. All processes
-  call it.
+  All others leave the file, as does a last line that was cut short. All
+  processes call it.
 
   Raises:
     ValueError: a line is not an object.
   """
   text = path.read_text(encoding='utf-8') if path.exists() else ''
   *lines, cut = text.split('\n')
+  try:  # it may just lack its line feed
+    json.loads(cut)
+    lines, cut = [*lines, cut], ''
+  except json.JSONDecodeError:
+    pass
   rows = [json.loads(line) for line in lines if line]
   if not all(isinstance(row, dict) for row in rows) or cut[:1] not in ('', '{'):
     raise ValueError('its lines are not JSON objects')

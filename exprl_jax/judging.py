@@ -55,21 +55,30 @@ def judge(config: Config, workdir: pathlib.Path) -> list:
   mesh = mesh_lib.rollout_mesh(mesh_lib.make_mesh(config.mesh),
                                config.mesh.rollout_tensor)
   main = jax.process_index() == 0
-  policy = None if config.judge.traces else Policy(config, mesh)
-  found = policy.traces() if policy else read_traces(
-      config, Tokenizer(resolve(config.judge.init)))
-  judge_lib.check(config, [t.problem for t in found])
+  tokenizer, policy = Tokenizer(resolve(config.judge.init)), None
+  if config.judge.traces:
+    found = read_traces(config, tokenizer)
+    judge_lib.check(config, [t.problem for t in found])
+  else:
+    judge_lib.check(config, data.training_problems(config))
+    policy = Policy(config, mesh)
+    found = policy.traces()
+  longest = max(sum(len(tokenizer.encode(step)) for step in t.steps)
+                for t in found)
   checkpoint.claim(workdir, config)
-  judge_ = judge_lib.load(config, mesh, workdir)
+  judge_ = judge_lib.load(config, mesh, workdir, max_trace_tokens=longest
+                          if config.judge.traces else 0)
   start = time.perf_counter()
   verdicts = _in_waves(judge_, found,
                        workdir / 'verdicts.jsonl' if main else None)
   seconds = time.perf_counter() - start
+  judge_lib.check_readable(config.judge, verdicts)
   if main:
     print(f'{len(found)} traces, {int(verdicts.exists.sum())} verdicts in '
           f'{seconds:.1f} s -> {workdir}/verdicts.jsonl\nmean score '
           f'{verdicts.score[verdicts.readable].mean():.3f}, without a score '
-          f'{(verdicts.exists & ~verdicts.readable).mean():.1%}')
+          f'{(~verdicts.readable[verdicts.exists]).mean():.1%}, cut '
+          f'{verdicts.cut.mean():.1%}')
   if all(t.correct is not None for t in found):
     report = calibrate(config, judge_, found, verdicts, policy)
     if main:
@@ -95,7 +104,8 @@ def read_traces(config: Config, tokenizer: Tokenizer) -> list[Trace]:
     raise InputError(f'config.judge.traces={path}: no such file')
   segment = steps_lib.of_config(config, tokenizer)
   out = []
-  for number, line in enumerate(epath.Path(path).read_text().splitlines(), 1):
+  for number, line in enumerate(
+      epath.Path(path).read_text(encoding='utf-8').split('\n'), 1):
     if not line.strip():
       continue
     where = f'{path}:{number}'
@@ -141,6 +151,7 @@ class Policy:
     n, out = self._config.rollout.group_size, []
     groups = self._sampler.generate(
         self._params, self._prompts, n, self._key(0))
+    self._sampler.engine.release()  # the judge needs the memory
     segment = steps_lib.of_config(self._config, self._tokenizer)
     for problem, prompt, group in zip(self._problems, self._prompts, groups):
       for i, sample in enumerate(group):
@@ -172,6 +183,7 @@ class Policy:
                 for i, (t, step) in enumerate(prefixes)]
     samples = self._sampler.engine.generate(self._params, requests,
                                             self._key(1))
+    self._sampler.engine.release()
     right = [grading.grade(self._tokenizer.decode(
         [*t.tokens[:t.ends[step]], *samples[i * count + k].tokens]),
         t.problem.answer)
@@ -247,7 +259,12 @@ def calibrate(config: Config, judge_: Judge, found: list[Trace],
 
   report = {'conditions': {'own': condition(
       verdicts.score[chosen], verdicts.readable[chosen])}}
-  for name, other in (('none', _without), ('wrong', _with_another)):
+  others = {'none': _without, 'wrong': _with_another}
+  if config.judge.verdict == 'checkpoints':
+    del others['none']  # there would be nothing to ask about
+  if len(set(ids)) < 2:
+    del others['wrong']
+  for name, other in others.items():
     problems = other([t.problem for t in traces_])
     v = _in_waves(judge_, [t._replace(problem=p)
                            for t, p in zip(traces_, problems)], None)

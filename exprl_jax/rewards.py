@@ -9,7 +9,7 @@ from exprl_jax import grading, metrics
 from exprl_jax.config import Config
 from exprl_jax.judge import calibration, readout
 from exprl_jax.judge import steps as steps_lib
-from exprl_jax.judge.judge import Judge
+from exprl_jax.judge.judge import Judge, check_readable
 from exprl_jax.tokenizer import Tokenizer
 from exprl_jax.types import Problem, Rollout, Scores
 
@@ -119,16 +119,11 @@ def dense(traces: list[Trace], judge: Judge, config: Config):
   """
   max_steps = config.judge.max_steps if config.reward == 'process' else 1
   v = judge.score([(t.problem, t.steps) for t in traces], max_steps)
+  check_readable(config.judge, v)
   bad = (v.exists & ~v.readable).any(axis=1)
   valid = v.exists & ~bad[:, None]
   share = {name: float((v.outcome == i).any(axis=1).mean())
            for i, name in enumerate(readout.OUTCOMES) if i != readout.OK}
-  if bad.mean() > config.judge.max_invalid_frac:
-    worst = max(set(share) - {'empty'}, key=share.get)
-    raise RuntimeError(
-        f'{bad.mean():.0%} of the traces have no verdict, more than '
-        f'judge.max_invalid_frac={config.judge.max_invalid_frac}; most are '
-        f'{worst}: {readout.REMEDY[worst].format(judge=config.judge)}')
   last = np.array([len(t.steps) - 1 for t in traces])
   whole, right = v.score[np.arange(len(last)), last], np.array(
       [t.correct for t in traces])

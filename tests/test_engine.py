@@ -248,8 +248,8 @@ ROOTS = [9, 1, 8]  # tokens that three, two and four requests have in common
 READ = (4, 7, 11)
 
 
-def rooted(rng, named=True):
-  """Three trees of requests with forks; `named` or without their roots."""
+def rooted(rng):
+  """Three trees of requests with forks, in no order."""
   out, count = [], 0
   for i, (length, children) in enumerate(zip(ROOTS, (3, 2, 4))):
     common = rng.integers(3, 40, length).tolist()
@@ -260,9 +260,15 @@ def rooted(rng, named=True):
       out.append(Request(
           tokens, count, 3, dataclasses.replace(
               DRAWN, max_new_tokens=22, read_ids=READ), forks,
-          root=Root(i, length) if named else None))
+          root=Root(i, length)))
       count += 3
   return out
+
+
+def alone(work):
+  """The same samples, each with a prompt of its own."""
+  return [Request(r.context(i), r.id + i, 1, r.sampling)
+          for r in work for i in range(r.samples)]
 
 
 @pytest.mark.parametrize('options', [
@@ -271,7 +277,7 @@ def rooted(rng, named=True):
     dict(pages=14, slots=8, chunk=1, ahead=True),
     dict(widths=(2, 8, 16), slots=64)], ids=str)
 def test_a_root_is_shared_and_changes_nothing(small, one_device, options):
-  want = generate(small, one_device, rooted(np.random.default_rng(5), False))
+  want = generate(small, one_device, alone(rooted(np.random.default_rng(5))))
   got = generate(small, one_device, rooted(np.random.default_rng(5)),
                  **options)
   for a, b in zip(got, want):
@@ -281,7 +287,7 @@ def test_a_root_is_shared_and_changes_nothing(small, one_device, options):
 
 def test_roots_on_eight_devices(small):
   mesh = mesh_lib.make_mesh(config_lib.Mesh(data=4, fsdp=1, tensor=2))
-  want = generate(small, mesh, rooted(np.random.default_rng(5), False))
+  want = generate(small, mesh, alone(rooted(np.random.default_rng(5))))
   for options in (dict(slots=8), dict(slots=4, pages=15, chunk=7)):
     got = generate(small, mesh, rooted(np.random.default_rng(5)), **options)
     assert [s.tokens.tolist() for s in got] == [

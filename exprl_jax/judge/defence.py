@@ -55,11 +55,14 @@ def metrics(scores: dict[str, float]) -> dict[str, float]:
 
 def refuse_fooled(config: Config, judge: Judge, problems: Sequence[Problem]
                   ) -> dict[str, float]:
-  """`metrics`, if the judge can be trained against.
+  """`metrics`, if the judge can be trained against; {} with one problem,
+  where the probes have no other to take from.
 
   Raises:
     InputError: it gives more than judge.max_probe_score to some probe.
   """
+  if len(problems) < 2:
+    return {}
   scores = probe(config, judge, problems)
   limit = config.judge.max_probe_score
   worst = sorted(scores, key=scores.get, reverse=True)[:3]

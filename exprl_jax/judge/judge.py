@@ -68,7 +68,6 @@ class _Trunk(NamedTuple):
   tokens: list[int]
   root: int  # tokens of it that are the root
   branches: list[_Branch]
-  cut: bool
 
 
 class Judge:
@@ -184,12 +183,12 @@ class Judge:
       longest = max(len(ask) for ask, _ in asks)
       if len(head) + len(opening) + longest > self.cfg.max_prompt_tokens:
         return None
-      ids, ends, cut = self._trace(group)
+      ids, ends = self._trace(group)
       start = len(head) + len(opening)
       out.append(_Trunk(
           [*head, *opening, *ids], len(head),
           [_Branch(step, Fork(start + end, ask), points)
-           for end, step in zip(ends, number) for ask, points in asks], cut))
+           for end, step in zip(ends, number) for ask, points in asks]))
     return out
 
   @functools.lru_cache(maxsize=4096)  # noqa: B019 (a judge lives for the run)
@@ -201,11 +200,12 @@ class Judge:
       return [(c.text, c.points) for c in problem.checkpoints]
     return [('', 1.0)]
 
-  def _trace(self, steps) -> tuple[list[int], list[int], bool]:
-    """Token ids, where the steps end, whether the middle is left out.
+  def _trace(self, steps) -> tuple[list[int], list[int]]:
+    """Token ids and where the steps end; a long trace lacks its middle.
 
-    Text is encoded step by step, so that steps end where tokens end, and with
-    special tokens disarmed.
+    Steps that end in there are asked about behind the gap. Text is encoded
+    step by step, so that steps end where tokens end, and with special tokens
+    disarmed.
     """
     ids, ends = [], []
     for step in steps:
@@ -213,19 +213,22 @@ class Judge:
       ends.append(len(ids))
     over = len(ids) - self._max_trace_tokens
     if over <= 0:
-      return ids, ends, False
+      return ids, ends
     first = self._max_trace_tokens // 2
     last = self._max_trace_tokens - first
     kept = [*ids[:first], *self._cut, *ids[len(ids) - last:]]
     behind = first + len(self._cut)
     return kept, [end if end <= first else max(behind, end - over
                                                + len(self._cut))
-                  for end in ends], True
+                  for end in ends]
 
   def _is_long(self, steps) -> bool:
     room = self._max_trace_tokens  # no tokenizer needs more than the bytes
-    return sum(len(step.encode()) for step in steps) > room and (
-        sum(len(self.tokenizer.encode(step)) for step in steps) > room)
+    parts = ([[step] for step in steps] if self.cfg.context == 'segment'
+             else [steps])
+    return any(sum(len(step.encode()) for step in part) > room
+               and sum(len(self.tokenizer.encode(step)) for step in part) > room
+               for part in parts)
 
   # Asking.
 
@@ -293,7 +296,8 @@ class Judge:
 
 
 def load(config: config_lib.Config, mesh: jax.sharding.Mesh,
-         workdir: pathlib.Path | None = None, shared=None) -> Judge:
+         workdir: pathlib.Path | None = None, shared=None,
+         max_trace_tokens: int = 0) -> Judge:
   """The judge of a config.
 
   Args:
@@ -302,6 +306,7 @@ def load(config: config_lib.Config, mesh: jax.sharding.Mesh,
     workdir: for the cache of verdicts; None: none is kept.
     shared: (folder, ModelConfig, parameters) of a frozen copy that is loaded
       already: it is the judge, too, if it is the same checkpoint.
+    max_trace_tokens: where the config does not say; 0: the policy's budget.
   """
   cfg, folder = config.judge, config_lib.resolve(config.judge.init)
   if shared and (folder, cfg.dtype, cfg.weights) == (
@@ -315,7 +320,8 @@ def load(config: config_lib.Config, mesh: jax.sharding.Mesh,
     cache = cache_lib.Cache(workdir / 'verdicts.sqlite')
   return Judge(cfg, model, params, Tokenizer(folder), mesh,
                'process' if config.reward == 'process' else 'outcome',
-               cfg.max_trace_tokens or config.rollout.max_new_tokens, cache,
+               cfg.max_trace_tokens or max_trace_tokens
+               or config.rollout.max_new_tokens, cache,
                cache_lib.digest(folder) if cache else '')
 
 
@@ -329,8 +335,26 @@ def check(config: config_lib.Config, problems: Sequence[Problem]) -> None:
   """
   folder = config_lib.resolve(config.judge.init)
   model_config.read_config(folder)
-  prompts.load(config.judge, Tokenizer(folder), 'outcome')
+  prompts.load(config.judge, Tokenizer(folder),
+               'process' if config.reward == 'process' else 'outcome')
   check_rubrics(config.judge, problems)
+
+
+def check_readable(cfg: config_lib.Judge, verdicts: Verdicts) -> None:
+  """Whether enough traces have verdicts.
+
+  Raises:
+    RuntimeError: more than judge.max_invalid_frac have none; says why.
+  """
+  bad = (verdicts.exists & ~verdicts.readable).any(axis=1).mean()
+  if bad <= cfg.max_invalid_frac:
+    return
+  worst = max(readout.REMEDY, key=lambda name: (
+      verdicts.outcome == readout.OUTCOMES.index(name)).any(axis=1).sum())
+  raise RuntimeError(
+      f'{bad:.0%} of the traces have no verdict, more than '
+      f'judge.max_invalid_frac={cfg.max_invalid_frac}; most are {worst}: '
+      f'{readout.REMEDY[worst].format(judge=cfg)}')
 
 
 def check_rubrics(cfg: config_lib.Judge, problems: Sequence[Problem]) -> None:

@@ -16,6 +16,10 @@ class Pages:
     """How many can be taken."""
     return len(self._free)
 
+  def owners(self, page: int) -> int:
+    """How many share a page."""
+    return self._owners[page]
+
   def take(self, count: int) -> list[int] | None:
     """Pages with one owner each, or None if there are not so many."""
     if count > len(self._free):

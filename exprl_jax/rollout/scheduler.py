@@ -310,6 +310,8 @@ class Run:
           break
       row = self._branch(trunk, copies)
       if row is None:
+        if not new and not self.rows:  # nothing else will give pages back
+          self._close_roots(lambda where, _: where == trunk.device)  # noqa: B023
         break
       new.append(row)
       suffixes.append((self._device(row), row.context, row.request.shared(0),
@@ -386,7 +388,9 @@ class Run:
     request = trunk.request.part(trunk.admitted, trunk.admitted + 1)
     full, partial = divmod(request.shared(0), self._options.page)
     last = trunk.admitted == trunk.request.samples - 1
-    inherits = last and full + bool(partial) == len(trunk.pages)
+    # It writes into the partial page: nobody else may have that.
+    inherits = last and full + bool(partial) == len(trunk.pages) and (
+        not partial or pages.owners(trunk.pages[full]) == 1)
     own = pages.take(0 if inherits else bool(partial))
     if own is None:
       return None
@@ -547,7 +551,8 @@ class Run:
   def _ended(self, row: _Row, alive: bool, count: int) -> str:
     """Why a row has ended, or ''; cuts it behind a stop string."""
     s = row.sampling
-    if s.stop_strings:
+    text = self._engine.decode_text(row.tokens) if s.stop_strings else ''
+    if any(stop in text for stop in s.stop_strings):
       for n in range(len(row.tokens) - count + 1, len(row.tokens) + 1):
         text = self._engine.decode_text(row.tokens[:n])
         if any(stop in text for stop in s.stop_strings):
