@@ -10,7 +10,7 @@ def get_config():
   c = ConfigDict()
   c.run = 'train'
   c.seed = 0
-  c.steps = 120
+  c.steps = 200
   c.reward = 'outcome'
   c.compare = 'tiny_grpo.py'
   c.policy = ConfigDict(dict(init='asset:tiny_policy'))
@@ -20,8 +20,9 @@ def get_config():
   c.rollout = ConfigDict(dict(
       group_size=8, max_prompt_tokens=48, max_new_tokens=48, temperature=0.8))
   c.credit = ConfigDict(dict(rule='group'))
+  # With 1e-3 one policy of three wanders off and fools the judge a little.
   c.loss = ConfigDict(dict(
-      clip_low=0.2, clip_high=0.28, dual_clip=3.0, kl_coef=1e-3))
+      clip_low=0.2, clip_high=0.28, dual_clip=3.0, kl_coef=0.03))
   c.optim = ConfigDict(dict(
       lr=5e-4, weight_decay=0.01, clip_norm=1.0, updates=2))
   c.eval = ConfigDict(dict(
