@@ -142,3 +142,25 @@ def test_the_alarm(judge, accuracy, fires):
   # A resumed run knows what it has seen, and does not say it again.
   again = defence.Alarm(frozen(), [{'eval/pass@1': 0.5}, *steps[:70]])
   assert [again(dict(step)) for step in steps[70:]] == said[70:]
+
+
+def test_a_run_without_verdicts_says_why(tmp_path, file):
+  with pytest.raises(RuntimeError, match='most are overlong: .*=20 tokens'):
+    run(tmp_path / 'w', f'--config.judge.traces={file}',
+        '--config.judge.max_prompt_tokens=20')
+
+
+def test_a_dry_run_shows_what_the_judge_reads(tmp_path, file, capsys):
+  main.main(['--config=configs/judge.py', '--dry_run', '--config.policy.init=',
+             f'--config.judge.traces={file}'])
+  out = capsys.readouterr().out
+  assert 'run judge, 10 traces' in out
+  assert world.stories('judge_accept')[0].reference() in out
+  assert not list(tmp_path.glob('w*'))
+
+
+def test_one_problem_is_not_probed(one_device):
+  judge = judge_lib.load(frozen(), one_device)
+  assert defence.refuse_fooled(
+      frozen('--config.judge.max_probe_score=0.0'), judge,
+      world.problems('judge_accept')[:1]) == {}
