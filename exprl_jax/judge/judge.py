@@ -98,8 +98,9 @@ class Judge:
     self.template = prompts.load(cfg, tokenizer, task)
     self._mesh, self._cache, self._task = mesh, cache, task
     self._name = [name, task, self.template.text, *(
-        getattr(cfg, k) for k in ('reference', 'context', 'readout', 'verdict',
-                                  'scale', 'min_mass', 'rationale_tokens'))]
+        getattr(cfg, k) for k in (
+            'dtype', 'weights', 'reference', 'context', 'readout', 'verdict',
+            'scale', 'min_mass', 'rationale_tokens', 'max_prompt_tokens'))]
     self._max_trace_tokens = max_trace_tokens
     self._cut = tokenizer.encode(_CUT)
     # Without [reason] in the template an answer is the score alone.
@@ -142,7 +143,8 @@ class Judge:
 
   def _key(self, problem: Problem, steps) -> bytes:
     return cache_lib.key(*self._name, problem.question, problem.solution,
-                         problem.rubric, problem.checkpoints, list(steps))
+                         problem.rubric, problem.checkpoints, list(steps),
+                         self._is_long(steps) and self._max_trace_tokens)
 
   def _judge(self, items: Sequence[Item]) -> list[list[Reading]]:
     """Readings of every step of every item."""
