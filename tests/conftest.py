@@ -9,6 +9,7 @@ import jax
 jax.config.update('jax_num_cpu_devices', 8)
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 
+import gc
 import json
 import shutil
 
@@ -59,6 +60,18 @@ def make_bpe(folder, merges=(), eos='<|im_end|>', special=('<|im_start|>',)):
       json.dumps({'eos_token': eos}))
   (folder / 'chat_template.jinja').write_text(CHAT)
   return Tokenizer(folder)
+
+
+@pytest.fixture(scope='module', autouse=True)
+def _forget_programs():
+  """Compiled programs of a module's tests go when it is done.
+
+  Each of them maps memory, and a process may have 65,530 maps: all tests
+  together would need more, and XLA aborts then.
+  """
+  yield
+  jax.clear_caches()
+  gc.collect()
 
 
 @pytest.fixture(scope='session')
