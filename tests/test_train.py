@@ -81,8 +81,9 @@ def test_resumed_is_uninterrupted(tmp_path, more):
   if more:
     carried = json.loads((tmp_path / 'whole/carried/00000003.json').read_text())
     assert len(carried) == 5
-    begun = [tokens for _, group in carried for tokens, _, ended in group
-             if ended == 'unfinished']
+    begun = [tokens for file in (tmp_path / 'whole/carried').iterdir()
+             for _, group in json.loads(file.read_text())
+             for tokens, _, ended in group if ended == 'unfinished']
     assert any(begun) and not all(begun)
   run('tiny', tmp_path / 'parts', *flags, '--config.steps=2')
   # As if killed while writing: a row after the checkpoint, cut short.
@@ -250,7 +251,8 @@ def test_early_judging_changes_nothing(tmp_path, monkeypatch):
 
   monkeypatch.setattr(rewards, 'early', spied)
   flags = (*GROUPS, '--config.compare=', '--config.steps=1',
-           '--config.rollout.slots=6', '--config.rollout.temperature=1.5')
+           '--config.rollout.slots=6', '--config.rollout.chunk=5',
+           '--config.rollout.temperature=1.5')
   late, soon = (without_times(run('tiny', tmp_path / name, *flags,
                                   f'--config.judge.overlap={overlap}'))
                 for name, overlap in (('late', False), ('soon', True)))
