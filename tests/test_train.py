@@ -73,7 +73,7 @@ def test_every_recipe_runs(tmp_path, config, flags):
 
 @pytest.mark.parametrize('more', [[], [
     '--config.rollout.carry=5', '--config.rollout.spare=2',
-    '--config.rollout.slots=9', '--config.rollout.chunk=3',
+    '--config.rollout.slots=40', '--config.rollout.chunk=3',
     '--config.rollout.temperature=2.0']], ids=str)
 def test_resumed_is_uninterrupted(tmp_path, more):
   flags = ['--config.compare=', '--config.checkpoint.every=1', *GROUPS, *more]
