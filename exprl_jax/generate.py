@@ -133,9 +133,15 @@ def _tokens(kind: str, value, tokenizer: Tokenizer, where: str) -> list[int]:
 
 def _already(out: epath.Path) -> set[tuple[str, int]]:
   """(id, sample) of the lines that are there."""
+  there = set()
+
+  def note(row):  # before the file is touched: it may be somebody else's
+    there.add((row['id'], row['sample']))
+    return True
+
   try:
-    rows = jsonl.resume(out, lambda row: (row['id'], row['sample']) != ())
-    return {(row['id'], row['sample']) for row in rows}
+    jsonl.resume(out, note)
+    return there
   except (ValueError, KeyError):
     raise InputError(f'config.sample.out={out} holds something else; name a '
                      'fresh file') from None

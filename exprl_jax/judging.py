@@ -118,11 +118,7 @@ def read_traces(config: Config, tokenizer: Tokenizer) -> list[Trace]:
       raise InputError(f'{where}: correct={correct!r} should be true or false')
     if correct is None and problem.answer:
       correct = grading.grade(text, problem.answer)
-    ids = tokenizer.encode(text)
-    ends = segment(ids)
-    steps = [tokenizer.decode(ids[a:b]) for a, b in zip([0, *ends], ends)]
-    out.append(Trace(problem.id, problem, steps if len(ends) > 1 else [text],
-                     correct))
+    out.append(Trace(problem.id, problem, segment.split(text), correct))
   if not out:
     raise InputError(f'{path}: no traces in it')
   return out
@@ -157,13 +153,10 @@ class Policy:
       for i, sample in enumerate(group):
         ids = sample.tokens.tolist()
         ids = ids[:-1] if sample.ended == 'eos' else ids
-        ends = segment(ids)
-        steps = [self._tokenizer.decode(ids[a:b])
-                 for a, b in zip([0, *ends], ends)]
         out.append(Trace(
-            f'{problem.id}/{i}', problem, steps or [''],
+            f'{problem.id}/{i}', problem, segment.texts(ids) or [''],
             grading.grade(self._tokenizer.decode(ids), problem.answer),
-            prompt, ids, ends))
+            prompt, ids, segment(ids)))
     return out
 
   def success(self, prefixes: Sequence[tuple[Trace, int]], count: int
@@ -212,10 +205,10 @@ def _in_waves(judge_: Judge, found: list[Trace], path: pathlib.Path | None
       file.flush()
   if file:
     file.close()
-  back = np.argsort(order)
+  back, texts = np.argsort(order), sum((p.texts for p in parts), [])
   return Verdicts(
       *(np.concatenate([p[k] for p in parts])[back] for k in range(4)),
-      [sum((p.texts for p in parts), [])[i] for i in back])
+      [texts[i] for i in back])
 
 
 def _items(found: Sequence[Trace]) -> list[Item]:

@@ -90,13 +90,11 @@ def cut(problems: Sequence[Problem], rollout: Rollout, tokenizer: Tokenizer,
     columns = np.flatnonzero(mask)
     ids = row[columns].tolist()
     body = ids[:-1] if ids[-1] in tokenizer.eos_ids else ids
-    ends = segment(body)
-    texts = [tokenizer.decode(body[a:b]) for a, b in zip([0, *ends], ends)]
     # The EOS belongs to the last step; an empty trace is one empty step.
-    last = [*ends[:-1], len(ids)]
+    last = [*segment(body)[:-1], len(ids)]
     problem, text = problems[i // group], tokenizer.decode(body)
     traces.append(Trace(
-        problem, text, texts or [''],
+        problem, text, segment.texts(body) or [''],
         [int(columns[0]) + end - 1 for end in last], bool(rollout.finished[i]),
         grading.grade(text, problem.answer)))
   return traces

@@ -39,8 +39,7 @@ def named(tokenizer):
 
 def cut(tokenizer, ids, delimiter, max_steps=99, min_tokens=1):
   """The texts of the steps."""
-  ends = Segmenter(tokenizer, delimiter, max_steps, min_tokens)(ids)
-  return [tokenizer.decode(ids[a:b]) for a, b in zip([0, *ends], ends)]
+  return Segmenter(tokenizer, delimiter, max_steps, min_tokens).texts(ids)
 
 
 @pytest.mark.parametrize('delimiter, steps', [

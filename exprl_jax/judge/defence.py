@@ -28,7 +28,7 @@ def probe(config: Config, judge: Judge, problems: Sequence[Problem],
     other = problems[(i + 1) % len(problems)]
     for name, text in probes.probes(problem, other, judge.template.text,
                                     special):
-      items.append((problem, _steps(tokenizer, segment, text)))
+      items.append((problem, segment.split(text)))
       names.append(name)
   verdicts = judge.score(items, max(len(steps) for _, steps in items))
   out: dict[str, float] = {}
@@ -36,14 +36,6 @@ def probe(config: Config, judge: Judge, problems: Sequence[Problem],
     best = float(score.max(where=readable, initial=0.0))
     out[name] = max(out.get(name, 0.0), best)
   return out
-
-
-def _steps(tokenizer, segment: steps_lib.Segmenter, text: str) -> list[str]:
-  ids = tokenizer.encode(text)
-  ends = segment(ids)
-  if len(ends) < 2:
-    return [text]  # as it is: decoding leaves out what is not known
-  return [tokenizer.decode(ids[a:b]) for a, b in zip([0, *ends], ends)]
 
 
 def metrics(scores: dict[str, float]) -> dict[str, float]:

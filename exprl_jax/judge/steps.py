@@ -52,6 +52,7 @@ class Segmenter:
     Raises:
       InputError: the delimiter is none of the above.
     """
+    self._tokenizer = tokenizer
     self._text = functools.cache(lambda i: tokenizer.decode([i]))
     self._max_steps, self._min_tokens = max_steps, min_tokens
     rules: dict[str, _Rule] = {
@@ -88,6 +89,17 @@ class Segmenter:
         start, full = b, False
     # Whatever is left over at the end goes to the last step.
     return [*ends[:self._max_steps][:-1], len(ids)] if len(ids) else []
+
+  def texts(self, ids: Sequence[int]) -> list[str]:
+    """The steps of a trace as texts."""
+    return [self._tokenizer.decode(ids[a:b])
+            for a, b in itertools.pairwise([0, *self(ids)])]
+
+  def split(self, text: str) -> list[str]:
+    """The steps of a text; one step is the text as it is, since decoding
+    leaves out what the tokenizer does not know."""
+    steps = self.texts(self._tokenizer.encode(text))
+    return steps if len(steps) > 1 else [text]
 
 
 def _every(size: int, texts: list[str]):

@@ -177,9 +177,7 @@ class Makers:
   def cut(self, text: str) -> list[str]:
     """A trace as the texts of its steps, as rewards.cut makes them."""
     room = self._config.rollout.max_new_tokens - 1
-    ids = self._tokenizer.encode(text)[:room]
-    ends = self._segment(ids)
-    return [self._tokenizer.decode(ids[a:b]) for a, b in zip([0, *ends], ends)]
+    return self._segment.texts(self._tokenizer.encode(text)[:room])
 
   def base_samples(self) -> list[traces.Labelled]:
     """What the base policy writes at several temperatures."""
