@@ -36,6 +36,7 @@ setuptools.setup(
         'absl-py>=2.0',
         'ml_collections>=1.1',
         'numpy',
+        'math-verify[antlr4_13_2]==0.9.0',  # pinned: grading_worker tightens it
         'matplotlib>=3.9',  # plots of the report
         'tqdm>=4.66',
     ],

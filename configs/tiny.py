@@ -28,7 +28,7 @@ def get_config():
   c.loss = ConfigDict(dict(
       clip_low=0.2, clip_high=0.28, dual_clip=3.0, kl_coef=1e-3))
   c.optim = ConfigDict(dict(
-      lr=5e-4, weight_decay=0.01, clip_norm=1.0, updates=2))
+      lr=5e-4, weight_decay=0.01, clip_norm=1.0, updates=2, micro_rows=4))
   c.eval = ConfigDict(dict(
       problems='asset:tiny_problems/test.jsonl', every=40, samples=16,
       ks=(1, 16)))

@@ -20,7 +20,7 @@ def get_config():
       max_prompt_tokens=48, max_new_tokens=48, temperature=0.8))
   c.optim = ConfigDict(dict(
       lr=5e-4, schedule='cosine', warmup_steps=16, b2=0.95, weight_decay=0.01,
-      clip_norm=1.0))
+      clip_norm=1.0, micro_rows=8))
   c.eval = ConfigDict(dict(
       problems='asset:tiny_problems/test.jsonl', every=40, samples=16,
       ks=(1, 16)))

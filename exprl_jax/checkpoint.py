@@ -12,7 +12,7 @@ from exprl_jax import mesh as mesh_lib
 from exprl_jax.config import Checkpoint, Config
 from exprl_jax.types import InputError, TrainState
 
-_FOLDER, _ITEM = 'checkpoints', 'default'  # Orbax's name of a lone item
+_FOLDER, _ITEM, _HOST = 'checkpoints', 'state', 'host'
 # Keys that may change when a run goes on; steps, unless a schedule needs them.
 _FREE = ('steps', 'eval', 'checkpoint', 'compare', 'sample', 'export',
          'calibration')
@@ -125,28 +125,39 @@ class Checkpoints:
                 ocp.checkpoint_managers.preservation_policy.LatestN(cfg.keep)),
             step_format_fixed_length=8, cleanup_tmp_directories=True))
 
-  def restore(self, state: TrainState) -> tuple[int, TrainState]:
-    """The newest step and its state; (0, `state`) when there is none.
+  def restore(self, state: TrainState) -> tuple[int, TrainState, dict]:
+    """The newest step, its state and what the host kept beside it; (0, `state`,
+    {}) when there is none.
 
     Args:
       state: gives the structure, types and shardings to restore to.
     """
     step = self._manager.latest_step()
     if step is None:
-      return 0, state
+      return 0, state, {}
     abstract = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
         state)
-    return step, self._manager.restore(
-        step, args=ocp.args.StandardRestore(abstract))
+    found = self._manager.restore(step, args=ocp.args.Composite(**{
+        _ITEM: ocp.args.StandardRestore(abstract),
+        _HOST: ocp.args.JsonRestore()}))
+    return step, found[_ITEM], found[_HOST]
 
-  def save(self, step: int, state: TrainState, last: bool = False) -> bool:
-    """Saves if a checkpoint is due at this step, or if it is the last."""
+  def save(self, step: int, state: TrainState, host: dict | None = None,
+           last: bool = False) -> None:
+    """Saves if a checkpoint is due at this step, or if it is the last.
+
+    Args:
+      step: steps that are done.
+      state: of the training.
+      host: what else a resumed run needs, of what JSON can hold.
+      last: see above.
+    """
     due = self._every and step % self._every == 0
-    if not (due or last) or step in self._manager.all_steps():
-      return False
-    self._manager.save(step, args=ocp.args.StandardSave(state))
-    return True
+    if (due or last) and step not in self._manager.all_steps():
+      self._manager.save(step, args=ocp.args.Composite(**{
+          _ITEM: ocp.args.StandardSave(state),
+          _HOST: ocp.args.JsonSave(host or {})}))
 
   def close(self) -> None:
     """Waits until everything is on disk."""

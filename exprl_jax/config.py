@@ -27,8 +27,19 @@ class Model:
   random: bool = False  # take config.json and tokenizer only, draw weights
   random_std: float = 0.0  # their standard deviation; 0: 1 / sqrt(fan-in)
   dtype: str = 'float32'  # of matrix products; parameters stay float32
-  remat: str = 'none'  # none | full | dots | save_attention: layers recomputed
+  remat: str = 'none'  # none | full | dots | save_attention | offload: layers
+  # recomputed
   attention: str = 'auto'  # auto | einsum | dot_product | splash
+  lora_rank: int = 0  # train adapters of this rank, not the matrices; 0: these
+  lora_alpha: float = 32.0  # their scale is lora_alpha / lora_rank
+
+
+@dataclasses.dataclass(frozen=True)
+class Teacher:
+  """reward='teacher': the starting policy, shown the solution (teacher.py)."""
+
+  template: str = ''  # file with {question} and {solution}; '': one in English
+  max_prompt_tokens: int = 16384
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +50,7 @@ class Judge:
   dtype: str = 'float32'
   weights: str = ''  # int8, or '' for dtype
   template: str = 'math'  # a file of exprl_jax/judge/templates, or a path
+  templates: tuple[str, ...] = ()  # of some domains: 'code=code'
   reference: str = 'solution'  # what it is shown: solution | rubric | both
   context: str = 'prefix'  # of a step: prefix (the trace so far) | segment
   readout: str = 'direct'  # direct | generate | generate_expect
@@ -96,28 +108,63 @@ class Rollout:
   kv_dtype: str = ''  # int8, or '' for the policy's
   kernel: str = 'auto'  # attention over pages: auto | reference | ragged
   system_prompt: str = ''
-  overlong: str = 'keep'  # reward of rows without EOS: keep | zero
+  system_prompts: tuple[str, ...] = ()  # of some domains: 'code=TEXT'
+  overlong: str = 'keep'  # reward of rows without EOS: keep | zero | mask (they
+  # do not train) | soft (a penalty that grows to 1 in the last tokens)
+  overlong_buffer: int = 4096  # of 'soft': these last tokens
+
+
+@dataclasses.dataclass(frozen=True)
+class Select:
+  """Which problems and groups a step trains on (select.py)."""
+
+  drop_zero_spread: bool = False  # groups whose rewards are all equal leave
+  tolerance: float = 1e-6  # rewards of a group that differ less are equal
+  tries: int = 3  # to refill a batch that has lost groups, with fresh problems
+  max_empty: int = 10  # steps in a row without any group left: stop
+  curriculum: bool = False  # draw problems of middling solve rate more often
+  floor: float = 0.1  # curriculum: weight of problems always or never solved
+  memory: float = 0.5  # curriculum: how much a new solve rate moves the old one
 
 
 @dataclasses.dataclass(frozen=True)
 class Credit:
   """From scores to advantages: advantages.py, docs/method.md."""
 
-  rule: str = 'group'  # group (one score a row) | delta (one a step)
+  rule: str = 'group'  # one score a row: group | rloo | batch | raw; a step:
+  # delta | end | group_process | batch | raw; a token: token
   divide_by_std: bool = True  # group
+  min_std: float = 0.0  # group: a smaller standard deviation counts as this
   first: str = 'final'  # delta, baseline of step 1: final (paper) | zero
-  single: str = 'zero'  # delta, rows of one step: zero (paper) | score
+  single: str = 'zero'  # delta, rows of one step: zero (paper) | score (the
+  # authors) | group_centred
+  last: str = 'score'  # end, the last step: score (paper) | zero (the authors)
+  baseline: str = 'steps'  # group_process: steps (Eq. 6) | tokens | padded (the
+  # authors)
+  outcome_domains: tuple[str, ...] = ()  # reward='process': their problems are
+  # judged as a whole, rule 'group'
+  sparse_weight: float = 0.0  # of the graded answer's group advantage, added
 
 
 @dataclasses.dataclass(frozen=True)
 class Loss:
-  """losses.policy_gradient."""
+  """losses.policy_loss; docs/method.md has the equations."""
 
+  kind: str = 'ppo'  # ppo | reinforce | gspo | cispo | exact_kl (to a teacher)
   clip_low: float = 0.2
   clip_high: float = 0.28
-  dual_clip: float = 3.0  # 0 is off
-  kl_coef: float = 1e-3  # k3 KL to the starting policy
-  logprob_chunk: int = 512  # columns of the vocabulary projection at a time
+  dual_clip: float = 3.0  # ppo; 0 is off
+  aggregation: str = 'token_mean'  # token_mean | seq_mean_token_mean |
+  # seq_mean_token_sum | fixed_length
+  kl_coef: float = 1e-3  # KL to the starting policy
+  kl: str = 'k3'  # k3 | k1
+  kl_in: str = 'loss'  # loss | reward
+  kl_clamp: float = 10.0  # of a token's estimate
+  entropy_coef: float = 0.0  # bonus
+  tis_cap: float = 2.0  # truncated importance sampling between sampler and
+  # learner; 0 is off
+  logprob_chunk: int = 512  # tokens of a row whose vocabulary is projected at a
+  # time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,26 +172,53 @@ class Optim:
   """AdamW. `updates` optimiser steps per batch, on whole groups."""
 
   lr: float = 1e-6
-  schedule: str = 'constant'  # constant | cosine (to 0)
+  schedule: str = 'constant'  # constant | linear | cosine (to 0)
   warmup_steps: int = 0
   b1: float = 0.9
   b2: float = 0.999
   eps: float = 1e-8
   weight_decay: float = 0.01
+  decay: str = 'all'  # parameters that decay: all | matrices
   clip_norm: float = 1.0
+  moments: str = 'float32'  # of the first moment: float32 | bfloat16
+  offload: bool = False  # moments rest in host memory between updates
+  max_skipped: int = 10  # updates in a row that are not finite: stop
   updates: int = 1
-  micro_batches: int = 1  # per update; the gradient does not depend on it
+  row_tokens: int = 0  # sequences are packed into rows of so many tokens; 0: as
+  # long as one can be
+  micro_rows: int = 1  # rows that a device computes at a time; the gradient
+  # depends neither on this nor on row_tokens
+
+
+@dataclasses.dataclass(frozen=True)
+class Grading:
+  """How final answers are graded, everywhere (docs/grading.md)."""
+
+  grader: str = 'math'  # math | choice | text | FILE.py:FUNCTION |
+  # MODULE:FUNCTION
+  domains: tuple[str, ...] = ()  # others: 'code=FILE.py:FUNCTION'
+  workers: int = 2  # processes; they start when the first answer needs them
+  timeout: float = 5.0  # seconds an answer; then its worker is killed
+  memory_mb: int = 1024  # a worker may take
 
 
 @dataclasses.dataclass(frozen=True)
 class Eval:
-  """Held-out problems, and how often they are sampled."""
+  """Held-out problems, and how often they are sampled (docs/evaluation.md)."""
 
-  problems: str = ''  # JSONL of held-out problems; none: no evaluation
+  problems: str = ''  # JSONL of held-out problems, or several sets:
+  # 'aime25=FILE,hmmt=FILE'; none: no evaluation
   every: int = 0  # steps; 0: only before and after
   samples: int = 16  # per problem
-  ks: tuple[int, ...] = (1, 16)  # of pass@k
-  limit: int = 0
+  ks: tuple[int, ...] = (1, 16)  # of pass@k and, from 3 on, maj@k
+  limit: int = 0  # problems of each set; 0 is all
+  models: tuple[str, ...] = ()  # run='evaluate': compared with policy.init;
+  # folders, workdirs, WORKDIR@STEP
+  wave: int = 64  # run='evaluate': problems sampled between two writes
+  unlocked_k: int = 0  # samples of "unlocked" prompts (run='evaluate'); 0: none
+  unlocked_min: int = 1  # so many of them right: unlocked
+  diagnose: bool = False  # run='evaluate': entropy and KL to policy.init
+  behaviours: str = ''  # run='evaluate': counted by words | judge; '': not
 
 
 @dataclasses.dataclass(frozen=True)
@@ -223,15 +297,18 @@ class Config:
   # export | train_judge
   seed: int = 0
   steps: int = 100
-  reward: str = 'process'  # process | outcome | sparse
+  reward: str = 'process'  # process | outcome | sparse | teacher
   compare: str = ''  # a config, beside this one, to run as well; '' is none
   policy: Model = Model()
   judge: Judge = Judge()
+  teacher: Teacher = Teacher()
   data: Data = Data()
   rollout: Rollout = Rollout()
   credit: Credit = Credit()
+  select: Select = Select()
   loss: Loss = Loss()
   optim: Optim = Optim()
+  grading: Grading = Grading()
   eval: Eval = Eval()
   checkpoint: Checkpoint = Checkpoint()
   mesh: Mesh = Mesh()
@@ -245,16 +322,27 @@ class Config:
 CHOICES = {
     'run': ('train', 'sft', 'evaluate', 'judge', 'sample', 'prepare', 'export',
             'train_judge'),
-    'reward': ('process', 'outcome', 'sparse'),
-    'credit.rule': ('group', 'delta'),
+    'reward': ('process', 'outcome', 'sparse', 'teacher'),
+    'credit.rule': ('group', 'rloo', 'delta', 'end', 'group_process', 'batch',
+                    'raw', 'token'),
     'credit.first': ('final', 'zero'),
-    'credit.single': ('zero', 'score'),
-    'rollout.overlong': ('keep', 'zero'),
+    'credit.single': ('zero', 'score', 'group_centred'),
+    'credit.last': ('score', 'zero'),
+    'credit.baseline': ('steps', 'tokens', 'padded'),
+    'loss.kind': ('ppo', 'reinforce', 'gspo', 'cispo', 'exact_kl'),
+    'loss.aggregation': ('token_mean', 'seq_mean_token_mean',
+                         'seq_mean_token_sum', 'fixed_length'),
+    'loss.kl': ('k3', 'k1'),
+    'loss.kl_in': ('loss', 'reward'),
+    'optim.decay': ('all', 'matrices'),
+    'optim.moments': ('float32', 'bfloat16'),
+    'rollout.overlong': ('keep', 'zero', 'mask', 'soft'),
+    'eval.behaviours': ('', 'words', 'judge'),
     'rollout.kv_dtype': ('', 'int8'),
     'rollout.kernel': ('auto', 'reference', 'ragged'),
-    'optim.schedule': ('constant', 'cosine'),
+    'optim.schedule': ('constant', 'linear', 'cosine'),
     'policy.dtype': ('float32', 'bfloat16'),
-    'policy.remat': ('none', 'full', 'dots', 'save_attention'),
+    'policy.remat': ('none', 'full', 'dots', 'save_attention', 'offload'),
     'policy.attention': ('auto', 'einsum', 'dot_product', 'splash'),
     'judge.dtype': ('float32', 'bfloat16'),
     'judge.weights': ('', 'int8'),
@@ -274,7 +362,14 @@ MINIMUM = {
     'judge.rationale_tokens': 1, 'judge.max_prompt_tokens': 1,
     'judge.max_trace_tokens': 0, 'judge.slots': 1, 'judge.page': 1,
     'judge.pages': 0, 'judge.alarm_window': 2,
-    'optim.lr': 0, 'optim.updates': 1, 'optim.micro_batches': 1,
+    'optim.lr': 0, 'optim.updates': 1, 'optim.micro_rows': 1,
+    'optim.row_tokens': 0, 'optim.max_skipped': 1, 'policy.lora_rank': 0,
+    'teacher.max_prompt_tokens': 1, 'rollout.overlong_buffer': 1,
+    'select.tolerance': 0, 'select.tries': 0, 'select.max_empty': 1,
+    'select.floor': 0, 'loss.kl_coef': 0, 'loss.tis_cap': 0,
+    'credit.min_std': 0,
+    'grading.workers': 1, 'eval.unlocked_k': 0, 'eval.unlocked_min': 1,
+    'eval.wave': 1,
     'eval.samples': 1, 'eval.every': 0, 'rollout.slots': 1,
     'rollout.chunk': 1, 'rollout.page': 1, 'rollout.pages': 0,
     'rollout.spare': 0, 'rollout.carry': 0, 'rollout.top_k': 0,
@@ -356,7 +451,7 @@ def _check_combinations(c: Config) -> None:
            'eval.problems': c.run == 'evaluate',
            'sample.prompts': c.run == 'sample',
            'sample.out': c.run == 'sample', 'export.out': c.run == 'export',
-           'judge.init': c.run == 'train' and c.reward != 'sparse'
+           'judge.init': c.run == 'train' and judged(c)
            or c.run in ('prepare', 'judge', 'train_judge')}
   for name, needed in needs.items():
     if needed and not _get(c, name):
@@ -364,9 +459,9 @@ def _check_combinations(c: Config) -> None:
   if c.judge.overlap and not c.judge.cache:
     raise InputError('config.judge.overlap=True needs judge.cache=True: early '
                      'verdicts wait there')
-  if c.run == 'judge' and c.reward == 'sparse':
-    raise InputError("config.reward='sparse' needs no judge; run='judge' wants "
-                     "'process' or 'outcome'")
+  if c.run == 'judge' and not judged(c):
+    raise InputError(f"config.reward={c.reward!r} needs no judge; "
+                     "run='judge' wants 'process' or 'outcome'")
   if reads_traces and c.data.rubrics:
     raise InputError('config.data.rubrics is for data.train; lines of '
                      'judge.traces bring their own `rubric`')
@@ -374,6 +469,8 @@ def _check_combinations(c: Config) -> None:
     if name not in CHOICES['judge.readout']:
       raise InputError(f'config.calibration.readouts: {name!r} is none of '
                        f'{", ".join(CHOICES["judge.readout"])}')
+  for name in ('rollout.system_prompts', 'judge.templates', 'grading.domains'):
+    by_domain(c, name)
   r = c.rollout
   if not (0 < r.top_p <= 1 and 0 <= r.min_p < 1):
     raise InputError(f'config.rollout.top_p={r.top_p}, min_p={r.min_p}: '
@@ -383,25 +480,45 @@ def _check_combinations(c: Config) -> None:
       raise InputError(
           'config.rollout.top_k, top_p and min_p cut the distribution that the '
           "learner computes: run='train' needs them off (0, 1, 0)")
-    if c.reward == 'process' and c.credit.rule == 'group':
-      raise InputError("config.credit.rule='group' wants one score a row; "
-                       "reward='process' gives one a step: use 'delta'")
-    if c.reward != 'process' and c.credit.rule == 'delta':
-      raise InputError(f"config.credit.rule='delta' wants a score a step; "
-                       f"reward={c.reward!r} gives one a row: use 'group'")
-    if c.data.batch % c.optim.updates:
-      raise InputError(
-          f'config.data.batch={c.data.batch} does not divide into '
-          f'optim.updates={c.optim.updates}: an update takes whole groups')
-    rows = c.data.batch // c.optim.updates * c.rollout.group_size
-  else:
-    rows = c.data.batch
-  if c.run in ('train', 'sft') and rows % c.optim.micro_batches:
-    raise InputError(f'{rows} rows an update do not divide into '
-                     f'optim.micro_batches={c.optim.micro_batches}')
+    _check_recipe(c)
   if c.eval.problems and max(c.eval.ks) > c.eval.samples:
     raise InputError(f'config.eval.ks={c.eval.ks}: pass@k needs eval.samples '
                      f'>= k, it is {c.eval.samples}')
+
+
+# Of the scores that a reward gives: one a row, one a step, one a token.
+_RULES = {'row': ('group', 'rloo', 'batch', 'raw'),
+          'step': ('delta', 'end', 'group_process', 'batch', 'raw'),
+          'token': ('token',)}
+
+
+def _check_recipe(c: Config) -> None:
+  """Whether reward, credit, loss and batch go together."""
+  per = {'process': 'step', 'teacher': 'token'}.get(c.reward, 'row')
+  if c.credit.rule not in _RULES[per]:
+    raise InputError(
+        f'config.reward={c.reward!r} gives one score a {per}, credit.rule='
+        f'{c.credit.rule!r} wants others: use {" or ".join(_RULES[per])}')
+  if c.loss.kind == 'exact_kl' and (c.reward != 'teacher'
+                                    or c.optim.updates > 1):
+    raise InputError("config.loss.kind='exact_kl' needs reward='teacher' and "
+                     'optim.updates=1')
+  if c.credit.outcome_domains and c.reward != 'process':
+    raise InputError("config.credit.outcome_domains needs reward='process'; "
+                     'other rewards judge every trace as a whole')
+  if c.data.batch % c.optim.updates:
+    raise InputError(
+        f'config.data.batch={c.data.batch} does not divide into '
+        f'optim.updates={c.optim.updates}: an update takes whole groups')
+  if c.select.drop_zero_spread and (c.rollout.carry or c.reward == 'teacher'):
+    raise InputError('config.select.drop_zero_spread does not go with '
+                     "rollout.carry or reward='teacher'")
+  widest = c.rollout.max_new_tokens + max(
+      c.rollout.max_prompt_tokens,
+      c.teacher.max_prompt_tokens if c.reward == 'teacher' else 0)
+  if 0 < c.optim.row_tokens < widest:
+    raise InputError(f'config.optim.row_tokens={c.optim.row_tokens}: a row has '
+                     f'to hold the longest sequence, {widest} tokens')
 
 
 def _freeze(cls, values) -> Any:
@@ -420,6 +537,26 @@ def _get(config: Config, dotted: str):
   for part in dotted.split('.'):
     config = getattr(config, part)
   return config
+
+
+def by_domain(config: Config, name: str) -> dict[str, str]:
+  """The entries 'DOMAIN=VALUE' of a key.
+
+  Raises:
+    InputError: an entry is none.
+  """
+  out = {}
+  for entry in _get(config, name):
+    domain, equals, value = entry.partition('=')
+    if not (domain and equals and value):
+      raise InputError(f"config.{name}: {entry!r} should be 'DOMAIN=VALUE'")
+    out[domain] = value
+  return out
+
+
+def judged(config: Config) -> bool:
+  """Does a judge give the reward?"""
+  return config.reward in ('process', 'outcome')
 
 
 def resolve(path: str) -> epath.Path:

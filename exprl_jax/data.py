@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 import dataclasses
 import json
+import re
 
 from etils import epath
 import grain
 
-from exprl_jax.config import Config, resolve
+from exprl_jax.config import Config, by_domain, resolve
 from exprl_jax.judge import rubrics
 from exprl_jax.tiny import world
 from exprl_jax.types import InputError, Problem
@@ -180,18 +181,30 @@ def batches(problems: Sequence[Problem], batch: int, seed: int):
 
 def policy_prompt(tokenizer, question: str, system_prompt: str = ''
                   ) -> list[int]:
-  """The policy's prompt. It takes the question, so no solution can leak.
-
-  The question enters with special tokens disarmed; the chat template around
-  it does not.
-  """
-  slot = '\x00question\x00'
+  """The policy's prompt. It takes the question, so no solution can leak."""
+  slot = '{question}'
   messages = [{'role': 'user', 'content': slot}]
   if system_prompt:
     messages.insert(0, {'role': 'system', 'content': system_prompt})
-  before, after = tokenizer.render(messages).split(slot)
-  return (tokenizer.encode(before, special=True) + tokenizer.encode(question)
-          + tokenizer.encode(after, special=True))
+  return render(tokenizer, messages, {slot: question})
+
+
+def render(tokenizer, messages: Sequence[dict[str, str]],
+           slots: dict[str, str]) -> list[int]:
+  """Token ids of a chat whose messages hold each of `slots` once.
+
+  What enters there is encoded with special tokens disarmed; the chat template
+  and the messages around it are not.
+  """
+  # Marks that no text holds, so that a question may well speak of a slot.
+  marks = {f'\x00{i}\x00': slot for i, slot in enumerate(slots)}
+  for mark, slot in marks.items():
+    messages = [m | {'content': m['content'].replace(slot, mark)}
+                for m in messages]
+  pieces = re.split('(\x00[0-9]+\x00)', tokenizer.render(messages))
+  return [i for piece in pieces if piece for i in (
+      tokenizer.encode(slots[marks[piece]]) if piece in marks
+      else tokenizer.encode(piece, special=True))]
 
 
 def policy_prompts(tokenizer, problems: Sequence[Problem], config
@@ -202,9 +215,11 @@ def policy_prompts(tokenizer, problems: Sequence[Problem], config
     InputError: a question does not fit; names the problem.
   """
   room, out = config.rollout.max_prompt_tokens, []
+  system = by_domain(config, 'rollout.system_prompts')
   for problem in problems:
     ids = policy_prompt(tokenizer, problem.question,
-                        config.rollout.system_prompt)
+                        system.get(problem.domain,
+                                   config.rollout.system_prompt))
     if len(ids) > room:
       raise InputError(f'problem {problem.id}: its prompt has {len(ids)} '
                        f'tokens, rollout.max_prompt_tokens={room}')

@@ -1,8 +1,17 @@
 """--dry_run: read everything, compute nothing, show what the models see."""
 
-from exprl_jax import data, evaluate, judging, prepare
+from exprl_jax import (
+  compare,
+  data,
+  evaluate,
+  judging,
+  learner,
+  prepare,
+  source,
+  teacher,
+)
 from exprl_jax import mesh as mesh_lib
-from exprl_jax.config import Config, resolve
+from exprl_jax.config import Config, judged, resolve
 from exprl_jax.judge import judge as judge_lib
 from exprl_jax.judge import prompts
 from exprl_jax.models import config as model_config
@@ -26,7 +35,9 @@ def dry_run(config: Config) -> None:
     print(f'run judge, {len(found)} traces')
     _show_judge_prompt(config, found[0].problem)
     return
-  folder = resolve(config.policy.init)
+  if config.run == 'evaluate':
+    compare.check(config)
+  folder = source.find(config.policy.init).folder
   model, tokenizer = model_config.read_config(folder), Tokenizer(folder)
   print(f'run {config.run}, {config.steps} steps, mesh {dict(mesh.shape)}')
   print(f'policy {folder}: {model}')
@@ -34,14 +45,18 @@ def dry_run(config: Config) -> None:
   if not config.data.train:
     return
   problems = data.training_problems(config)
-  if config.run in ('train', 'judge') and config.reward != 'sparse':
+  if config.run in ('train', 'judge') and judged(config):
     judge_lib.check(config, problems)
   prompt = data.policy_prompts(tokenizer, problems, config)[0]
   print(f'{len(problems)} problems; {config.data.batch} x '
-        f'{config.rollout.group_size} rows a step, {config.optim.updates} '
-        f'updates of them, each in {config.optim.micro_batches} micro-batches')
+        f'{config.rollout.group_size} samples a step, {config.optim.updates} '
+        f'updates of them, in micro-batches of '
+        f'{learner.micro_rows(config.optim, mesh)} rows')
+  if config.reward == 'teacher' and config.run == 'train':
+    (ids,) = teacher.prompts(tokenizer, problems[:1], config.teacher)
+    print("\n--- teacher's prompt\n" + tokenizer.decode(ids, special=True))
   print('\n--- policy prompt\n' + tokenizer.decode(prompt, special=True))
-  if config.run in ('train', 'judge') and config.reward != 'sparse':
+  if config.run in ('train', 'judge') and judged(config):
     _show_judge_prompt(config, problems[0])
 
 

@@ -92,7 +92,8 @@ def judge(config: Config, workdir: pathlib.Path) -> list:
   return []
 
 
-def read_traces(config: Config, tokenizer: Tokenizer) -> list[Trace]:
+def read_traces(config: Config, tokenizer: Tokenizer,
+                grader: grading.Grader | None = None) -> list[Trace]:
   """Reads judge.traces: `id`, `question`, `solution`, `trace` a line, and
   perhaps `correct`, or the `answer` by which it is graded, and `rubric`.
 
@@ -103,7 +104,8 @@ def read_traces(config: Config, tokenizer: Tokenizer) -> list[Trace]:
   if not path.is_file():
     raise InputError(f'config.judge.traces={path}: no such file')
   segment = steps_lib.of_config(config, tokenizer)
-  out = []
+  grader = grader or grading.Grader(config.grading)
+  out, ungraded = [], []
   for number, line in enumerate(
       epath.Path(path).read_text(encoding='utf-8').split('\n'), 1):
     if not line.strip():
@@ -117,10 +119,13 @@ def read_traces(config: Config, tokenizer: Tokenizer) -> list[Trace]:
     if correct not in (None, True, False):
       raise InputError(f'{where}: correct={correct!r} should be true or false')
     if correct is None and problem.answer:
-      correct = grading.grade(text, problem.answer)
+      ungraded.append((len(out), text))
     out.append(Trace(problem.id, problem, segment.split(text), correct))
   if not out:
     raise InputError(f'{path}: no traces in it')
+  grades = grader([(text, out[i].problem) for i, text in ungraded])
+  for (i, _), grade in zip(ungraded, grades):
+    out[i] = out[i]._replace(correct=grade.correct)
   return out
 
 
@@ -130,6 +135,7 @@ class Policy:
   def __init__(self, config: Config, mesh: jax.sharding.Mesh):
     """Loads it, and reads the problems of data.train."""
     cfg, folder = config.rollout, resolve(config.policy.init)
+    self._grader = grading.Grader(config.grading)
     self._config, self._tokenizer = config, Tokenizer(folder)
     self._problems = data.training_problems(config)
     self._prompts = data.policy_prompts(self._tokenizer, self._problems,
@@ -154,10 +160,11 @@ class Policy:
         ids = sample.tokens.tolist()
         ids = ids[:-1] if sample.ended == 'eos' else ids
         out.append(Trace(
-            f'{problem.id}/{i}', problem, segment.texts(ids) or [''],
-            grading.grade(self._tokenizer.decode(ids), problem.answer),
+            f'{problem.id}/{i}', problem, segment.texts(ids) or [''], None,
             prompt, ids, segment(ids)))
-    return out
+    grades = self._grader([(self._tokenizer.decode(t.tokens), t.problem)
+                           for t in out])
+    return [t._replace(correct=g.correct) for t, g in zip(out, grades)]
 
   def success(self, prefixes: Sequence[tuple[Trace, int]], count: int
               ) -> np.ndarray:
@@ -177,11 +184,10 @@ class Policy:
     samples = self._sampler.engine.generate(self._params, requests,
                                             self._key(1))
     self._sampler.engine.release()
-    right = [grading.grade(self._tokenizer.decode(
-        [*t.tokens[:t.ends[step]], *samples[i * count + k].tokens]),
-        t.problem.answer)
-        for i, (t, step) in enumerate(prefixes) for k in range(count)]
-    return np.reshape(right, (-1, count)).mean(axis=1)
+    grades = self._grader([(self._tokenizer.decode(
+        [*t.tokens[:t.ends[step]], *samples[i * count + k].tokens]), t.problem)
+        for i, (t, step) in enumerate(prefixes) for k in range(count)])
+    return np.reshape([g.correct for g in grades], (-1, count)).mean(axis=1)
 
   def _key(self, number: int) -> jax.Array:
     return jax.random.fold_in(jax.random.key(self._config.seed), number)

@@ -1,35 +1,50 @@
-"""The update: from experience to new parameters."""
+"""The update: from experience to new parameters.
+
+The host lays a batch out in packed micro-batches; two programs do the rest.
+`gradient` adds the gradient of one micro-batch to a total, `apply_gradient`
+takes the optimiser step. As they are apart, the number of micro-batches may
+change from step to step without a new compilation, and the optimiser's moments
+need not be on the devices while gradients are computed (optim.offload).
+"""
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
+import numpy as np
 import optax
 
-from exprl_jax import losses
-from exprl_jax.config import Loss, Optim
+from exprl_jax import losses, packing
+from exprl_jax import mesh as mesh_lib
+from exprl_jax.config import Config, Loss, Optim
+from exprl_jax.models import lora
 from exprl_jax.models.config import ModelConfig
 from exprl_jax.types import Experience, TrainState
 
 
 def optimizer(cfg: Optim, total_steps: int) -> optax.GradientTransformation:
-  """AdamW behind a global-norm clip; fp32, decay on all parameters."""
+  """AdamW behind a global-norm clip."""
+  def matrices(params):
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: not path[-1].key.endswith(('norm', 'bias')), params)
+
   return optax.chain(
       optax.clip_by_global_norm(cfg.clip_norm),
       optax.adamw(learning_rate(cfg, total_steps), cfg.b1, cfg.b2, cfg.eps,
-                  weight_decay=cfg.weight_decay))
+                  weight_decay=cfg.weight_decay, mu_dtype=cfg.moments,
+                  mask=matrices if cfg.decay == 'matrices' else None))
 
 
 def learning_rate(cfg: Optim, total_steps: int) -> optax.Schedule:
-  """Linear warm-up, then constant or cosine to 0 at `total_steps`."""
-  if cfg.schedule == 'cosine':
-    return optax.warmup_cosine_decay_schedule(
-        0.0 if cfg.warmup_steps else cfg.lr, cfg.lr, cfg.warmup_steps,
-        max(total_steps, cfg.warmup_steps + 1))
-  return optax.join_schedules(
-      [optax.linear_schedule(0.0, cfg.lr, max(cfg.warmup_steps, 1)),
-       optax.constant_schedule(cfg.lr)], [cfg.warmup_steps])
+  """Linear warm-up, then constant, or to 0 at `total_steps`."""
+  left = max(total_steps - cfg.warmup_steps, 1)
+  then = {'constant': optax.constant_schedule(cfg.lr),
+          'linear': optax.linear_schedule(cfg.lr, 0.0, left),
+          'cosine': optax.cosine_decay_schedule(cfg.lr, left)}[cfg.schedule]
+  warm = optax.linear_schedule(0.0, cfg.lr, max(cfg.warmup_steps, 1))
+  return optax.join_schedules([warm, then], [cfg.warmup_steps])
 
 
 def init_state(params, cfg: Optim, total_steps: int) -> TrainState:
@@ -37,13 +52,24 @@ def init_state(params, cfg: Optim, total_steps: int) -> TrainState:
   devices of their mesh. Updates donate the state, so `params` goes with it.
   """
   tx = optimizer(cfg, total_steps)
-  state = TrainState(jnp.int32(0), params, tx.init(params))
+  state = TrainState(jnp.int32(0), jnp.int32(0), params, tx.init(params))
   sharding = jax.tree.leaves(params)[0].sharding
-  if not isinstance(sharding, NamedSharding):
-    return state
-  everywhere = NamedSharding(sharding.mesh, PartitionSpec())
-  return jax.tree.map(
-      lambda x: jax.device_put(x, everywhere) if x.ndim == 0 else x, state)
+  if isinstance(sharding, NamedSharding):
+    everywhere = NamedSharding(sharding.mesh, PartitionSpec())
+    state = jax.tree.map(
+        lambda x: jax.device_put(x, everywhere) if x.ndim == 0 else x, state)
+  return rest(state) if cfg.offload else state
+
+
+def rest(state: TrainState) -> TrainState:
+  """The state with its moments in host memory."""
+  return _moved(state, 'pinned_host')
+
+
+def _moved(state: TrainState, kind: str) -> TrainState:
+  return state._replace(opt_state=jax.tree.map(
+      lambda x: jax.device_put(x, x.sharding.with_memory_kind(kind))
+      if x.ndim else x, state.opt_state))
 
 
 def apply_gradient(state: TrainState, gradient, cfg: Optim, total_steps: int
@@ -52,96 +78,190 @@ def apply_gradient(state: TrainState, gradient, cfg: Optim, total_steps: int
   tx = optimizer(cfg, total_steps)
   norm = optax.tree.norm(gradient)
   updates, opt_state = tx.update(gradient, state.opt_state, state.params)
-  new = TrainState(state.step + 1, optax.apply_updates(state.params, updates),
+  step, none = state.step + 1, jnp.zeros_like(state.skipped)
+  new = TrainState(step, none, optax.apply_updates(state.params, updates),
                    opt_state)
   finite = jnp.isfinite(norm)
-  state = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new,
-                       state._replace(step=state.step + 1))
+  state = jax.tree.map(
+      lambda a, b: jnp.where(finite, a, b), new,
+      state._replace(step=step, skipped=state.skipped + 1))
   return state, {'optim/grad_norm': norm,
-                 'optim/lr': learning_rate(cfg, total_steps)(state.step - 1),
+                 'optim/lr': learning_rate(cfg, total_steps)(step - 1),
                  'optim/skipped_steps': 1.0 - finite}
 
 
-@functools.partial(jax.jit, static_argnums=(0, 4, 5, 6))
-def logprobs(model: ModelConfig, params, tokens: jax.Array, valid: jax.Array,
-             temperature: float, chunk: int, micro_batches: int) -> jax.Array:
-  """Log-probabilities f32[B, T] without a gradient, by micro-batches."""
-  def one(inputs):
-    return losses.token_logprobs(model, params, *inputs, temperature, chunk)[0]
-  if micro_batches == 1:
-    return one((tokens, valid))
-  out = jax.lax.map(one, strided((tokens, valid), micro_batches))
-  return out.swapaxes(0, 1).reshape(tokens.shape)
+_apply = jax.jit(apply_gradient, static_argnums=(2, 3), donate_argnums=0)
 
 
-def accumulate(f, parts):
-  """The sum of f over the leading axis of `parts`, one part at a time."""
-  first = jax.tree.map(lambda x: x[0], parts)
-  zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype),
-                      jax.eval_shape(f, first))
-  add = lambda total, part: (jax.tree.map(jnp.add, total, f(part)), None)
-  return jax.lax.scan(add, zero, parts)[0]
-
-
-def strided(tree, n: int):
-  """[B, ...] -> [n, B / n, ...], taking every n-th row.
-
-  Blocks of rows would put each micro-batch on a part of the devices only.
-  """
-  return jax.tree.map(
-      lambda x: x.reshape(x.shape[0] // n, n, *x.shape[1:]).swapaxes(0, 1),
-      tree)
-
-
-@functools.partial(jax.jit, static_argnums=(0, 3, 4, 5, 6, 7),
-                   donate_argnums=(1,))
-def update(model: ModelConfig, state: TrainState, batch: Experience,
-           loss_cfg: Loss, cfg: Optim, temperature: float, group_size: int,
-           total_steps: int) -> tuple[TrainState, dict[str, jax.Array]]:
-  """Takes `cfg.updates` optimiser steps on a batch, whole groups together.
+@functools.partial(
+    jax.jit, static_argnames=('model', 'cfg', 'temperature', 'fresh', 'scale'),
+    donate_argnames=('total',))
+def gradient(model: ModelConfig, params, batch: Experience, cfg: Loss, *,
+             temperature: float, fresh: bool = True, frozen=None,
+             scale: float = 0.0, total=None):
+  """The gradient of a micro-batch's loss, added to `total`.
 
   Args:
     model: the policy.
-    state: donated.
-    batch: B rows; rows of a group are neighbours.
-    loss_cfg: clips and KL.
-    cfg: the optimiser.
+    params: what is trained: its parameters, or adapters.
+    batch: packed rows [R, L]; weights make the micro-batches' losses add up.
+    cfg: the loss; kind 'nll' is supervised.
     temperature: of the rollout; logits are divided by it here too.
+    fresh: nothing was updated since the rollout: the policy before the update
+      is the one in it, stop_gradient(logprobs).
+    frozen: the parameters under the adapters, or the teacher of 'exact_kl'.
+    scale: of the adapters; 0: there are none.
+    total: what this returned for other micro-batches, donated.
+
+  Returns:
+    (gradient like params, sums over tokens, largest values): `summary` makes
+    metrics of the latter two.
+  """
+  def loss_of(params):
+    whole = lora.attach(frozen, params, scale) if scale else params
+    hidden = losses.hidden_states(model, whole, batch.tokens,
+                                  batch.segment_ids)
+    lp, entropy = losses.read(
+        model, whole, hidden, batch.tokens, batch.segment_ids, temperature,
+        cfg.logprob_chunk)
+    if cfg.kind == 'nll':
+      loss = losses.nll(lp, batch.weight)
+      return loss, ({'sft/loss': loss}, {})
+    old = jax.lax.stop_gradient(lp) if fresh else batch.old_logprobs
+    loss, logs = losses.policy_loss(lp, entropy,
+                                    batch._replace(old_logprobs=old), cfg)
+    if cfg.kind == 'exact_kl':
+      kl = losses.exact_kl(
+          model, whole, hidden, losses.hidden_states(
+              model, frozen, batch.teacher_tokens, batch.teacher_ids),
+          frozen, batch.segment_ids, temperature, cfg.logprob_chunk)
+      loss = jnp.sum(batch.weight * kl)
+      logs[0]['policy/loss'] = loss
+    return loss, logs
+
+  grads, (sums, largest) = jax.grad(loss_of, has_aux=True)(params)
+  if total is not None:
+    grads, sums = jax.tree.map(jnp.add, total[:2], (grads, sums))
+    largest = jax.tree.map(jnp.maximum, total[2], largest)
+  return grads, sums, largest
+
+
+def summary(sums, largest) -> dict[str, float]:
+  """Metrics of one update: means over its trained tokens."""
+  sums = {k: float(v) for k, v in sums.items()}
+  out = {k: float(v) for k, v in largest.items()}
+  whole = {k: sums.pop(k) for k in ('policy/loss', 'sft/loss') if k in sums}
+  n = max(sums.pop('tokens', 1.0), 1.0)
+  out |= whole | {k: v / n for k, v in sums.items()}
+  if 'mismatch/ratio' in out:  # effective share of the samples
+    out['mismatch/is_ess'] = out['mismatch/ratio']**2 / max(
+        out.pop('mismatch/ratio_square'), 1e-9)
+  return out
+
+
+def micro_rows(cfg: Optim, mesh: jax.sharding.Mesh) -> int:
+  """Rows of a micro-batch on a mesh."""
+  return cfg.micro_rows * mesh_lib.batch_parts(mesh)
+
+
+def update(config: Config, model: ModelConfig, state: TrainState,
+           batch: Experience, mesh: jax.sharding.Mesh, group_size: int,
+           frozen=None) -> tuple[TrainState, dict[str, float]]:
+  """Takes `optim.updates` optimiser steps on a batch, whole groups together.
+
+  Args:
+    config: its loss, optim, rollout and policy.
+    model: the policy.
+    state: donated.
+    batch: numpy arrays [B, T]; rows of a group are neighbours; weight > 0 is
+      what trains.
+    mesh: to train on.
     group_size: G.
-    total_steps: of the schedule, in optimiser steps.
+    frozen: see `gradient`.
 
   Returns:
     The new state, and metrics averaged over the updates.
+
+  Raises:
+    RuntimeError: optim.max_skipped gradients in a row were not finite.
   """
-  def micro(params, rows, num_tokens):
-    lp, entropy = losses.token_logprobs(
-        model, params, rows.tokens, rows.valid, temperature,
-        loss_cfg.logprob_chunk)
-    if cfg.updates == 1:  # the policy before the update is this one
-      rows = rows._replace(old_logprobs=jax.lax.stop_gradient(lp))
-    loss, sums = losses.policy_gradient(
-        lp, rows, num_tokens, clip_low=loss_cfg.clip_low,
-        clip_high=loss_cfg.clip_high, dual_clip=loss_cfg.dual_clip,
-        kl_coef=loss_cfg.kl_coef)
-    gap = jnp.abs(rows.old_logprobs - rows.sampler_logprobs)
-    sums |= {'policy/entropy': jnp.sum(entropy, where=rows.loss_mask),
-             'mismatch/logprob_abs_diff': jnp.sum(gap, where=rows.loss_mask)}
-    return loss, sums
+  cfg, groups = config.optim, len(batch.tokens) // group_size
+  total_steps, metrics = config.steps * cfg.updates, []
+  for i in range(min(cfg.updates, groups)):
+    rows = np.flatnonzero(
+        np.arange(groups * group_size) // group_size % cfg.updates == i)
+    part = jax.tree.map(lambda x, rows=rows: x[rows], batch)
+    grads, logged = whole_gradient(config, model, state.params, part, mesh,
+                                   frozen)
+    state = _moved(state, 'device') if cfg.offload else state
+    with jax.set_mesh(mesh):
+      state, values = _apply(state, grads, cfg, total_steps)
+    state = rest(state) if cfg.offload else state
+    metrics.append(logged | jax.tree.map(float, values))
+  if int(state.skipped) >= cfg.max_skipped:
+    raise RuntimeError(
+        f'{int(state.skipped)} gradients in a row were not finite (optim.'
+        'max_skipped); the last checkpoint is sound: lower optim.lr, or look '
+        'at mismatch/* and policy/ratio_max in metrics.jsonl')
+  return state, {k: math.fsum(m[k] for m in metrics) / len(metrics)
+                 for k in (metrics[0] if metrics else {})}
 
-  def one_update(state, rows):
-    num_tokens = jnp.maximum(rows.loss_mask.sum(), 1)
-    grad = jax.grad(micro, has_aux=True)
 
-    gradient, sums = accumulate(
-        lambda part: grad(state.params, part, num_tokens),
-        strided(rows, cfg.micro_batches))
-    metrics = {k: v / num_tokens for k, v in sums.items()}
-    state, more = apply_gradient(state, gradient, cfg, total_steps)
-    return state, metrics | more
+def whole_gradient(config: Config, model: ModelConfig, params,
+                   batch: Experience, mesh: jax.sharding.Mesh, frozen=None):
+  """The gradient of one optimiser step, and metrics; arguments as `update`."""
+  batch = batch._replace(weight=losses.token_weights(
+      batch.weight > 0, config.loss.aggregation,
+      config.rollout.max_new_tokens))
+  layout, micro_batches = laid_out(batch, config.optim, mesh)
+  total = None
+  with jax.set_mesh(mesh):
+    for micro in micro_batches:
+      total = gradient(
+          model, params, micro, config.loss, frozen=frozen, total=total,
+          temperature=config.rollout.temperature or 1.0,
+          fresh=config.optim.updates == 1, scale=lora.scale(config.policy))
+  return total[0], summary(*total[1:]) | {'perf/packing_fill': layout.fill}
 
-  groups = jax.tree.map(
-      lambda x: x.reshape(-1, group_size, *x.shape[1:]), batch)
-  groups = jax.tree.map(lambda x: x.reshape(x.shape[0], -1, *x.shape[3:]),
-                        strided(groups, cfg.updates))
-  state, metrics = jax.lax.scan(one_update, state, groups)
-  return state, jax.tree.map(jnp.mean, metrics)
+
+def laid_out(batch: Experience, cfg: Optim, mesh: jax.sharding.Mesh):
+  """The packing of a batch, and its micro-batches on the mesh, one by one.
+
+  Every micro-batch has rows on all devices, so that none waits for another.
+  """
+  valid = batch.segment_ids > 0
+  if batch.teacher_ids is not None:
+    valid = valid | (batch.teacher_ids > 0)
+  layout = packing.plan(valid, cfg.row_tokens, micro_rows(cfg, mesh))
+  packed = Experience(*(x if x is None else layout.pack(x) for x in batch))
+  packed = packed._replace(segment_ids=layout.segment_ids(
+      batch.segment_ids > 0))
+  if batch.teacher_ids is not None:
+    packed = packed._replace(teacher_ids=layout.segment_ids(
+        batch.teacher_ids > 0))
+  return layout, (mesh_lib.shard_rows(
+      jax.tree.map(lambda x, i=i: x[i], packed), mesh)
+      for i in range(layout.micro_batches))
+
+
+def logprobs(model: ModelConfig, params, tokens: np.ndarray, valid: np.ndarray,
+             config: Config, mesh: jax.sharding.Mesh, frozen=None
+             ) -> np.ndarray:
+  """Log-probabilities f32[B, T] of host arrays [B, T], without a gradient."""
+  layout = packing.plan(valid, config.optim.row_tokens,
+                        micro_rows(config.optim, mesh))
+  rows = zip(layout.pack(tokens), layout.segment_ids(valid))
+  scale = lora.scale(config.policy) if frozen is not None else 0.0
+  with jax.set_mesh(mesh):
+    out = [_logprobs(model, params, *mesh_lib.shard_rows(row, mesh), frozen,
+                     scale, config.rollout.temperature or 1.0,
+                     config.loss.logprob_chunk) for row in rows]
+  return layout.unpack([mesh_lib.fetch(x) for x in out], tokens)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 5, 6, 7))
+def _logprobs(model, params, tokens, segment_ids, frozen, scale, temperature,
+              chunk):
+  whole = lora.attach(frozen, params, scale) if scale else params
+  return losses.token_logprobs(model, whole, tokens, segment_ids, temperature,
+                               chunk)[0]

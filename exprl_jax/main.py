@@ -22,7 +22,7 @@ from exprl_jax.types import InputError
 _RUNS = {
     'train': ('exprl_jax.train', 'train'),
     'sft': ('exprl_jax.sft', 'sft'),
-    'evaluate': ('exprl_jax.evaluate', 'evaluate'),
+    'evaluate': ('exprl_jax.compare', 'compare'),
     'judge': ('exprl_jax.judging', 'judge'),
     'train_judge': ('exprl_jax.tiny.train_judge', 'train_judge'),
 }
@@ -161,7 +161,7 @@ def main(argv: list[str]) -> None:
     module, function = _RUNS[cfg.run]
     rows = getattr(importlib.import_module(module), function)(cfg, folder)
     results.append(report.Result(title, cfg, folder, rows))
-  if first and config.run != 'judge':  # which has its own
+  if first and config.run not in ('judge', 'evaluate'):  # have their own
     report.write(workdir, results)
 
 

@@ -82,8 +82,9 @@ def times(rows: list[metrics.Row]) -> dict[str, float]:
 
 
 def samples(workdir: pathlib.Path) -> list[dict]:
-  """Some traces of the last step that was written, one a problem first."""
-  files = sorted((workdir / 'samples').glob('*.jsonl'))
+  """Some traces of the last training step that was written, one a problem
+  first."""
+  files = sorted((workdir / 'samples').glob('[0-9]' * 8 + '.jsonl'))
   if not files:
     return []
   rows = [json.loads(line) for line in files[-1].read_text().splitlines()]

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from exprl_jax import grading, metrics
-from exprl_jax.config import Config
+from exprl_jax.config import Config, judged
 from exprl_jax.judge import calibration, readout
 from exprl_jax.judge import steps as steps_lib
 from exprl_jax.judge.judge import Judge, check_readable
@@ -22,8 +22,12 @@ class Trace(NamedTuple):
   steps: list[str]  # texts; one, the whole, for rewards without steps
   ends: list[int]  # column of the last token of each step
   finished: bool
+  grade: grading.Grade  # of the final answer
 
-  correct: bool  # the final answer, by its grader
+  @property
+  def correct(self) -> bool:
+    """Is the final answer right?"""
+    return self.grade.correct
 
 
 class Rewarded(NamedTuple):
@@ -31,8 +35,14 @@ class Rewarded(NamedTuple):
 
   scores: Scores  # of numpy arrays
   traces: list[Trace]
-  correct: np.ndarray  # bool[B] final answers; for sparse rewards and logs
+  graded: Scores  # 0 or 1 of the final answer, S = 1; not valid: not gradable
+  whole: np.ndarray  # bool[B] rows of a reward by steps that are judged whole
   metrics: dict[str, float]
+
+  @property
+  def correct(self) -> np.ndarray:
+    """bool[B] final answers; for sparse rewards and logs."""
+    return self.graded.value[:, 0] > 0
 
 
 # Scores traces: (value f32[B, S], valid bool[B, S], metrics).
@@ -40,27 +50,30 @@ Scorer = Callable[[list[Trace]], tuple[np.ndarray, np.ndarray, dict]]
 Reward = Callable[[Sequence[Problem], Rollout], Rewarded]
 
 
-def make(config: Config, tokenizer: Tokenizer, judge: Judge | None) -> Reward:
+def make(config: Config, tokenizer: Tokenizer, judge: Judge | None,
+         grader: grading.Grader) -> Reward:
   """The reward of a config; the judge is for 'process' and 'outcome'."""
-  scorer = sparse if config.reward == 'sparse' else (
-      lambda traces: dense(traces, judge, config))
-  return from_scorer(config, tokenizer, scorer)
+  scorer = sparse
+  if judged(config):
+    scorer = lambda traces: dense(traces, judge, config)
+  return from_scorer(config, tokenizer, scorer, grader)
 
 
-def early(config: Config, tokenizer: Tokenizer, judge: Judge
+def early(config: Config, tokenizer: Tokenizer, judge: Judge,
+          grader: grading.Grader
           ) -> Callable[[Sequence[Problem], Rollout], None]:
   """Like a reward, but its verdicts just wait in the judge's cache."""
   segment = steps_lib.of_config(config, tokenizer)
 
   def ask(problems: Sequence[Problem], rollout: Rollout) -> None:
-    traces = cut(problems, rollout, tokenizer, segment)
+    traces = cut(problems, rollout, config, tokenizer, segment, grader)
     judge.score([(t.problem, t.steps) for t in traces], config.judge.max_steps)
 
   return ask
 
 
-def from_scorer(config: Config, tokenizer: Tokenizer, scorer: Scorer
-                ) -> Reward:
+def from_scorer(config: Config, tokenizer: Tokenizer, scorer: Scorer,
+                grader: grading.Grader) -> Reward:
   """A function of (problems, one a group; rollout) around a scorer.
 
   Traces are cut into steps for reward='process' and whole otherwise.
@@ -68,42 +81,84 @@ def from_scorer(config: Config, tokenizer: Tokenizer, scorer: Scorer
   segment = steps_lib.of_config(config, tokenizer)
 
   def reward(problems: Sequence[Problem], rollout: Rollout) -> Rewarded:
-    traces = cut(problems, rollout, tokenizer, segment)
-    correct = np.array([t.correct for t in traces])
+    traces = cut(problems, rollout, config, tokenizer, segment, grader)
     value, valid, extra = scorer(traces)
-    if config.rollout.overlong == 'zero':
-      value = value * np.array([[t.finished] for t in traces])
     ends = np.zeros(value.shape, np.int32)
     for row, trace in zip(ends, traces):
       row[:len(trace.ends)] = trace.ends
-    return Rewarded(Scores(value, ends, valid), traces, correct,
-                    summary(value, valid, correct, traces) | extra)
+    scores = overlong(Scores(value, ends, valid), rollout, config.rollout)
+    status = [t.grade.status for t in traces]
+    graded = Scores(np.array([[t.correct] for t in traces], np.float32),
+                    np.array([[t.ends[-1]] for t in traces], np.int32),
+                    np.array([[s not in ('error', 'gold_unparsable')]
+                              for s in status]))
+    whole = np.array([t.problem.domain in config.credit.outcome_domains
+                      for t in traces])
+    out = Rewarded(scores, traces, graded, whole, {})
+    shares = {f'grade/{s}_frac': status.count(s) / len(status)
+              for s in grading.STATUSES if s not in ('correct', 'wrong')}
+    return out._replace(metrics=summary(out) | shares | extra)
 
   return reward
 
 
-def cut(problems: Sequence[Problem], rollout: Rollout, tokenizer: Tokenizer,
-        segment: steps_lib.Segmenter) -> list[Trace]:
-  """The rollout's rows as texts, cut into steps."""
+def cut(problems: Sequence[Problem], rollout: Rollout, config: Config,
+        tokenizer: Tokenizer, segment: steps_lib.Segmenter,
+        grader: grading.Grader) -> list[Trace]:
+  """The rollout's rows as texts, cut into steps and graded."""
   group, traces = len(rollout.tokens) // len(problems), []
   for i, (row, mask) in enumerate(zip(rollout.tokens, rollout.completion)):
-    columns = np.flatnonzero(mask)
+    columns, problem = np.flatnonzero(mask), problems[i // group]
     ids = row[columns].tolist()
     body = ids[:-1] if ids[-1] in tokenizer.eos_ids else ids
+    text = tokenizer.decode(body)
     # The EOS belongs to the last step; an empty trace is one empty step.
-    last = [*segment(body)[:-1], len(ids)]
-    problem, text = problems[i // group], tokenizer.decode(body)
+    last, steps = [*segment(body)[:-1], len(ids)], segment.texts(body) or ['']
+    if problem.domain in config.credit.outcome_domains:
+      last, steps = [len(ids)], [text]
     traces.append(Trace(
-        problem, text, segment.texts(body) or [''],
-        [int(columns[0]) + end - 1 for end in last], bool(rollout.finished[i]),
-        grading.grade(text, problem.answer)))
-  return traces
+        problem, text, steps, [int(columns[0]) + end - 1 for end in last],
+        bool(rollout.finished[i]), _UNGRADED))
+  grades = grader([(t.text, t.problem) for t in traces])
+  return [t._replace(grade=grade) for t, grade in zip(traces, grades)]
+
+
+_UNGRADED = grading.Grade('error', '')
+
+
+def overlong(scores: Scores, rollout: Rollout, cfg) -> Scores:
+  """What becomes of rows that did not end by themselves (rollout.overlong).
+
+  'zero': all their scores are 0. 'mask': they have none. 'soft' is about
+  length alone: the last score loses up to 1, in proportion to how much of the
+  last overlong_buffer tokens of the budget is used (DAPO, arXiv 2503.14476).
+  """
+  value, finished = scores.value, rollout.finished[:, None]
+  if cfg.overlong == 'zero':
+    return scores._replace(value=value * finished)
+  if cfg.overlong == 'mask':
+    return scores._replace(valid=scores.valid & finished)
+  if cfg.overlong == 'soft':
+    used = rollout.completion.sum(axis=1) - (
+        cfg.max_new_tokens - cfg.overlong_buffer)
+    penalty = np.clip(used / cfg.overlong_buffer, 0.0, 1.0)
+    return to_last(scores, -penalty)
+  return scores
+
+
+def to_last(scores: Scores, change: np.ndarray) -> Scores:
+  """Adds f32[B] to the last valid score of each row."""
+  last = scores.valid & (np.cumsum(scores.valid[:, ::-1], axis=1)[:, ::-1] == 1)
+  return scores._replace(value=np.where(
+      last, scores.value + change[:, None], scores.value).astype(np.float32))
 
 
 def sparse(traces: list[Trace]):
   """1 for a right final answer, else 0 (GRPO)."""
   value = np.array([[t.correct] for t in traces], np.float32)
-  return value, np.ones_like(value, bool), {}
+  valid = np.array([[t.grade.status not in ('error', 'gold_unparsable')]
+                    for t in traces])
+  return value, valid, {}
 
 
 def dense(traces: list[Trace], judge: Judge, config: Config):
@@ -136,14 +191,38 @@ def dense(traces: list[Trace], judge: Judge, config: Config):
       } | {f'judge/{name}_frac': x for name, x in share.items()}
 
 
-def summary(value, valid, correct, traces) -> dict[str, float]:
+def summary(rewarded: Rewarded) -> dict[str, float]:
   """Metrics of any reward; a row's reward is its last valid score."""
-  rows = valid.any(axis=1)
+  value, _, valid = rewarded.scores
+  traces, rows = rewarded.traces, valid.any(axis=1)
   last = valid.shape[1] - 1 - np.argmax(valid[:, ::-1], axis=1)
   reward = value[np.arange(len(value)), last][rows]
   return {
       'reward/mean': metrics.mean(reward.tolist()),
       'reward/std': float(reward.std()) if len(reward) else float('nan'),
-      'reward/accuracy': float(correct.mean()),
+      'reward/accuracy': float(rewarded.correct.mean()),
       'length/steps_mean': metrics.mean(len(t.ends) for t in traces),
       'length/truncated_frac': metrics.mean(not t.finished for t in traces)}
+
+
+def join(parts: Sequence[Rewarded]) -> Rewarded:
+  """Several as one; metrics are averaged."""
+  stack = lambda scores: Scores(*map(np.concatenate, zip(*scores)))
+  names = set.intersection(*(set(p.metrics) for p in parts))
+  return Rewarded(
+      stack([p.scores for p in parts]), sum((p.traces for p in parts), []),
+      stack([p.graded for p in parts]),
+      np.concatenate([p.whole for p in parts]),
+      {k: metrics.mean(p.metrics[k] for p in parts) for k in sorted(names)})
+
+
+def take(rewarded: Rewarded, rows: np.ndarray) -> Rewarded:
+  """Some of the rows. Its reward/mean and reward/std are theirs; the other
+  metrics, and reward/unfiltered_mean, are still those of all of them."""
+  pick = lambda scores: Scores(*(x[rows] for x in scores))
+  out = Rewarded(pick(rewarded.scores), [rewarded.traces[i] for i in rows],
+                 pick(rewarded.graded), rewarded.whole[rows], {})
+  own = {k: v for k, v in summary(out).items()
+         if k in ('reward/mean', 'reward/std')} if len(rows) else {}
+  unfiltered = {'reward/unfiltered_mean': rewarded.metrics['reward/mean']}
+  return out._replace(metrics=rewarded.metrics | unfiltered | own)

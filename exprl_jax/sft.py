@@ -1,19 +1,18 @@
 """Supervised fine-tuning: the reference solutions as targets."""
 
-import functools
+import dataclasses
 import pathlib
 
 import jax
 import numpy as np
 
-from exprl_jax import checkpoint, data, evaluate, learner, losses, metrics
+from exprl_jax import checkpoint, data, evaluate, learner, metrics, source
 from exprl_jax import mesh as mesh_lib
-from exprl_jax.config import Config, Optim, resolve
-from exprl_jax.models import hf
-from exprl_jax.models.config import ModelConfig
+from exprl_jax.config import Config, resolve
+from exprl_jax.models import hf, lora
 from exprl_jax.rollout import engine
 from exprl_jax.tokenizer import Tokenizer
-from exprl_jax.types import InputError, Problem, TrainState
+from exprl_jax.types import Experience, InputError, Problem
 
 
 def sft(config: Config, workdir: pathlib.Path) -> list[metrics.Row]:
@@ -23,33 +22,36 @@ def sft(config: Config, workdir: pathlib.Path) -> list[metrics.Row]:
     The rows of metrics.jsonl.
   """
   mesh = mesh_lib.make_mesh(config.mesh)
-  folder = resolve(config.policy.init)
+  folder = source.find(config.policy.init).folder
   tokenizer = Tokenizer(folder)
   problems = data.read_problems(resolve(config.data.train), data.needs(config),
                                 config.data.limit)
   held_out = evaluate.HeldOut(config, tokenizer)
   batch_of = data.batches(problems, config.data.batch, config.seed)
-  model, params = hf.load(
-      folder, mesh, config.policy.dtype, remat=config.policy.remat,
-      attention=config.policy.attention,
-      random_key=(jax.random.key(config.seed) if config.policy.random
-                  else None), random_std=config.policy.random_std)
+  for problem in problems:
+    encode(tokenizer, problem, config)  # all of them fit
+  model, params, frozen = source.policy(config, mesh)
+  whole = lambda params: params if frozen is None else lora.merge(
+      frozen, params, lora.scale(config.policy))
   checkpoint.claim(workdir, config)
-  state = learner.init_state(params, config.optim, config.steps)
+  state = learner.init_state(params, config.optim,
+                             config.steps * config.optim.updates)
   checkpoints = checkpoint.Checkpoints(workdir, config.checkpoint)
-  start, state = checkpoints.restore(state)
+  start, state, _ = checkpoints.restore(state)
   log = metrics.Log(workdir, config.steps, start, jax.process_index() == 0)
   sampler = engine.Sampler(config, model, tokenizer, mesh_lib.rollout_mesh(
       mesh, config.mesh.rollout_tensor))
+  # Log-probabilities as the model gives them: at temperature 1.
+  supervised = dataclasses.replace(
+      config, loss=dataclasses.replace(config.loss, kind='nll'),
+      rollout=dataclasses.replace(config.rollout, temperature=1.0))
   if start == 0:
-    held_out(sampler, state.params, 0, log)
+    held_out(sampler, whole(state.params), 0, log)
 
   for step in range(start, config.steps):
-    rows = [encode(tokenizer, p, config) for p in batch_of(step)]
-    batch = mesh_lib.shard_rows(pad(rows, config, tokenizer.pad_id), mesh)
-    with jax.set_mesh(mesh):
-      state, values = update(model, state, batch, config.optim, config.steps,
-                             config.loss.logprob_chunk)
+    batch = experience([encode(tokenizer, p, config) for p in batch_of(step)])
+    state, values = learner.update(supervised, model, state, batch, mesh, 1,
+                                   frozen)
     done = step + 1
     log.advance()
     if done % 10 == 0 or done == config.steps:
@@ -57,12 +59,12 @@ def sft(config: Config, workdir: pathlib.Path) -> list[metrics.Row]:
       log.write(done, values, f'step {done:5d}  loss {loss:.3f}'
                 if done % 100 == 0 or done == config.steps else '')
     if held_out.due(done, config.steps):
-      held_out(sampler, state.params, done, log)
+      held_out(sampler, whole(state.params), done, log)
     checkpoints.save(done, state, last=done == config.steps)
 
   checkpoints.close()
   log.close()
-  hf.save(workdir / 'model', model, state.params, folder)
+  hf.save(workdir / 'model', model, whole(state.params), folder)
   return metrics.read(workdir / 'metrics.jsonl')
 
 
@@ -73,45 +75,22 @@ def encode(tokenizer: Tokenizer, problem: Problem, config: Config
   Raises:
     InputError: the row does not fit; names the problem.
   """
-  prompt = data.policy_prompt(tokenizer, problem.question,
-                              config.rollout.system_prompt)
+  (prompt,) = data.policy_prompts(tokenizer, [problem], config)
   target = tokenizer.encode(problem.solution) + [tokenizer.eos_ids[0]]
   room = config.rollout
-  if len(prompt) > room.max_prompt_tokens or len(target) > room.max_new_tokens:
-    raise InputError(
-        f'problem {problem.id}: prompt of {len(prompt)} and target of '
-        f'{len(target)} tokens; rollout.max_prompt_tokens='
-        f'{room.max_prompt_tokens}, max_new_tokens={room.max_new_tokens}')
+  if len(target) > room.max_new_tokens:
+    raise InputError(f'problem {problem.id}: its solution has {len(target)} '
+                     f'tokens, rollout.max_new_tokens={room.max_new_tokens}')
   return prompt + target, len(prompt)
 
 
-def pad(rows: list[tuple[list[int], int]], config: Config, pad_id: int):
-  """(tokens i32[B, T], valid bool[B, T], target bool[B, T])."""
-  room = config.rollout
-  shape = (len(rows), room.max_prompt_tokens + room.max_new_tokens)
-  tokens = np.full(shape, pad_id, np.int32)
-  valid, target = np.zeros(shape, bool), np.zeros(shape, bool)
+def experience(rows: list[tuple[list[int], int]]) -> Experience:
+  """Prompts and targets as the learner takes them."""
+  shape = (len(rows), max(len(ids) for ids, _ in rows))
+  tokens, ids_ = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
+  weight = np.zeros(shape, np.float32)
   for i, (ids, prompt_length) in enumerate(rows):
-    tokens[i, :len(ids)] = ids
-    valid[i, :len(ids)] = True
-    target[i, prompt_length:len(ids)] = True
-  return tokens, valid, target
-
-
-@functools.partial(jax.jit, static_argnums=(0, 3, 4, 5), donate_argnums=(1,))
-def update(model: ModelConfig, state: TrainState, batch, cfg: Optim,
-           total_steps: int, chunk: int):
-  """One optimiser step on the token mean of the negative log-likelihood."""
-  def loss_of(params, rows, num_tokens):
-    tokens, valid, target = rows
-    logprobs, _ = losses.token_logprobs(model, params, tokens, valid,
-                                        chunk=chunk)
-    return losses.nll(logprobs, target, num_tokens)
-
-  num_tokens = batch[2].sum()
-  grad = jax.value_and_grad(loss_of)
-  parts = learner.strided(batch, cfg.micro_batches)
-  loss, gradient = learner.accumulate(
-      lambda part: grad(state.params, part, num_tokens), parts)
-  state, values = learner.apply_gradient(state, gradient, cfg, total_steps)
-  return state, values | {'sft/loss': loss}
+    tokens[i, :len(ids)], ids_[i, :len(ids)] = ids, 1
+    weight[i, prompt_length:len(ids)] = 1.0
+  nothing = np.zeros(shape, np.float32)
+  return Experience(tokens, ids_, weight, *(nothing,) * 4)

@@ -68,20 +68,25 @@ class Scores(NamedTuple):
 
 
 class Experience(NamedTuple):
-  """What the learner consumes; every field is [B, T]."""
+  """What the learner consumes: [B, T] on the host, packed [R, L] on devices.
+  """
 
   tokens: jax.Array  # i32
-  valid: jax.Array  # bool
-  loss_mask: jax.Array  # bool: completion tokens of rows that may train
+  segment_ids: jax.Array  # i32, on the host 1; 0 is padding
+  weight: jax.Array  # f32, what the token's loss counts; 0: not trained
   sampler_logprobs: jax.Array  # f32, as the sampler computed them
   old_logprobs: jax.Array  # f32, of the policy before this batch's updates
   ref_logprobs: jax.Array  # f32, of the frozen KL reference
   advantages: jax.Array  # f32
+  teacher_tokens: jax.Array | None = None  # i32, loss 'exact_kl': the same
+  teacher_ids: jax.Array | None = None  # completions behind other prompts
 
 
 class TrainState(NamedTuple):
   """What a checkpoint holds."""
 
   step: jax.Array  # i32[] optimiser steps taken
+  skipped: jax.Array  # i32[] of them the last ones, whose gradient was not
+  # finite
   params: Any
   opt_state: Any

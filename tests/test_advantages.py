@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from exprl_jax import advantages
+from exprl_jax.config import Credit
 from exprl_jax.types import Scores
 
 
@@ -108,3 +109,171 @@ def test_delta_with_final_baseline_sums_to_zero(seed):
   valid = np.arange(6)[None, :] < steps[:, None]
   s = scores(rng.random((16, 6)), valid)
   np.testing.assert_allclose(advantages.delta(s).sum(axis=1), 0, atol=1e-6)
+
+
+def test_group_scores_a_row_by_its_last_step():
+  s = scores([[0.0, 0.2], [0.5, 0.9], [0.9, 1.0]],
+             [[True, False], [True, False], [True, True]])
+  check(advantages.group, s, [[-1, 0], [0, 0], [1, 1]], group_size=3)
+
+
+def test_group_with_a_least_deviation():
+  # Deviations -.05, .05, std .0707; with the floor .5: -.1, .1.
+  check(advantages.group, scores([[0.5], [0.6]]), [[-0.1], [0.1]],
+        group_size=2, min_std=0.5)
+  check(advantages.group, scores([[0.0], [1.0]]), [[-0.70711], [0.70711]],
+        group_size=2, min_std=0.5)
+
+
+def test_rloo_leaves_each_row_out_of_its_baseline():
+  # .0 - (.5 + 1) / 2, .5 - (0 + 1) / 2, 1 - (0 + .5) / 2.
+  check(advantages.rloo, scores([[0.0], [0.5], [1.0]]),
+        [[-0.75], [0], [0.75]], group_size=3)
+  check(advantages.rloo, scores([[0.0], [9.0], [1.0]], [[True], [False], [True]]
+                                ), [[-1], [0], [1]], group_size=3)
+  check(advantages.rloo, scores([[0.3]]), [[0]], group_size=1)
+
+
+def test_delta_of_one_step_against_the_group():
+  """s_1 minus the mean of all the group's final scores, (.75 + .25) / 2."""
+  s = scores([[0.75, 0.0], [0.5, 0.25]], [[True, False], [True, True]])
+  check(advantages.delta, s, [[0.25, 0], [0.25, -0.25]],
+        single='group_centred', group_size=2)
+
+
+def test_end_of_the_paper_and_of_the_authors():
+  # Likert (2, 4, 5): s_t - s_T, and s_T or 0 for the last step.
+  s = scores([likert(2, 4, 5)])
+  check(advantages.end, s, [[-0.75, -0.25, 1.0]])
+  check(advantages.end, s, [[-0.75, -0.25, 0.0]], last='zero')
+  s = scores([likert(2, 4, 5)], [[True, True, False]])
+  check(advantages.end, s, [[-0.5, 0.75, 0]])
+
+
+def process_group():
+  """Two rows, (.25, .75, 1) with 2, 2, 4 tokens and (.5) with 4."""
+  s = scores([likert(2, 4, 5), likert(3, 1, 1)],
+             [[True] * 3, [True, False, False]], [[3, 5, 9], [5, 0, 0]])
+  columns = np.arange(12)[None, :]
+  completion = (columns >= 2) & (columns < np.array([[10], [6]]))
+  return s, completion
+
+
+def test_lengths_of_steps():
+  s, completion = process_group()
+  np.testing.assert_allclose(advantages.step_lengths(s, completion),
+                             [[2, 2, 4], [4, 0, 0]])
+
+
+@pytest.mark.parametrize('baseline, mean', [
+    ('steps', (2 / 3 + 0.5) / 2),  # Eq. 6
+    ('tokens', ((0.5 + 1.5 + 4) / 8 + 0.5) / 2),
+    ('padded', ((0.5 + 1.5 + 4) / 8 + 0.5) / 2 / 12)])  # nearly none
+def test_group_process_by_each_baseline(baseline, mean):
+  s, completion = process_group()
+  lengths = advantages.step_lengths(s, completion)
+  check(advantages.group_process, s, np.where(s.valid, s.value - mean, 0),
+        group_size=2, baseline=baseline, lengths=lengths, padded=12)
+
+
+def test_batch_and_raw():
+  s, completion = process_group()
+  lengths = advantages.step_lengths(s, completion)
+  check(advantages.batch, s, np.where(s.valid, s.value - 0.625, 0),
+        lengths=lengths)
+  check(advantages.raw, s, np.where(s.valid, s.value, 0))
+
+
+def assign(s, completion, whole=None, graded=None, group_size=2, **credit):
+  whole = np.zeros(len(completion), bool) if whole is None else np.array(whole)
+  graded = scores(np.zeros((len(completion), 1))) if graded is None else graded
+  return advantages.assign(s, Credit(**credit), group_size, completion, whole,
+                           graded)
+
+
+@pytest.mark.parametrize('rule', ['group', 'rloo', 'delta', 'end', 'raw',
+                                  'group_process', 'batch'])
+def test_every_rule_reaches_the_tokens(rule):
+  s, completion = process_group()
+  got = np.asarray(assign(s, completion, rule=rule))
+  ends = s.step_end[s.valid]
+  assert not got[~completion].any()
+  args = {'group': (s, 2), 'rloo': (s, 2), 'group_process': (
+      s, 2, 'steps', None, 12), 'batch': (
+          s, advantages.step_lengths(s, completion))}.get(rule, (s,))
+  want = getattr(advantages, rule)(*args)
+  np.testing.assert_allclose(got[np.nonzero(s.valid)[0], ends],
+                             np.asarray(want)[s.valid], atol=1e-6)
+
+
+def test_token_scores_are_their_advantage():
+  completion = np.array([[0, 1, 1, 0]], bool)
+  s = scores([[9.0, -1.0, 2.0, 9.0]], completion)
+  np.testing.assert_allclose(assign(s, completion, rule='token', group_size=1),
+                             [[0, -1, 2, 0]])
+
+
+def test_whole_rows_among_those_of_steps_are_normalised_in_their_group():
+  """The first group has steps, the second one score a row."""
+  s = scores([[0.25, 1.0], [0.5, 0.5], [0.0, 0.0], [1.0, 0.0]],
+             [[True, True], [True, True], [True, False], [True, False]],
+             [[1, 2], [1, 2], [2, 0], [2, 0]])
+  completion = np.tile(np.array([[0, 1, 1]], bool), (4, 1))
+  z = 0.70711
+  np.testing.assert_allclose(
+      assign(s, completion, [False, False, True, True], rule='delta'),
+      [[0, -0.75, 0.75], [0, 0, 0], [0, -z, -z], [0, z, z]], atol=1e-5)
+  # Rules with a mean over the batch do not see the whole rows' scores.
+  steps = assign(Scores(*(x[:2] for x in s)), completion[:2], rule='batch')
+  both = assign(s, completion, [False, False, True, True], rule='batch')
+  np.testing.assert_allclose(both[:2], steps, atol=1e-6)
+
+
+def test_sparse_and_dense_are_normalised_each_for_itself():
+  s = scores([[0.2], [0.4]], None, [[2], [2]])
+  completion = np.tile(np.array([[0, 1, 1]], bool), (2, 1))
+  graded = scores([[1.0], [0.0]])
+  z = 0.70711
+  got = assign(s, completion, graded=graded, rule='group', sparse_weight=0.5)
+  np.testing.assert_allclose(got[:, 1:], [[-z / 2] * 2, [z / 2] * 2], atol=1e-4)
+  # A row that cannot be graded has the dense part only.
+  graded = scores([[1.0], [0.0]], [[True], [False]])
+  got = assign(s, completion, graded=graded, rule='group', sparse_weight=0.5)
+  np.testing.assert_allclose(got[:, 1:], [[-z] * 2, [z] * 2], atol=1e-4)
+
+
+@pytest.mark.parametrize('seed', range(5))
+@pytest.mark.parametrize('rule', ['group', 'rloo', 'delta', 'group_process',
+                                  'batch', 'end'])
+def test_unreadable_rows_neither_move_nor_are_moved(rule, seed):
+  """Whatever stands in them, the others get what they get."""
+  rng = np.random.default_rng(seed)
+  value = rng.random((8, 3))
+  valid = np.repeat(rng.random((8, 1)) < 0.6, 3, axis=1)
+  ends = np.tile([[2, 4, 6]], (8, 1))
+  completion = np.tile(np.arange(8)[None, :] > 0, (8, 1))
+  a = assign(scores(value, valid, ends), completion, rule=rule, group_size=4)
+  value[~valid] = 1e6 * rng.random(value[~valid].shape)
+  b = assign(scores(value, valid, ends), completion, rule=rule, group_size=4)
+  np.testing.assert_array_equal(a, b)
+  assert not np.any(np.asarray(a)[~valid[:, 0]])
+
+
+@pytest.mark.parametrize('seed', range(5))
+def test_grpo_is_an_independent_numpy_version(seed):
+  """Rewards of 0 and 1, groups of rows, the same value on all tokens."""
+  rng = np.random.default_rng(seed)
+  reward = (rng.random((6, 5)) < 0.4).astype(float)
+  length = rng.integers(1, 7, 30)
+  want = np.zeros((30, 8))
+  for g in range(6):
+    mean = sum(reward[g]) / 5
+    std = (sum((r - mean)**2 for r in reward[g]) / 4)**0.5
+    for k in range(5):
+      for t in range(length[5 * g + k]):
+        want[5 * g + k, 1 + t] = (reward[g, k] - mean) / (std + 1e-6)
+  columns = np.arange(8)[None, :]
+  completion = (columns > 0) & (columns <= length[:, None])
+  s = scores(reward.reshape(30, 1), None, length[:, None])
+  np.testing.assert_allclose(assign(s, completion, rule='group', group_size=5),
+                             want, atol=1e-5)

@@ -67,6 +67,6 @@ def test_mistakes_are_named(workdir, tmp_path):
   with pytest.raises(InputError, match='nowhere: no config.json'):
     export(tmp_path / 'nowhere', tmp_path / 'out')
   broken = shutil.copytree(workdir, tmp_path / 'broken')
-  shutil.rmtree(broken / 'checkpoints/00000003/default/d')
+  shutil.rmtree(broken / 'checkpoints/00000003/state/d')
   with pytest.raises(InputError, match='00000003'):
     export(broken, tmp_path / 'out')

@@ -8,18 +8,21 @@ import exprl_jax
 
 # Later layers may import earlier ones, not the other way round.
 LAYERS = [
-    {'types', 'grading', 'metrics', 'tiny.world', 'models.rope',
-     'models.config', 'models.safetensors', 'config', 'mesh', 'jsonl',
-     'judge.rubrics', 'judge.readout', 'judge.probes', 'judge.calibration'},
+    {'types', 'packing', 'grading', 'grading_worker', 'metrics', 'tiny.world',
+     'models.rope', 'models.config', 'models.safetensors', 'config', 'mesh',
+     'jsonl', 'judge.rubrics', 'judge.readout', 'judge.probes',
+     'judge.calibration'},
     {'models.attention', 'models.moe', 'models.paged', 'rollout.pages',
      'rollout.sampling'},
     {'models.transformer', 'tokenizer', 'advantages', 'data', 'tiny.traces',
      'judge.steps', 'judge.cache', 'tiny.assets', 'rollout.decode',
      'rollout.scheduler'},
-    {'models.hf', 'losses', 'rollout.engine', 'judge.prompts', 'checkpoint',
-     'judge.judge', 'judge.defence', 'tiny.rows'},
-    {'learner', 'rewards', 'evaluate', 'report'},
-    {'train', 'sft', 'dry_run', 'export', 'generate', 'prepare',
+    {'models.hf', 'models.lora', 'losses', 'selection', 'teacher',
+     'rollout.engine', 'judge.prompts', 'checkpoint', 'judge.judge',
+     'judge.defence', 'tiny.rows'},
+    {'learner', 'rewards', 'evaluate', 'report', 'source', 'diagnose',
+     'behaviours'},
+    {'train', 'sft', 'dry_run', 'export', 'compare', 'generate', 'prepare',
      'judging', 'tiny.train_judge'},
     {'main'},
 ]

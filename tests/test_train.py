@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from exprl_jax import config as config_lib
-from exprl_jax import main, metrics, rewards
+from exprl_jax import grading, main, metrics, rewards
 from exprl_jax.judge.readout import EMPTY, OK, UNREADABLE
 from exprl_jax.types import InputError, Problem, Rollout
 from tests.conftest import POLICY
@@ -62,27 +62,104 @@ def test_the_main_job_in_short(tmp_path, capsys):
   assert (tmp_path / 'model/model.safetensors').exists()
 
 
-@pytest.mark.parametrize('config, flags', [
-    ('tiny_outcome', GROUPS), ('tiny_grpo', GROUPS), ('tiny_sft', [])])
-def test_every_recipe_runs(tmp_path, config, flags):
+@pytest.mark.parametrize('config, flags, names', [
+    ('tiny_outcome', GROUPS, ['judge/score_mass', 'policy/clip_frac_low']),
+    ('tiny_grpo', [*GROUPS, '--config.loss.kl_in=reward',
+                   '--config.loss.kl=k1', '--config.credit.rule=rloo',
+                   '--config.rollout.overlong=mask'], ['mismatch/is_ess']),
+    ('tiny_sft', [], ['sft/loss', 'perf/packing_fill']),
+    ('tiny_self_distill', GROUPS, ['teacher/gap']),
+    ('tiny_self_distill', [*GROUPS, '--config.loss.kind=exact_kl'],
+     ['policy/entropy']),
+    ('tiny_stage2', [*GROUPS, '--config.select.drop_zero_spread=True',
+                     '--config.select.tries=1', '--config.select.curriculum=1'],
+     ['data/groups', 'data/attempts', 'reward/unfiltered_mean',
+      'data/never_solved_frac', 'group/zero_spread_frac']),
+    ('tiny', [*GROUPS, '--config.policy.lora_rank=4', '--config.loss.kind=gspo',
+              '--config.loss.aggregation=seq_mean_token_mean',
+              '--config.credit.sparse_weight=0.5', '--config.credit.rule=end',
+              '--config.optim.offload=True'], ['policy/ref_kl']),
+], ids=lambda x: x if isinstance(x, str) else '')
+def test_every_recipe_runs(tmp_path, config, flags, names):
   rows = run(config, tmp_path, '--config.compare=', *flags)
   assert sum('eval/pass@1' in r for r in rows) == 2
-  key = 'sft/loss' if config == 'tiny_sft' else 'policy/loss'
-  assert np.isfinite([r[key] for r in rows if key in r]).all()
+  steps = [r for r in rows if 'optim/lr' in r]
+  assert steps, 'nothing was trained'
+  for name in names:
+    assert all(name in r for r in steps), name
+  assert all(np.isfinite(list(r.values())).all() for r in rows)
+  weights = (tmp_path / 'model/model.safetensors').read_bytes()
+  assert weights != (POLICY / 'model.safetensors').read_bytes()
 
 
-@pytest.mark.parametrize('more', [[], [
+def test_distilling_the_exact_kl_brings_the_policy_to_its_teacher(tmp_path):
+  """Its loss is the KL itself: it falls."""
+  rows = run('tiny_self_distill', tmp_path, *GROUPS, '--config.steps=25',
+             '--config.loss.kind=exact_kl', '--config.optim.lr=1e-3',
+             '--config.data.limit=8', '--config.eval.problems=')
+  losses = [r['policy/loss'] for r in rows]
+  assert all(x > 0 for x in losses)
+  assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:3])
+
+
+def test_stages_are_handed_over_by_workdir_or_checkpoint(tmp_path):
+  """A checkpoint is the model that its run has written, with adapters, too."""
+  run('tiny', tmp_path / 'one', *GROUPS, '--config.compare=',
+      '--config.policy.lora_rank=2', '--config.steps=1')
+  rows = [run('tiny_stage2', tmp_path / f'two{i}', *GROUPS,
+              f'--config.policy.init={init}', '--config.steps=1')
+          for i, init in enumerate((tmp_path / 'one',
+                                    f'{tmp_path / "one"}@1'))]
+  assert without_times(rows[0]) == without_times(rows[1])
+  before = metrics.read(tmp_path / 'one/metrics.jsonl')[-1]
+  assert rows[0][0]['eval/pass@1'] == before['eval/pass@1']
+
+
+def test_domains_have_templates_prompts_and_credit_of_their_own(tmp_path):
+  """Half of the problems are judged by steps, the others as a whole."""
+  lines = (config_lib.resolve('asset:tiny_problems/train.jsonl').read_text()
+           .splitlines()[:8])
+  rows = [json.loads(x) | {'domain': 'code' if i % 2 else 'math'}
+          for i, x in enumerate(lines)]
+  path = tmp_path / 'rows.jsonl'
+  path.write_text('\n'.join(map(json.dumps, rows)))
+  found = run('tiny', tmp_path / 'w', *GROUPS, '--config.compare=',
+              f'--config.data.train={path}',
+              "--config.credit.outcome_domains=('code',)",
+              "--config.judge.templates=('code=tiny',)",
+              "--config.rollout.system_prompts=('code=count',)",
+              '--config.rollout.max_prompt_tokens=56', '--config.steps=1')
+  assert any('policy/loss' in r for r in found)
+  samples = (tmp_path / 'w/samples/00000001.jsonl').read_text().splitlines()
+  by_domain = {row['question']: row['domain'] for row in rows}
+  for sample in map(json.loads, samples):
+    scores = [s['score'] for s in sample['steps']]
+    if by_domain[sample['question']] == 'code':
+      assert len(scores) == 1
+
+
+def test_nothing_to_train_on_stops_the_run(tmp_path):
+  """Two samples at temperature 0 are the same: no group has a spread."""
+  with pytest.raises(RuntimeError, match='2 steps in a row without a group'):
+    run('tiny_stage2', tmp_path, '--config.rollout.group_size=2',
+        '--config.rollout.temperature=0', '--config.select.tries=0',
+        '--config.select.drop_zero_spread=True', '--config.select.max_empty=2',
+        '--config.eval.problems=')
+
+
+@pytest.mark.parametrize('more', [['--config.select.curriculum=True'], [
     '--config.rollout.carry=5', '--config.rollout.spare=2',
     '--config.rollout.slots=40', '--config.rollout.chunk=3',
     '--config.rollout.temperature=2.0']], ids=str)
 def test_resumed_is_uninterrupted(tmp_path, more):
   flags = ['--config.compare=', '--config.checkpoint.every=1', *GROUPS, *more]
   want = run('tiny', tmp_path / 'whole', *flags)
-  if more:
-    carried = json.loads((tmp_path / 'whole/carried/00000003.json').read_text())
-    assert len(carried) == 5
-    begun = [tokens for file in (tmp_path / 'whole/carried').iterdir()
-             for _, group in json.loads(file.read_text())
+  hosts = [json.loads((tmp_path / f'whole/checkpoints/{i:08d}/host/metadata')
+                      .read_text()) for i in (2, 3)]
+  assert hosts[0]['solve_rates'] != hosts[1]['solve_rates']
+  if '--config.rollout.carry=5' in more:
+    assert len(hosts[-1]['carried']) == 5
+    begun = [tokens for host in hosts for _, group in host['carried']
              for tokens, _, ended in group if ended == 'unfinished']
     assert any(begun) and not all(begun)
   run('tiny', tmp_path / 'parts', *flags, '--config.steps=2')
@@ -125,7 +202,7 @@ def test_evaluate_a_workdir(tmp_path):
   (row,) = metrics.read(tmp_path / 'out/metrics.jsonl')
   last = metrics.read(tmp_path / 'run/metrics.jsonl')[-1]
   assert row['eval/pass@1'] == last['eval/pass@1']
-  assert len((tmp_path / 'out/samples.jsonl').read_text().splitlines()) == 8
+  assert len((tmp_path / 'out/samples/run.jsonl').read_text().splitlines()) == 8
 
 
 def test_dry_run_shows_the_prompts_and_writes_nothing(tmp_path, capsys):
@@ -219,7 +296,8 @@ def test_empty_unreadable_and_cut_off_rows(policy):
   judge = Verdicts(
       [[.25, .5], [.25, .5], [0, 0], [.25, .5]],
       [[OK, OK], [OK, UNREADABLE], [EMPTY, -1], [OK, OK]])
-  reward = rewards.make(config, tokenizer, judge)
+  reward = rewards.make(config, tokenizer, judge,
+                        grading.Grader(config.grading))
   out = reward([Problem('', 'q', 's', '8')], rollout)
   np.testing.assert_allclose(
       out.scores.value, [[.25, .5], [0, 0], [0, 0], [0, 0]])

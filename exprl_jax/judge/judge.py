@@ -297,9 +297,44 @@ class Judge:
                  self._max_trace_tokens, self._cache, self._name[0])
 
 
+class ByDomain:
+  """A judge with other templates for the problems of some domains.
+
+  Attributes are those of the judge for all the others.
+  """
+
+  def __init__(self, default: Judge, domains: dict[str, Judge]):
+    self._default, self._domains = default, domains
+
+  def __getattr__(self, name: str):
+    return getattr(self._default, name)
+
+  def score(self, items: Sequence[Item], max_steps: int) -> Verdicts:
+    """As Judge.score, each item by its domain's judge."""
+    judges = [self._domains.get(p.domain, self._default) for p, _ in items]
+    rows, parts = [], []
+    for judge in dict.fromkeys(judges):
+      own = [i for i, j in enumerate(judges) if j is judge]
+      parts.append(judge.score([items[i] for i in own], max_steps))
+      rows += own
+    back = np.argsort(rows)
+    texts = sum((p.texts for p in parts), [])
+    return Verdicts(*(np.concatenate([p[k] for p in parts])[back]
+                      for k in range(4)), [texts[i] for i in back])
+
+
+def by_domain(config: config_lib.Config) -> dict[str, tuple[str, str]]:
+  """(template, task) of the domains that have their own."""
+  templates = config_lib.by_domain(config, 'judge.templates')
+  task = 'process' if config.reward == 'process' else 'outcome'
+  whole = config.credit.outcome_domains
+  return {d: (templates.get(d, config.judge.template),
+              'outcome' if d in whole else task) for d in {*templates, *whole}}
+
+
 def load(config: config_lib.Config, mesh: jax.sharding.Mesh,
          workdir: pathlib.Path | None = None, shared=None,
-         max_trace_tokens: int = 0) -> Judge:
+         max_trace_tokens: int = 0) -> Judge | ByDomain:
   """The judge of a config.
 
   Args:
@@ -320,11 +355,19 @@ def load(config: config_lib.Config, mesh: jax.sharding.Mesh,
   cache = None
   if workdir and cfg.cache:
     cache = cache_lib.Cache(workdir / 'verdicts.sqlite')
-  return Judge(cfg, model, params, Tokenizer(folder), mesh,
-               'process' if config.reward == 'process' else 'outcome',
-               cfg.max_trace_tokens or max_trace_tokens
-               or config.rollout.max_new_tokens, cache,
-               cache_lib.digest(folder) if cache else '')
+  name = cache_lib.digest(folder) if cache else ''
+  tokenizer = Tokenizer(folder)
+  room = (cfg.max_trace_tokens or max_trace_tokens
+          or config.rollout.max_new_tokens)
+
+  def judge(template, task):
+    return Judge(dataclasses.replace(cfg, template=template), model, params,
+                 tokenizer, mesh, task, room, cache, name)
+
+  default = judge(cfg.template,
+                  'process' if config.reward == 'process' else 'outcome')
+  domains = {d: judge(*pair) for d, pair in by_domain(config).items()}
+  return ByDomain(default, domains) if domains else default
 
 
 def check(config: config_lib.Config, problems: Sequence[Problem]) -> None:
@@ -337,8 +380,12 @@ def check(config: config_lib.Config, problems: Sequence[Problem]) -> None:
   """
   folder = config_lib.resolve(config.judge.init)
   model_config.read_config(folder)
-  prompts.load(config.judge, Tokenizer(folder),
-               'process' if config.reward == 'process' else 'outcome')
+  tokenizer = Tokenizer(folder)
+  task = 'process' if config.reward == 'process' else 'outcome'
+  for template, task_ in {(config.judge.template, task),
+                          *by_domain(config).values()}:
+    prompts.load(dataclasses.replace(config.judge, template=template),
+                 tokenizer, task_)
   check_rubrics(config.judge, problems)
 
 

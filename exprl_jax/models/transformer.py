@@ -12,6 +12,7 @@ import math
 
 from flax import nnx
 import jax
+from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 
 from exprl_jax import mesh as mesh_lib
@@ -20,12 +21,17 @@ from exprl_jax.models.config import ModelConfig
 from exprl_jax.models.rope import frequencies, rotate
 
 _POLICIES = jax.checkpoint_policies
+_INPUT = 'layer_input'
 # What the backward pass finds saved of a layer; the rest is computed again.
 REMAT = {
     'none': _POLICIES.everything_saveable,
     'full': _POLICIES.nothing_saveable,
     'dots': _POLICIES.dots_with_no_batch_dims_saveable,
     'save_attention': _POLICIES.save_only_these_names(attention.SAVED),
+    # As 'full', with the layers' inputs in host memory until they are needed.
+    'offload': _POLICIES.save_and_offload_only_these_names(
+        names_which_can_be_saved=[], names_which_can_be_offloaded=[_INPUT],
+        offload_src='device', offload_dst='pinned_host'),
 }
 _ACTIVATIONS = {'silu': jax.nn.silu,
                 'gelu_tanh': functools.partial(jax.nn.gelu, approximate=True)}
@@ -51,6 +57,34 @@ class Int8:
   def astype(self, dtype) -> jax.Array:
     """The matrix."""
     return (self.values.astype(jnp.float32) * self.scale).astype(dtype)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Adapted:
+  """A frozen matrix and its low-rank adapter, in place of an array (lora.py).
+  """
+
+  base: jax.Array | Int8  # [*in, *out]
+  a: jax.Array  # [in, rank]
+  b: jax.Array  # [rank, out]
+
+  @property
+  def shape(self):
+    """Of the matrix."""
+    return self.base.shape
+
+  def astype(self, dtype) -> 'Adapted':
+    """All three in another dtype."""
+    return jax.tree.map(lambda x: x.astype(dtype), self,
+                        is_leaf=lambda x: x is not self)
+
+  def reshape(self, *shape) -> 'Adapted':
+    """The matrix in another shape; the adapter has only one."""
+    return dataclasses.replace(self, base=self.base.reshape(*shape))
+
+  def __getitem__(self, everything) -> 'Adapted':
+    return self
 
 
 class _Layer(nnx.Module):
@@ -269,6 +303,7 @@ def forward(cfg: ModelConfig, params, tokens: jax.Array, positions: jax.Array,
 
   def body(x, scanned):
     weights, kind = scanned
+    x = checkpoint_name(x, _INPUT)
     return run(x, weights, kind, positions, lambda q, k, v: (
         attention.attend(cfg, q, k, v, view, kind), None))
 
@@ -362,22 +397,34 @@ def _ropes(cfg: ModelConfig) -> tuple[jax.Array, jax.Array]:
 
 
 def project(cfg: ModelConfig, params, hidden: jax.Array) -> jax.Array:
-  """Logits f32[..., V] of hidden states f32[..., D], computed in float32.
+  """Logits f32[..., V] of hidden states f32[..., D], computed in float32."""
+  return logits(cfg, head(cfg, params), hidden)
 
-  The head is rounded to `cfg.dtype` first, so that the parameters in float32
-  and their `cast` copy give the same. With a bfloat16 head, Precision.HIGH
-  (three bfloat16 passes on a TPU) is float32 but for the last bits.
+
+def head(cfg: ModelConfig, params) -> jax.Array:
+  """The matrix [D, V] that projects to logits.
+
+  It is in `cfg.dtype`, so that the parameters in float32 and their `cast` copy
+  give the same.
   """
-  head = params['embedding'].T if cfg.tied_embedding else params['head']
-  precision = jax.lax.Precision.HIGHEST
+  out = params['embedding'].T if cfg.tied_embedding else params['head']
   if cfg.dtype == 'bfloat16':
-    precision = jax.lax.Precision.HIGH
-    # A pair of casts would be optimised away.
-    head = jax.lax.reduce_precision(head.astype(jnp.float32), 8, 7)
-  logits = dense(hidden, head, precision)
+    # `logits` computes in float32: XLA would drop a pair of casts.
+    out = jax.lax.reduce_precision(out.astype(jnp.float32), 8, 7)
+  return out.astype(cfg.dtype)
+
+
+def logits(cfg: ModelConfig, head: jax.Array, hidden: jax.Array) -> jax.Array:
+  """Logits f32[..., V], by the `head`.
+
+  With a bfloat16 head, Precision.HIGH (three bfloat16 passes on a TPU) is
+  float32 but for the last bits.
+  """
+  out = dense(hidden, head, jax.lax.Precision.HIGH if cfg.dtype == 'bfloat16'
+              else jax.lax.Precision.HIGHEST)
   if cfg.logit_softcap:
-    logits = cfg.logit_softcap * jnp.tanh(logits / cfg.logit_softcap)
-  return logits
+    out = cfg.logit_softcap * jnp.tanh(out / cfg.logit_softcap)
+  return out
 
 
 def dense(x, w, precision=None):
@@ -387,6 +434,10 @@ def dense(x, w, precision=None):
   """
   if precision is None and x.dtype == jnp.float32:
     precision = jax.lax.Precision.HIGHEST
+  if isinstance(w, Adapted):  # the base gets no gradient
+    return dense(x, jax.lax.stop_gradient(w.base), precision) + dense(
+        dense(x, w.a, precision), w.b, precision).reshape(
+            *x.shape[:-1], *w.shape[1:])
   out = jax.lax.dot(x.reshape(-1, x.shape[-1]), w.reshape(w.shape[0], -1),
                     precision=precision)
   return out.reshape(*x.shape[:-1], *w.shape[1:])

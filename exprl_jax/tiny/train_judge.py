@@ -37,7 +37,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from exprl_jax import checkpoint, data, learner, metrics, rewards, train
+from exprl_jax import (
+  checkpoint,
+  data,
+  grading,
+  learner,
+  metrics,
+  rewards,
+  train,
+)
 from exprl_jax import mesh as mesh_lib
 from exprl_jax.config import Config, Credit, Optim, resolve
 from exprl_jax.judge.judge import Judge
@@ -239,18 +247,20 @@ class Makers:
     config = dataclasses.replace(
         self._config, run='train', reward=kind, steps=steps,
         credit=Credit('delta', first='zero') if kind == 'process' else Credit(),
-        optim=Optim(lr=1e-3, updates=2))
+        optim=Optim(lr=1e-3, updates=2, row_tokens=192, micro_rows=8))
     step = train.Step(config, self._model, self.base, self._tokenizer,
-                      rewards.from_scorer(config, self._tokenizer, scorer),
+                      rewards.from_scorer(config, self._tokenizer, scorer,
+                                          grading.Grader(config.grading)),
                       self._mesh, self._mesh)
     params = jax.tree.map(jnp.copy, params)  # the updates donate them
-    state = learner.init_state(params, config.optim, step.total_updates)
+    state = learner.init_state(params, config.optim,
+                               steps * config.optim.updates)
     rng = random.Random(f'{self._config.seed}-{number}')
     out, told = [], {}
     for i in range(steps):
       problems = rng.sample(self._problems,
                             config.judge_training.problems)
-      state, taken = step(state, problems,
+      state, taken = step(state, lambda _, p=problems: p,
                           jax.random.fold_in(self._key(number), i))
       new = self._label(taken.rewarded.traces)
       out += new

@@ -1,0 +1,61 @@
+"""Low-rank adapters: W + scale * A B, with W frozen (LoRA, arXiv 2106.09685).
+
+Adapters are a tree of their own: {'layers': {'q': {'a': f32[L, in, r], 'b':
+f32[L, r, out]}, ...}}, the only thing that is trained and checkpointed.
+"""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+
+from exprl_jax.models import transformer
+from exprl_jax.models.config import ModelConfig
+
+# Matrices that get adapters: how many of their axes are inputs.
+_INPUTS = {'q': 1, 'k': 1, 'v': 1, 'o': 2, 'gate': 1, 'up': 1, 'down': 1}
+
+
+def scale(cfg) -> float:
+  """Of a config.Model: lora_alpha / lora_rank; 0 without adapters."""
+  return cfg.lora_alpha / cfg.lora_rank if cfg.lora_rank else 0.0
+
+
+def _names(cfg: ModelConfig) -> list[str]:
+  """Experts have none."""
+  return [n for n in _INPUTS
+          if not (cfg.num_experts and n in ('gate', 'up', 'down'))]
+
+
+@functools.partial(jax.jit, static_argnums=(0, 2))
+def init(cfg: ModelConfig, params, rank: int, key: jax.Array):
+  """Adapters that change nothing yet: A is normal / sqrt(in), B is 0."""
+  out = {}
+  for name in _names(cfg):
+    layers, *shape = params['layers'][name].shape
+    inputs = math.prod(shape[:_INPUTS[name]])
+    outputs = math.prod(shape[_INPUTS[name]:])
+    a = jax.random.normal(jax.random.fold_in(key, len(out)),
+                          (layers, inputs, rank)) * inputs**-0.5
+    out[name] = {'a': a, 'b': jnp.zeros((layers, rank, outputs))}
+  return {'layers': out}
+
+
+def attach(params, adapters, scale: float):
+  """Parameters for `transformer.forward` that compute with the adapters."""
+  layers = dict(params['layers'])
+  for name, ab in adapters['layers'].items():
+    layers[name] = transformer.Adapted(layers[name], ab['a'], ab['b'] * scale)
+  return params | {'layers': layers}
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def merge(params, adapters, scale: float):
+  """Plain parameters of the same function: to sample from and to export."""
+  layers = dict(params['layers'])
+  for name, ab in adapters['layers'].items():
+    w = layers[name]
+    change = jnp.einsum('lir,lro->lio', ab['a'], ab['b'], precision='highest')
+    layers[name] = (w + scale * change.reshape(w.shape)).astype(w.dtype)
+  return params | {'layers': layers}
