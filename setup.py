@@ -17,7 +17,8 @@ setuptools.setup(
     python_requires='>=3.11',
     packages=setuptools.find_packages(include=['exprl_jax', 'exprl_jax.*']),
     package_data={'exprl_jax': [
-        'assets/*/*', 'judge/templates/*.txt', 'report.html']},
+        'assets/*/*', 'judge/templates/*.txt', 'judge/questions/*.txt',
+        'report.html']},
     install_requires=[
         # 0.10.2 is the last jax for Python 3.11; libtpu is pinned by it.
         'jax>=0.10.2,<0.12',

@@ -7,7 +7,7 @@
 
 Counting by words is crude: it sees what a trace says, not what it does ('let
 me check' and no check), and English only. The judge reads problem and trace,
-never the reference, by the rubric of judge/templates/behaviours.txt.
+never the reference, by the rubric of judge/questions/behaviours.txt.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -29,7 +29,7 @@ from exprl_jax.tokenizer import Tokenizer
 from exprl_jax.types import Problem
 
 KINDS = ('verification', 'backtracking', 'self_correction', 'restart')
-TEMPLATE = pathlib.Path(prompts.__file__).parent / 'templates/behaviours.txt'
+TEMPLATE = pathlib.Path(prompts.__file__).parent / 'questions/behaviours.txt'
 _AGAIN = 0.7  # temperature of all tries but the first, which is greedy
 _MOST = 1000  # a higher count is no count
 _SLOTS = re.compile('{(problem|fence|trace)}')
@@ -101,7 +101,7 @@ class Trace(NamedTuple):
 
 
 class Prompt:
-  """templates/behaviours.txt in the judge's own chat format, as token ids.
+  """questions/behaviours.txt in the judge's own chat format, as token ids.
 
   Problem, fence and trace are filled in as ids, in one pass and with special
   tokens disarmed. The reference is not among them.

@@ -318,7 +318,7 @@ class Samples:
     samples = sampler.engine.generate(
         params, requests, evaluate.root_key(self._config.seed, draw.key))
     texts = [self._model.tokenizer.decode(s.tokens) for s in samples]
-    grades = evaluate.grade_all(self._grader, [
+    grades = self._grader([
         (text, self._items[p].problem) for (p, _), text in zip(keys, texts)])
     more = [{}] * len(keys)
     if draw.diagnose:

@@ -15,7 +15,6 @@ import jax
 import numpy as np
 
 from exprl_jax import data, grading, metrics
-from exprl_jax import mesh as mesh_lib
 from exprl_jax.config import Config, Eval, resolve
 from exprl_jax.rollout import engine
 from exprl_jax.tokenizer import Tokenizer
@@ -200,14 +199,6 @@ def root_key(seed: int, number: int = 0) -> jax.Array:
   return jax.random.fold_in(jax.random.key(seed), 2**31 - 1 - number)
 
 
-def grade_all(grader: grading.Grader, answers: Sequence[tuple[str, Problem]]
-              ) -> list[grading.Grade]:
-  """Grades by process 0, the same in every process (there are timeouts)."""
-  found = grader(answers) if jax.process_index() == 0 else []
-  return [grading.Grade(*grade) for grade in
-          mesh_lib.broadcast([tuple(g) for g in found])]
-
-
 class HeldOut:
   """The held-out problems of a config, ready to be sampled at any step.
 
@@ -257,7 +248,7 @@ class HeldOut:
     n = self._config.eval.samples
     groups = sampler.generate(params, self._prompts, n,
                               root_key(self._config.seed))
-    grades = grade_all(self._grader, [
+    grades = self._grader([
         (self._tokenizer.decode(s.tokens), item.problem)
         for item, group in zip(self._items, groups) for s in group])
     samples = [s for group in groups for s in group]

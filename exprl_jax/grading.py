@@ -23,7 +23,9 @@ import time
 from typing import NamedTuple
 import weakref
 
-from exprl_jax import config
+import jax
+
+from exprl_jax import config, mesh
 from exprl_jax.types import InputError, Problem
 
 STATUSES = ('correct', 'wrong', 'no_answer', 'unparsable', 'gold_unparsable',
@@ -112,7 +114,15 @@ class Grader:
       workers[-1].start()
 
   def __call__(self, items: Sequence[tuple[str, Problem]]) -> list[Grade]:
-    """Grades (text, problem) pairs, in order."""
+    """Grades (text, problem) pairs, in order.
+
+    Of several processes the first one grades: there are timeouts, and all have
+    to go on with the same grades.
+    """
+    found = self._grade(items) if jax.process_index() == 0 else []
+    return [Grade(*grade) for grade in mesh.broadcast(found)]
+
+  def _grade(self, items) -> list[Grade]:
     known = [self._decide(text, problem) for text, problem in items]
     asked = self._ask({k for k in known if isinstance(k, str)})
     return [

@@ -4,6 +4,7 @@ import functools
 import math
 
 import jax
+from jax.experimental.layout import Layout, with_layout_constraint
 import jax.numpy as jnp
 import numpy as np
 
@@ -144,7 +145,7 @@ def _project_backward(cfg, temperature, head, hidden, to_logits, inputs):
     head: [D, V].
     hidden: in chunks.
     to_logits: (logits / temperature, *inputs of a chunk) -> their gradient.
-    inputs: f32[n, B, width], or [n, B, width, D].
+    inputs: [n, B, width], or [n, B, width, D].
   """
   whole, axes = _gathered(head), _row_axes(hidden.shape[1])
   parts = math.prod(axes.values())
@@ -168,7 +169,10 @@ def _project_backward(cfg, temperature, head, hidden, to_logits, inputs):
   # all of it would go over the network for every chunk.
   d_head, d_hidden = jax.lax.scan(
       one, jnp.zeros((parts, *head.shape), jnp.float32), (hidden, *inputs))
-  return _sum_of_parts(d_head, tuple(axes)).astype(head.dtype), d_hidden
+  # Behind the barrier it is no part of the embedding's gradient: with it, the
+  # whole matrix would be there until the layers' gradients are done.
+  d_head = jax.lax.optimization_barrier(_sum_of_parts(d_head, tuple(axes)))
+  return d_head.astype(head.dtype), d_hidden
 
 
 def _row_axes(rows: int) -> dict[str, int]:
@@ -182,9 +186,6 @@ def _row_axes(rows: int) -> dict[str, int]:
 
 def _sum_of_parts(x: jax.Array, axes: tuple[str, ...]) -> jax.Array:
   """[parts, D, V] over mesh axes -> their sum [D, V], split as parameters are.
-
-  As a collective of its own: the partitioner would keep the whole matrix on
-  all devices until the layers' gradients are done.
   """
   if not axes:
     return x[0]
@@ -192,10 +193,15 @@ def _sum_of_parts(x: jax.Array, axes: tuple[str, ...]) -> jax.Array:
   split = tuple(a for a in mesh_lib.axes_of(mesh_lib.spec(
       ('embed', 'vocab'), x.shape[1:], mesh)[0]) if a in axes)
   rest = tuple(a for a in axes if a not in split)
+  # Row by row: XLA would make a transposed copy of the whole matrix first, as
+  # the embedding's gradient is laid out.
+  rows = Layout(major_to_minor=(0, 1))
 
   def add(x):
     x = jax.lax.psum(x[0], rest) if rest else x[0]
-    return jax.lax.psum_scatter(x, split, tiled=True) if split else x
+    x = with_layout_constraint(x, rows)
+    x = jax.lax.psum_scatter(x, split, tiled=True) if split else x
+    return with_layout_constraint(x, rows)
 
   return jax.shard_map(
       add, in_specs=jax.P(axes), out_specs=jax.P(split or None),

@@ -98,8 +98,8 @@ def compared(config: config_lib.Config, path: str) -> config_lib.Config:
       config_lib.load(str(pathlib.Path(path).parent / config.compare)))
   return dataclasses.replace(
       other, compare='', **{key: getattr(config, key) for key in (
-          'seed', 'steps', 'policy', 'data', 'rollout', 'eval', 'checkpoint',
-          'mesh')})
+          'seed', 'steps', 'policy', 'data', 'rollout', 'grading', 'eval',
+          'checkpoint', 'mesh')})
 
 
 def join(how: str) -> None:

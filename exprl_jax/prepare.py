@@ -18,7 +18,7 @@ from exprl_jax.rollout.scheduler import Request, Root, Sample, Sampling
 from exprl_jax.tokenizer import Tokenizer
 from exprl_jax.types import Checkpoint, InputError, Problem
 
-TEMPLATE = pathlib.Path(rubrics.__file__).parent / 'templates/rubric.txt'
+TEMPLATE = pathlib.Path(rubrics.__file__).parent / 'questions/rubric.txt'
 _AGAIN = 0.7  # temperature of all tries but the first, which is greedy
 
 
@@ -79,7 +79,7 @@ def _already(out: epath.Path, problems: Iterable[Problem]) -> set[str]:
 
 
 class Prompt:
-  """templates/rubric.txt in the judge's own chat format, as token ids.
+  """questions/rubric.txt in the judge's own chat format, as token ids.
 
   Question and solution are filled in as ids, in one pass and with special
   tokens disarmed, so nothing in them is read as part of the template.

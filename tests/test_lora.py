@@ -30,11 +30,10 @@ def test_attached_is_merged(cfg, rng):
   params, adapters = adapted(cfg)
   tokens = rng.integers(0, 40, (2, 9))
   ids = np.ones((2, 9), np.int32)
-  plain, _ = losses.token_logprobs(cfg, params, tokens, ids)
-  a, _ = losses.token_logprobs(cfg, lora.attach(params, adapters, 0.5), tokens,
-                               ids)
-  b, _ = losses.token_logprobs(cfg, lora.merge(params, adapters, 0.5), tokens,
-                               ids)
+  run = jax.jit(losses.token_logprobs, static_argnums=0)
+  plain, _ = run(cfg, params, tokens, ids)
+  a, _ = run(cfg, lora.attach(params, adapters, 0.5), tokens, ids)
+  b, _ = run(cfg, lora.merge(params, adapters, 0.5), tokens, ids)
   np.testing.assert_allclose(a, b, atol=2e-5)
   assert np.abs(a - plain).max() > 0.01
   assert ('gate' in adapters['layers']) == (cfg is conftest.SMALL)

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -28,6 +29,15 @@ def run(config, workdir, *flags):
   return metrics.read(workdir / 'metrics.jsonl')
 
 
+def undocumented(rows):
+  """Names of metrics that docs/metrics.md does not have."""
+  text = pathlib.Path('docs/metrics.md').read_text()
+  known = re.findall(r'`([a-z_]+/[A-Za-z_@]+)`', text)
+  pattern = '|'.join(re.sub('[A-Z]+', '[a-z0-9_]+', name) for name in known)
+  return {name for row in rows for name in row
+          if name != 'step' and not re.fullmatch(pattern, name)}
+
+
 def without_times(rows):
   return [{k: v for k, v in r.items()
            if not k.startswith(('time/', 'perf/'))} for r in rows]
@@ -49,6 +59,7 @@ def test_the_main_job_in_short(tmp_path, capsys):
     assert row['judge/score_mass'] > 0.9 and row['judge/invalid_frac'] == 0
     # The sampler's and the learner's log-probabilities agree.
     assert row['mismatch/logprob_abs_diff'] < 1e-5
+  assert not undocumented(rows)
   names = sorted({k for r in rows for k in r if k != 'step'})
   assert all(n.count('/') == 1 for n in names), 'area/name'
   samples = sorted((tmp_path / 'samples').iterdir())
@@ -87,6 +98,7 @@ def test_every_recipe_runs(tmp_path, config, flags, names):
   assert steps, 'nothing was trained'
   for name in names:
     assert all(name in r for r in steps), name
+  assert not undocumented(rows)
   assert all(np.isfinite(list(r.values())).all() for r in rows)
   weights = (tmp_path / 'model/model.safetensors').read_bytes()
   assert weights != (POLICY / 'model.safetensors').read_bytes()

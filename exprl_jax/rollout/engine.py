@@ -53,6 +53,7 @@ class Options:
     widths: of prefilling passes, to choose from by what is to be done, each
       compiled when it is first needed; (): `prefill` alone, which is better
       where prompts are alike and nothing should compile later.
+    group: of the config's keys that the sizes come from, for errors.
   """
 
   slots: int
@@ -65,6 +66,7 @@ class Options:
   kernel: str = 'auto'
   ahead: bool | None = None
   widths: tuple[int, ...] = ()
+  group: str = 'rollout'
 
 
 class Stats:
@@ -120,8 +122,8 @@ class Engine:
     row = -(-options.max_tokens // options.page)
     if options.pages < row + 2:
       raise InputError(
-          f'rollout.pages={options.pages} of {options.page} tokens: a row of '
-          f'{options.max_tokens} tokens needs {row + 2}')
+          f'{options.group}.pages={options.pages} of {options.page} tokens: a '
+          f'row of {options.max_tokens} tokens needs {row + 2}')
     self._pool = self._state = None
     self.weight_bytes = 0
     self.stats = Stats()
@@ -256,7 +258,8 @@ class Engine:
               - request.shared(sample) // page)
       if need > self.options.pages - 1:
         raise InputError(f'prompt {i}: sample {sample} and its trunk need '
-                         f'{need} pages, rollout.pages={self.options.pages}')
+                         f'{need} pages, {self.options.group}.pages='
+                         f'{self.options.pages}')
     if ends > decode.MAX_ENDS:
       raise InputError(f'{ends} end and stop tokens; at most {decode.MAX_ENDS}')
     if request.sampling.stop_strings and not self.decode_text:

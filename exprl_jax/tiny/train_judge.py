@@ -247,7 +247,7 @@ class Makers:
     config = dataclasses.replace(
         self._config, run='train', reward=kind, steps=steps,
         credit=Credit('delta', first='zero') if kind == 'process' else Credit(),
-        optim=Optim(lr=1e-3, updates=2, row_tokens=192, micro_rows=8))
+        optim=Optim(lr=1e-3, updates=2, micro_rows=4))
     step = train.Step(config, self._model, self.base, self._tokenizer,
                       rewards.from_scorer(config, self._tokenizer, scorer,
                                           grading.Grader(config.grading)),

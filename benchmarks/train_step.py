@@ -1,0 +1,367 @@
+"""A training step against google-tunix's, and what packing saves.
+
+  XLA_FLAGS=--xla_cpu_multi_thread_eigen=false \
+      taskset -c 1 python benchmarks/train_step.py [--quick]   # one core
+
+Needs `pip install -e .[bench]`; without it only ours is measured. The model
+is the one of rollout.py, random, float32.
+
+step     8 prompts of 64 tokens, 8 samples of 128 new ones each, a reward that
+         counts even tokens, advantages by group, PPO clip, one AdamW update:
+         train.Step against tunix.rl.grpo's GRPOLearner, without a KL term and
+         with k3 at beta 0.04 to a frozen copy. Both start from the same
+         weights. Seconds of the process's CPU time, medians of alternating
+         steps after one that compiles. Each computes its gradient in
+         micro-batches of the size that is fastest for it (--ours-rows,
+         --theirs-prompts).
+memory   peak resident memory of one process each that takes these steps, and
+         how much of it was there before the model was (libraries).
+packing  ours alone, the update: 64 sequences, prompts of 16 tokens, completions
+         geometric with a mean of a fifth of the cap of 512. `padded` gives each
+         a row of its own, `packed` rows of 528 tokens to all.
+mfu      model FLOP of the update (6 P + 6 layers heads head_dim length per
+         token; P without the embedding, which is looked up) over CPU seconds
+         times --peak FLOP/s; 0: what a matrix product of jax reaches here.
+
+Prints JSON.
+"""
+
+import argparse
+import functools
+import importlib.util
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from exprl_jax import config as config_lib
+from exprl_jax import learner, rewards, train
+from exprl_jax import mesh as mesh_lib
+from exprl_jax.models import config as model_config
+from exprl_jax.models import transformer
+from exprl_jax.types import Experience, Problem, Scores
+
+MODEL = {
+    'model_type': 'qwen3', 'vocab_size': 4096, 'num_hidden_layers': 4,
+    'hidden_size': 256, 'intermediate_size': 1024, 'num_attention_heads': 4,
+    'num_key_value_heads': 2, 'head_dim': 64, 'rope_theta': 1e6,
+    'rms_norm_eps': 1e-6, 'tie_word_embeddings': False}
+PROMPTS, GROUP, PROMPT, NEW = 8, 8, 64, 128
+CAP, TAILED_PROMPT = 512, 16
+BETAS = (0.0, 0.04)
+STEPS = 1_000_000  # of the schedule
+
+
+def model():
+  """(ModelConfig, parameters)."""
+  cfg = model_config.parse_config(MODEL, 'benchmark')
+  return cfg, jax.jit(transformer.init, static_argnums=0)(
+      cfg, jax.random.key(0))
+
+
+def config(beta: float, rows: int, row_tokens: int = 0) -> config_lib.Config:
+  """Ours."""
+  return config_lib.Config(
+      steps=STEPS, reward='outcome',
+      rollout=config_lib.Rollout(
+          group_size=GROUP, max_prompt_tokens=PROMPT, max_new_tokens=NEW),
+      loss=config_lib.Loss(kl_coef=beta, dual_clip=0.0,
+                           aggregation='seq_mean_token_mean'),
+      optim=config_lib.Optim(lr=1e-5, row_tokens=row_tokens, micro_rows=rows))
+
+
+def prompts() -> list[str]:
+  """Token ids, written as text."""
+  rng = np.random.default_rng(0)
+  ids = rng.integers(1, MODEL['vocab_size'], (PROMPTS, PROMPT))
+  return [' '.join(map(str, row)) for row in ids]
+
+
+# Ours.
+
+
+class Numbers:
+  """A tokenizer of token ids that are written as text; nothing ends a row."""
+
+  eos_ids, pad_id = (), 0
+
+  def render(self, messages):
+    """No template."""
+    return messages[-1]['content']
+
+  def encode(self, text, special=False):
+    """Token ids."""
+    del special
+    return [int(x) for x in text.split()]
+
+  def decode(self, ids, special=False):
+    """Text."""
+    del special
+    return ' '.join(map(str, ids))
+
+
+def even(problems, rollout) -> rewards.Rewarded:
+  """The share of even tokens."""
+  del problems
+  assert (rollout.completion.sum(axis=1) == NEW).all()
+  share = ((rollout.tokens % 2 == 0) & rollout.completion).sum(axis=1) / NEW
+  last = rollout.valid.sum(axis=1, keepdims=True).astype(np.int32) - 1
+  there = np.ones(last.shape, bool)
+  scores = Scores(share[:, None].astype(np.float32), last, there)
+  return rewards.Rewarded(scores, [], scores, ~there[:, 0],
+                          {'reward/mean': float(share.mean())})
+
+
+def ours(beta: float, rows: int):
+  """Step i."""
+  cfg, params = model()
+  settings, mesh = config(beta, rows), mesh_lib.make_mesh(config_lib.Mesh())
+  reference = jax.tree.map(jnp.copy, params) if beta else None
+  state = learner.init_state(params, settings.optim, STEPS)
+  step = train.Step(settings, cfg, reference, Numbers(), even, mesh, mesh)
+  problems = [Problem(str(i), text) for i, text in enumerate(prompts())]
+
+  def run(i):
+    nonlocal state
+    state, taken = step(state, lambda attempt: problems, jax.random.key(i))
+    assert taken.metrics['optim/grad_norm'] > 0
+    jax.block_until_ready(state)
+    return {k: v for k, v in taken.metrics.items() if k.startswith('time/')}
+
+  return run
+
+
+# Theirs.
+
+
+def theirs(beta: float, micro_prompts: int, batches) -> None:
+  """Trains on what `batches` yields."""
+  from flax import nnx
+  import rollout
+  from tunix.rl import rl_cluster
+  from tunix.rl.grpo import grpo_learner
+  from tunix.rl.rollout import base_rollout
+
+  assert rollout.MODEL == MODEL
+  mesh = jax.sharding.Mesh(np.array(jax.devices()).reshape(-1, 1),
+                           ('fsdp', 'tp'))
+  role = rl_cluster.Role
+  # Theirs is a share: each of their models needs arrays of its own.
+  make = lambda: rollout._package_model(*model())
+  cluster = rl_cluster.RLCluster(
+      actor=make(), reference=make() if beta else None,
+      tokenizer=rollout._Numbers(), cluster_config=rl_cluster.ClusterConfig(
+          role_to_mesh={r: mesh for r in (role.ACTOR, role.REFERENCE,
+                                          role.ROLLOUT)},
+          training_config=rl_cluster.RLTrainingConfig(
+              actor_optimizer=learner.optimizer(config(beta, 1).optim, STEPS),
+              eval_every_n_steps=STEPS, max_steps=STEPS,
+              mini_batch_size=PROMPTS, train_micro_batch_size=micro_prompts,
+              rollout_micro_batch_size=PROMPTS,
+              compute_logps_micro_batch_size=micro_prompts),
+          rollout_config=base_rollout.RolloutConfig(
+              max_tokens_to_generate=NEW, temperature=1.0, top_p=1.0,
+              max_prompt_length=PROMPT, kv_cache_size=PROMPT + NEW,
+              eos_tokens=[-1])))
+  assert any(isinstance(x, nnx.Param) for x in jax.tree.leaves(
+      nnx.state(cluster.actor_trainer.model),
+      is_leaf=lambda x: isinstance(x, nnx.Param)))
+
+  def reward(prompts, completions, **_):
+    rows = [[int(x) for x in text.split()] for text in completions]
+    assert len(rows) == PROMPTS * GROUP and set(map(len, rows)) == {NEW}
+    return [sum(x % 2 == 0 for x in row) / NEW for row in rows]
+
+  grpo_learner.GRPOLearner(cluster, grpo_learner.GRPOConfig(
+      num_generations=GROUP, beta=beta, kl_loss_mode='low_var_kl'),
+                           reward).train(batches)
+
+
+# Measurements.
+
+
+def step(beta: float, repeats: int, args) -> dict:
+  """Seconds of a step of each."""
+  run, seconds = ours(beta, args.ours_rows), {'ours': [], 'theirs': []}
+  parts = []
+
+  def batches():
+    """Theirs asks for a batch when it is done with the one before."""
+    for i in range(repeats + 1):
+      seconds['ours'].append(cpu(lambda i=i: parts.append(run(i))))
+      start = time.process_time()
+      yield {'prompts': prompts()}
+      seconds['theirs'].append(time.process_time() - start)
+
+  if args.without_theirs:
+    for _ in batches():
+      pass
+    del seconds['theirs']
+  else:
+    theirs(beta, args.theirs_prompts, batches())
+  out = {name: round(statistics.median(x[1:]), 3)
+         for name, x in seconds.items()}
+  if 'theirs' in out:
+    out['ratio'] = round(statistics.median(
+        a / b for a, b in list(zip(*seconds.values()))[1:]), 3)
+  return out | {'ours_wall': {
+      k: round(statistics.median(p[k] for p in parts[1:]), 3)
+      for k in parts[0]}}
+
+
+def cpu(work) -> float:
+  """Seconds."""
+  start = time.process_time()
+  work()
+  return time.process_time() - start
+
+
+def alone(who: str, beta: float, repeats: int, args) -> dict:
+  """Takes steps; memory of this process in MB."""
+  peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+  if who == 'ours':
+    before = peak()
+    run = ours(beta, args.ours_rows)
+    for i in range(repeats):
+      run(i)
+  else:
+    import rollout  # noqa: F401
+    from tunix.rl.grpo import grpo_learner  # noqa: F401
+
+    before = peak()
+    theirs(beta, args.theirs_prompts,
+           iter([{'prompts': prompts()} for _ in range(repeats)]))
+  return {'peak': round(peak()), 'libraries': round(before)}
+
+
+def memory(beta: float, repeats: int, args) -> dict:
+  """Both, each in a process of its own."""
+  out = {}
+  for who in ('ours',) if args.without_theirs else ('ours', 'theirs'):
+    found = subprocess.run(
+        [sys.executable, __file__, f'--alone={who}', f'--beta={beta}',
+         f'--repeats={repeats}', f'--ours-rows={args.ours_rows}',
+         f'--theirs-prompts={args.theirs_prompts}'],
+        check=True, stdout=subprocess.PIPE, text=True).stdout
+    out[who] = json.loads(found.splitlines()[-1])
+  return out
+
+
+def experience(lengths: np.ndarray, prompt: int, columns: int) -> Experience:
+  """Random sequences of so many tokens."""
+  rng = np.random.default_rng(1)
+  shape = (len(lengths), columns)
+  column = np.arange(columns)[None]
+  valid = column < lengths[:, None]
+  old = rng.normal(-8, 1, shape).astype(np.float32)
+  return Experience(
+      rng.integers(1, MODEL['vocab_size'], shape).astype(np.int32),
+      valid.astype(np.int32), (valid & (column >= prompt)).astype(np.float32),
+      old, old, old, np.repeat(rng.normal(size=(len(lengths), 1)), columns,
+                               axis=1).astype(np.float32))
+
+
+def update(batch: Experience, settings: config_lib.Config):
+  """An update on a batch."""
+  cfg, params = model()
+  mesh = mesh_lib.make_mesh(config_lib.Mesh())
+  state = learner.init_state(params, settings.optim, STEPS)
+
+  def run():
+    nonlocal state
+    state, logs = learner.update(settings, cfg, state, batch, mesh, GROUP)
+    jax.block_until_ready(state)
+    fills.append(logs['perf/packing_fill'])
+
+  fills = []
+  return run
+
+
+def flops(lengths: np.ndarray) -> float:
+  """Of an update's forward and backward pass, as models count."""
+  cfg, params = model()
+  p = sum(x.size for x in jax.tree.leaves(params)) - params['embedding'].size
+  attention = 6 * cfg.num_layers * cfg.num_heads * cfg.head_dim
+  return float((6 * p * lengths + attention * lengths**2).sum())
+
+
+def peak_flops(size: int = 2048) -> float:
+  """Of a float32 matrix product, a second of CPU time."""
+  x = jnp.ones((size, size))
+  product = jax.jit(functools.partial(jnp.dot, precision='highest'))
+  product(x, x).block_until_ready()
+  return 2 * size**3 / min(
+      cpu(lambda: product(x, x).block_until_ready()) for _ in range(7))
+
+
+def updates(repeats: int, args) -> dict:
+  """Seconds of updates, and their share of the peak."""
+  rng = np.random.default_rng(0)
+  equal = np.full(PROMPTS * GROUP, PROMPT + NEW)
+  tailed = TAILED_PROMPT + np.minimum(
+      rng.geometric(5 / CAP, PROMPTS * GROUP), CAP)
+  width = TAILED_PROMPT + CAP
+  long = experience(tailed, TAILED_PROMPT, width)
+  # Padding that counts as a sequence's end is never packed.
+  whole = long._replace(segment_ids=np.ones_like(long.segment_ids))
+  rows = args.tailed_rows
+  works = {
+      'equal': (equal, update(experience(equal, PROMPT, PROMPT + NEW),
+                              config(0.0, args.ours_rows))),
+      'padded': (tailed, update(whole, config(0.0, rows, width))),
+      'packed': (tailed, update(long, config(0.0, rows, width)))}
+  seconds = {name: [] for name in works}
+  for _ in range(repeats + 1):
+    for name, (_, run) in works.items():
+      seconds[name].append(cpu(run))
+  peak = args.peak or peak_flops()
+  median = {k: statistics.median(x[1:]) for k, x in seconds.items()}
+  out = {name: {'seconds': round(median[name], 3),
+                'mfu': round(flops(lengths) / median[name] / peak, 3)}
+         for name, (lengths, _) in works.items()}
+  return out | {
+      'mean_length': round(float(tailed.mean()), 1), 'row': width,
+      'packed_is_faster': round(median['padded'] / median['packed'], 2),
+      'peak_gflops': round(peak / 1e9, 1)}
+
+
+def main() -> None:
+  """Prints the figures as JSON."""
+  parser = argparse.ArgumentParser()
+  parser.add_argument('--repeats', type=int, default=5)
+  parser.add_argument('--quick', action='store_true', help='two repeats')
+  parser.add_argument('--parts', default='step,memory,update')
+  parser.add_argument('--ours-rows', type=int, default=8)
+  parser.add_argument('--tailed-rows', type=int, default=2)
+  parser.add_argument('--theirs-prompts', type=int, default=1)
+  parser.add_argument('--peak', type=float, default=0.0)
+  parser.add_argument('--alone', choices=('ours', 'theirs'))
+  parser.add_argument('--beta', type=float, default=0.0)
+  args = parser.parse_args()
+  jax.config.update('jax_platforms', 'cpu')
+  args.without_theirs = importlib.util.find_spec('tunix') is None
+  repeats = 2 if args.quick else args.repeats
+  if args.alone:
+    print(json.dumps(alone(args.alone, args.beta, repeats, args)))
+    return
+  parts = args.parts.split(',')
+  result = {'cores': len(os.sched_getaffinity(0)), 'jax': jax.__version__}
+  for beta in BETAS:
+    if 'step' in parts:
+      result[f'step, beta {beta}'] = step(beta, repeats, args)
+    if 'memory' in parts:
+      result[f'memory, beta {beta}, MB'] = memory(beta, 2, args)
+  if 'update' in parts:
+    result['update'] = updates(repeats, args)
+  print(json.dumps(result, indent=1))
+
+
+if __name__ == '__main__':
+  main()
