@@ -46,6 +46,6 @@ setuptools.setup(
         'test': ['pytest>=8', 'pyyaml>=6', 'ruff>=0.9',
                  'torch==2.13.0',  # transformers' models, to compare with
                  'gcp-storage-emulator>=2024.8', 'hypothesis>=6'],
-        'bench': ['google-tunix>=0.1.7'],  # whose sampler rollout.py times
+        'bench': ['google-tunix>=0.1.7', 'trl>=1.16'],  # to compare with
     },
 )

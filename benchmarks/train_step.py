@@ -55,15 +55,17 @@ MODEL = {
     'rms_norm_eps': 1e-6, 'tie_word_embeddings': False}
 PROMPTS, GROUP, PROMPT, NEW = 8, 8, 64, 128
 CAP, TAILED_PROMPT = 512, 16
-BETAS = (0.0, 0.04)
 STEPS = 1_000_000  # of the schedule
 
 
-def model():
-  """(ModelConfig, parameters)."""
+def model(mesh: jax.sharding.Mesh | None = None):
+  """(ModelConfig, parameters), these on a mesh as a run's are."""
   cfg = model_config.parse_config(MODEL, 'benchmark')
-  return cfg, jax.jit(transformer.init, static_argnums=0)(
-      cfg, jax.random.key(0))
+  init = functools.partial(transformer.init, cfg)
+  place = None if mesh is None else mesh_lib.shardings(
+      transformer.logical_axes(cfg), jax.eval_shape(init, jax.random.key(0)),
+      mesh)
+  return cfg, jax.jit(init, out_shardings=place)(jax.random.key(0))
 
 
 def config(beta: float, rows: int, row_tokens: int = 0) -> config_lib.Config:
@@ -77,11 +79,11 @@ def config(beta: float, rows: int, row_tokens: int = 0) -> config_lib.Config:
       optim=config_lib.Optim(lr=1e-5, row_tokens=row_tokens, micro_rows=rows))
 
 
-def prompts() -> list[str]:
+def prompts() -> np.ndarray:
   """Token ids, written as text."""
   rng = np.random.default_rng(0)
   ids = rng.integers(1, MODEL['vocab_size'], (PROMPTS, PROMPT))
-  return [' '.join(map(str, row)) for row in ids]
+  return np.array([' '.join(map(str, row)) for row in ids])
 
 
 # Ours.
@@ -121,12 +123,12 @@ def even(problems, rollout) -> rewards.Rewarded:
 
 def ours(beta: float, rows: int):
   """Step i."""
-  cfg, params = model()
   settings, mesh = config(beta, rows), mesh_lib.make_mesh(config_lib.Mesh())
+  cfg, params = model(mesh)
   reference = jax.tree.map(jnp.copy, params) if beta else None
   state = learner.init_state(params, settings.optim, STEPS)
   step = train.Step(settings, cfg, reference, Numbers(), even, mesh, mesh)
-  problems = [Problem(str(i), text) for i, text in enumerate(prompts())]
+  problems = [Problem(str(i), str(text)) for i, text in enumerate(prompts())]
 
   def run(i):
     nonlocal state
@@ -141,9 +143,8 @@ def ours(beta: float, rows: int):
 # Theirs.
 
 
-def theirs(beta: float, micro_prompts: int, batches) -> None:
-  """Trains on what `batches` yields."""
-  from flax import nnx
+def theirs(beta: float, micro_prompts: int, batches) -> int:
+  """Trains on what `batches` yields; returns its optimiser steps."""
   import rollout
   from tunix.rl import rl_cluster
   from tunix.rl.grpo import grpo_learner
@@ -170,18 +171,16 @@ def theirs(beta: float, micro_prompts: int, batches) -> None:
               max_tokens_to_generate=NEW, temperature=1.0, top_p=1.0,
               max_prompt_length=PROMPT, kv_cache_size=PROMPT + NEW,
               eos_tokens=[-1])))
-  assert any(isinstance(x, nnx.Param) for x in jax.tree.leaves(
-      nnx.state(cluster.actor_trainer.model),
-      is_leaf=lambda x: isinstance(x, nnx.Param)))
 
   def reward(prompts, completions, **_):
     rows = [[int(x) for x in text.split()] for text in completions]
     assert len(rows) == PROMPTS * GROUP and set(map(len, rows)) == {NEW}
     return [sum(x % 2 == 0 for x in row) / NEW for row in rows]
 
-  grpo_learner.GRPOLearner(cluster, grpo_learner.GRPOConfig(
-      num_generations=GROUP, beta=beta, kl_loss_mode='low_var_kl'),
-                           reward).train(batches)
+  learn = grpo_learner.GRPOLearner(cluster, grpo_learner.GRPOConfig(
+      num_generations=GROUP, beta=beta, kl_loss_mode='low_var_kl'), reward)
+  learn.train(batches)
+  return cluster.actor_trainer.train_steps
 
 
 # Measurements.
@@ -205,7 +204,7 @@ def step(beta: float, repeats: int, args) -> dict:
       pass
     del seconds['theirs']
   else:
-    theirs(beta, args.theirs_prompts, batches())
+    assert theirs(beta, args.theirs_prompts, batches()) == repeats + 1
   out = {name: round(statistics.median(x[1:]), 3)
          for name, x in seconds.items()}
   if 'theirs' in out:
@@ -236,8 +235,8 @@ def alone(who: str, beta: float, repeats: int, args) -> dict:
     from tunix.rl.grpo import grpo_learner  # noqa: F401
 
     before = peak()
-    theirs(beta, args.theirs_prompts,
-           iter([{'prompts': prompts()} for _ in range(repeats)]))
+    assert repeats == theirs(beta, args.theirs_prompts, iter(
+        [{'prompts': prompts()} for _ in range(repeats)]))
   return {'peak': round(peak()), 'libraries': round(before)}
 
 
@@ -246,7 +245,7 @@ def memory(beta: float, repeats: int, args) -> dict:
   out = {}
   for who in ('ours',) if args.without_theirs else ('ours', 'theirs'):
     found = subprocess.run(
-        [sys.executable, __file__, f'--alone={who}', f'--beta={beta}',
+        [sys.executable, __file__, f'--alone={who}', f'--betas={beta}',
          f'--repeats={repeats}', f'--ours-rows={args.ours_rows}',
          f'--theirs-prompts={args.theirs_prompts}'],
         check=True, stdout=subprocess.PIPE, text=True).stdout
@@ -270,8 +269,8 @@ def experience(lengths: np.ndarray, prompt: int, columns: int) -> Experience:
 
 def update(batch: Experience, settings: config_lib.Config):
   """An update on a batch."""
-  cfg, params = model()
   mesh = mesh_lib.make_mesh(config_lib.Mesh())
+  cfg, params = model(mesh)
   state = learner.init_state(params, settings.optim, STEPS)
 
   def run():
@@ -338,22 +337,22 @@ def main() -> None:
   parser.add_argument('--repeats', type=int, default=5)
   parser.add_argument('--quick', action='store_true', help='two repeats')
   parser.add_argument('--parts', default='step,memory,update')
-  parser.add_argument('--ours-rows', type=int, default=8)
+  parser.add_argument('--ours-rows', type=int, default=4)
   parser.add_argument('--tailed-rows', type=int, default=2)
   parser.add_argument('--theirs-prompts', type=int, default=1)
   parser.add_argument('--peak', type=float, default=0.0)
   parser.add_argument('--alone', choices=('ours', 'theirs'))
-  parser.add_argument('--beta', type=float, default=0.0)
+  parser.add_argument('--betas', default='0,0.04')
   args = parser.parse_args()
   jax.config.update('jax_platforms', 'cpu')
   args.without_theirs = importlib.util.find_spec('tunix') is None
   repeats = 2 if args.quick else args.repeats
   if args.alone:
-    print(json.dumps(alone(args.alone, args.beta, repeats, args)))
+    print(json.dumps(alone(args.alone, float(args.betas), repeats, args)))
     return
   parts = args.parts.split(',')
   result = {'cores': len(os.sched_getaffinity(0)), 'jax': jax.__version__}
-  for beta in BETAS:
+  for beta in map(float, args.betas.split(',')):
     if 'step' in parts:
       result[f'step, beta {beta}'] = step(beta, repeats, args)
     if 'memory' in parts:

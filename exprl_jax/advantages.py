@@ -99,7 +99,12 @@ def _group_mean(value: jax.Array, valid: jax.Array, group_size: int):
   """
   value, valid = (x.reshape(-1, group_size) for x in (value, valid))
   n = valid.sum(axis=1, keepdims=True)
-  mean = jnp.sum(value, 1, where=valid, keepdims=True) / jnp.maximum(n, 1)
+  # From the lowest on: the mean of equal values is exactly that value, or
+  # rounding, divided by a deviation of nearly 0, would be an advantage.
+  low = jnp.min(value, 1, where=valid, initial=jnp.inf, keepdims=True)
+  low = jnp.where(n > 0, low, 0.0)
+  mean = low + jnp.sum(value - low, 1, where=valid, keepdims=True
+                       ) / jnp.maximum(n, 1)
   back = lambda x: jnp.repeat(x, group_size, axis=0)
   return back(mean), back(n)
 

@@ -15,7 +15,11 @@ from exprl_jax.types import InputError, TrainState
 _FOLDER, _ITEM, _HOST = 'checkpoints', 'state', 'host'
 # Keys that may change when a run goes on; steps, unless a schedule needs them.
 _FREE = ('steps', 'eval', 'checkpoint', 'compare', 'sample', 'export',
-         'calibration')
+         'calibration',
+         # Where and in what portions things are computed.
+         'mesh', 'policy.remat', 'optim.row_tokens', 'optim.micro_rows',
+         'optim.offload', 'rollout.slots', 'rollout.pages', 'judge.slots',
+         'judge.pages', 'grading.workers')
 
 
 def check_workdir(workdir: pathlib.Path, config: Config) -> None:
@@ -36,7 +40,7 @@ def check_workdir(workdir: pathlib.Path, config: Config) -> None:
     old = _flat(_as_json(Config())) | _flat(old)
     new = _flat(new)
     different = sorted(k for k in old.keys() | new.keys()
-                       if k.split('.')[0] not in free
+                       if k not in free and k.split('.')[0] not in free
                        and old.get(k) != new.get(k))
     if different:
       raise InputError(
@@ -130,7 +134,8 @@ class Checkpoints:
     {}) when there is none.
 
     Args:
-      state: gives the structure, types and shardings to restore to.
+      state: gives the structure, types and shardings to restore to; it is
+        deleted.
     """
     step = self._manager.latest_step()
     if step is None:
@@ -138,6 +143,8 @@ class Checkpoints:
     abstract = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
         state)
+    for x in jax.tree.leaves(state):  # or there were two of them
+      x.delete()
     found = self._manager.restore(step, args=ocp.args.Composite(**{
         _ITEM: ocp.args.StandardRestore(abstract),
         _HOST: ocp.args.JsonRestore()}))

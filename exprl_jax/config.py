@@ -23,7 +23,7 @@ from exprl_jax.types import InputError
 class Model:
   """A model: the policy, which is also the KL reference as it starts out."""
 
-  init: str = ''  # Hugging Face directory, workdir, or asset:NAME
+  init: str = ''  # Hugging Face directory, workdir, WORKDIR@STEP, asset:NAME
   random: bool = False  # take config.json and tokenizer only, draw weights
   random_std: float = 0.0  # their standard deviation; 0: 1 / sqrt(fan-in)
   dtype: str = 'float32'  # of matrix products; parameters stay float32
@@ -116,11 +116,11 @@ class Rollout:
 
 @dataclasses.dataclass(frozen=True)
 class Select:
-  """Which problems and groups a step trains on (select.py)."""
+  """Which problems and groups a step trains on (selection.py)."""
 
   drop_zero_spread: bool = False  # groups whose rewards are all equal leave
   tolerance: float = 1e-6  # rewards of a group that differ less are equal
-  tries: int = 3  # to refill a batch that has lost groups, with fresh problems
+  tries: int = 3  # to refill a batch that has lost groups, with others
   max_empty: int = 10  # steps in a row without any group left: stop
   curriculum: bool = False  # draw problems of middling solve rate more often
   floor: float = 0.1  # curriculum: weight of problems always or never solved
@@ -366,7 +366,7 @@ MINIMUM = {
     'optim.row_tokens': 0, 'optim.max_skipped': 1, 'policy.lora_rank': 0,
     'teacher.max_prompt_tokens': 1, 'rollout.overlong_buffer': 1,
     'select.tolerance': 0, 'select.tries': 0, 'select.max_empty': 1,
-    'select.floor': 0, 'loss.kl_coef': 0, 'loss.tis_cap': 0,
+    'loss.kl_coef': 0, 'loss.tis_cap': 0,
     'credit.min_std': 0,
     'grading.workers': 1, 'eval.unlocked_k': 0, 'eval.unlocked_min': 1,
     'eval.wave': 1,
@@ -476,11 +476,14 @@ def _check_combinations(c: Config) -> None:
     raise InputError(f'config.rollout.top_p={r.top_p}, min_p={r.min_p}: '
                      '0 < top_p <= 1 and 0 <= min_p < 1')
   if c.run == 'train':
-    if r.top_k or r.top_p < 1 or r.min_p:
+    if r.top_k or r.top_p < 1 or r.min_p or r.min_new_tokens:
       raise InputError(
-          'config.rollout.top_k, top_p and min_p cut the distribution that the '
-          "learner computes: run='train' needs them off (0, 1, 0)")
+          'config.rollout.top_k, top_p, min_p and min_new_tokens cut the '
+          "distribution that the learner computes: run='train' needs them off "
+          '(0, 1, 0, 0)')
     _check_recipe(c)
+  if c.run == 'sft':
+    _check_batch(c)
   if c.eval.problems and max(c.eval.ks) > c.eval.samples:
     raise InputError(f'config.eval.ks={c.eval.ks}: pass@k needs eval.samples '
                      f'>= k, it is {c.eval.samples}')
@@ -499,26 +502,77 @@ def _check_recipe(c: Config) -> None:
     raise InputError(
         f'config.reward={c.reward!r} gives one score a {per}, credit.rule='
         f'{c.credit.rule!r} wants others: use {" or ".join(_RULES[per])}')
-  if c.loss.kind == 'exact_kl' and (c.reward != 'teacher'
-                                    or c.optim.updates > 1):
+  if c.loss.kind == 'exact_kl' and (c.reward != 'teacher' or c.loss.kl_coef):
     raise InputError("config.loss.kind='exact_kl' needs reward='teacher' and "
-                     'optim.updates=1')
+                     'loss.kl_coef=0')
+  if c.loss.kind in ('exact_kl', 'reinforce') and c.optim.updates > 1:
+    raise InputError(f'config.loss.kind={c.loss.kind!r} knows no ratio to an '
+                     'older policy: it needs optim.updates=1')
   if c.credit.outcome_domains and c.reward != 'process':
     raise InputError("config.credit.outcome_domains needs reward='process'; "
                      'other rewards judge every trace as a whole')
+  if not (0 < c.select.floor <= 1 and 0 < c.select.memory <= 1):
+    raise InputError(f'config.select.floor={c.select.floor}, memory='
+                     f'{c.select.memory}: more than 0, at most 1')
+  if c.select.drop_zero_spread and (c.rollout.carry or c.reward == 'teacher'):
+    raise InputError('config.select.drop_zero_spread does not go with '
+                     "rollout.carry or reward='teacher'")
+  _check_batch(c)
+  _check_inert(c)
+
+
+def _check_batch(c: Config) -> None:
+  """Whether sequences and groups fit: for run='train' and 'sft'."""
   if c.data.batch % c.optim.updates:
     raise InputError(
         f'config.data.batch={c.data.batch} does not divide into '
         f'optim.updates={c.optim.updates}: an update takes whole groups')
-  if c.select.drop_zero_spread and (c.rollout.carry or c.reward == 'teacher'):
-    raise InputError('config.select.drop_zero_spread does not go with '
-                     "rollout.carry or reward='teacher'")
-  widest = c.rollout.max_new_tokens + max(
-      c.rollout.max_prompt_tokens,
-      c.teacher.max_prompt_tokens if c.reward == 'teacher' else 0)
-  if 0 < c.optim.row_tokens < widest:
+  if 0 < c.optim.row_tokens < longest(c):
     raise InputError(f'config.optim.row_tokens={c.optim.row_tokens}: a row has '
-                     f'to hold the longest sequence, {widest} tokens')
+                     f'to hold the longest sequence, {longest(c)} tokens')
+  if c.optim.clip_norm <= 0:
+    raise InputError(f'config.optim.clip_norm={c.optim.clip_norm}: more than 0')
+
+
+def longest(c: Config) -> int:
+  """Tokens of the longest sequence that the learner may meet."""
+  teacher = c.run == 'train' and c.reward == 'teacher'
+  return c.rollout.max_new_tokens + max(
+      c.rollout.max_prompt_tokens,
+      c.teacher.max_prompt_tokens if teacher else 0)
+
+
+def _check_inert(c: Config) -> None:
+  """Keys that were set and that the recipe does not read are mistakes."""
+  rule, rows = c.credit.rule, c.reward in ('outcome', 'sparse')
+  grouped = rule == 'group' or c.credit.outcome_domains or (
+      c.credit.sparse_weight)
+  read = {
+      'credit.first': rule == 'delta', 'credit.last': rule == 'end',
+      'credit.single': rule == 'delta' and c.credit.first == 'final',
+      'credit.baseline': rule == 'group_process',
+      'credit.divide_by_std': grouped, 'credit.min_std': grouped,
+      'credit.sparse_weight': c.reward != 'sparse' and rule != 'token',
+      'loss.entropy_coef': c.loss.kind != 'exact_kl',
+      'loss.kl': bool(c.loss.kl_coef)}
+  for name, is_read in read.items():
+    if not is_read and _get(c, name) != _get(Config(), name):
+      raise InputError(f'config.{name}={_get(c, name)!r} is not read with '
+                       f'reward={c.reward!r}, credit.rule={rule!r}, loss.kind='
+                       f'{c.loss.kind!r}, loss.kl_coef={c.loss.kl_coef}')
+  if c.loss.kl_in == 'reward' and not (rows and c.loss.kl_coef):
+    raise InputError("config.loss.kl_in='reward' takes the KL off the score of "
+                     "a row: it needs reward='outcome' or 'sparse', and "
+                     'loss.kl_coef')
+  soft = c.rollout.overlong == 'soft'
+  if soft and not rows or c.rollout.overlong == 'zero' and rule == 'token':
+    raise InputError(f'config.rollout.overlong={c.rollout.overlong!r} is not '
+                     f'for reward={c.reward!r}: keep or mask'
+                     + ('' if rule == 'token' else ' or zero'))
+  if soft and c.rollout.overlong_buffer >= c.rollout.max_new_tokens:
+    raise InputError(
+        f'config.rollout.overlong_buffer={c.rollout.overlong_buffer} should be '
+        f'a part of rollout.max_new_tokens={c.rollout.max_new_tokens}')
 
 
 def _freeze(cls, values) -> Any:

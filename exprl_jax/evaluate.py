@@ -248,6 +248,7 @@ class HeldOut:
     n = self._config.eval.samples
     groups = sampler.generate(params, self._prompts, n,
                               root_key(self._config.seed))
+    sampler.engine.release()  # training needs the memory
     grades = self._grader([
         (self._tokenizer.decode(s.tokens), item.problem)
         for item, group in zip(self._items, groups) for s in group])

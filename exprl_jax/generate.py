@@ -8,10 +8,9 @@ import time
 from etils import epath
 import jax
 
-from exprl_jax import jsonl
+from exprl_jax import jsonl, source
 from exprl_jax import mesh as mesh_lib
 from exprl_jax.config import Config, resolve
-from exprl_jax.models import hf
 from exprl_jax.rollout import engine
 from exprl_jax.rollout.scheduler import Request, Sample
 from exprl_jax.tokenizer import Tokenizer
@@ -39,13 +38,14 @@ def generate(config: Config) -> None:
   """
   mesh = mesh_lib.make_mesh(config.mesh)
   sampling = mesh_lib.rollout_mesh(mesh, config.mesh.rollout_tensor)
-  folder = resolve(config.policy.init)
-  tokenizer = Tokenizer(folder)
+  origin = source.find(config.policy.init)
+  tokenizer = Tokenizer(origin.folder)
   width = config.rollout.max_prompt_tokens
   prompts = read_prompts(resolve(config.sample.prompts), tokenizer, width)
   out = epath.Path(config.sample.out)
   there = _already(out)
-  model, params = hf.load(folder, sampling, config.policy.dtype, frozen=True)
+  _, model, params = source.load(origin, sampling, config.policy.dtype,
+                                 frozen=True)
   sampler = engine.Sampler(config, model, tokenizer, sampling)
   group = config.rollout.group_size
   requests = [Request(p.tokens, i * group, group, sampler.sampling)
@@ -53,7 +53,7 @@ def generate(config: Config) -> None:
   wanted = [r for i, r in enumerate(requests)
             for r in _missing(r, {s for id_, s in there
                                   if id_ == prompts[i].id})]
-  print(f'{folder}: {len(prompts)} prompts, {group} samples each'
+  print(f'{config.policy.init}: {len(prompts)} prompts, {group} samples each'
         + (f', {len(there)} of them in {out} already' if there else ''))
   start, count = time.perf_counter(), 0
   with jsonl.Writer(out) as write:

@@ -12,14 +12,13 @@ from etils import epath
 import jax
 import numpy as np
 
-from exprl_jax import checkpoint, data, grading
+from exprl_jax import checkpoint, data, grading, source
 from exprl_jax import mesh as mesh_lib
 from exprl_jax.config import Config, resolve
 from exprl_jax.judge import calibration, defence
 from exprl_jax.judge import judge as judge_lib
 from exprl_jax.judge import steps as steps_lib
 from exprl_jax.judge.judge import Item, Judge, Verdicts
-from exprl_jax.models import hf
 from exprl_jax.rollout import engine
 from exprl_jax.rollout.scheduler import Fork, Request
 from exprl_jax.tokenizer import Tokenizer
@@ -134,14 +133,14 @@ class Policy:
 
   def __init__(self, config: Config, mesh: jax.sharding.Mesh):
     """Loads it, and reads the problems of data.train."""
-    cfg, folder = config.rollout, resolve(config.policy.init)
+    cfg, origin = config.rollout, source.find(config.policy.init)
     self._grader = grading.Grader(config.grading)
-    self._config, self._tokenizer = config, Tokenizer(folder)
+    self._config, self._tokenizer = config, Tokenizer(origin.folder)
     self._problems = data.training_problems(config)
     self._prompts = data.policy_prompts(self._tokenizer, self._problems,
                                         config)
-    model, self._params = hf.load(folder, mesh, config.policy.dtype,
-                                  frozen=True)
+    _, model, self._params = source.load(origin, mesh, config.policy.dtype,
+                                         frozen=True)
     # Room for a trace and what may follow it.
     self._sampler = engine.Sampler(dataclasses.replace(
         config, rollout=dataclasses.replace(

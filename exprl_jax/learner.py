@@ -1,6 +1,6 @@
 """The update: from experience to new parameters.
 
-The host lays a batch out in packed micro-batches; two programs do the rest.
+The host lays a batch out in packed micro-batches; programs do the rest.
 `gradient` adds the gradient of one micro-batch to a total, `apply_gradient`
 takes the optimiser step. As they are apart, the number of micro-batches may
 change from step to step without a new compilation, and the optimiser's moments
@@ -18,7 +18,7 @@ import optax
 
 from exprl_jax import losses, packing
 from exprl_jax import mesh as mesh_lib
-from exprl_jax.config import Config, Loss, Optim
+from exprl_jax.config import Config, Loss, Optim, longest
 from exprl_jax.models import lora
 from exprl_jax.models.config import ModelConfig
 from exprl_jax.types import Experience, TrainState
@@ -78,15 +78,13 @@ def apply_gradient(state: TrainState, gradient, cfg: Optim, total_steps: int
   tx = optimizer(cfg, total_steps)
   norm = optax.tree.norm(gradient)
   updates, opt_state = tx.update(gradient, state.opt_state, state.params)
-  step, none = state.step + 1, jnp.zeros_like(state.skipped)
-  new = TrainState(step, none, optax.apply_updates(state.params, updates),
-                   opt_state)
+  new = TrainState(state.step + 1, jnp.zeros_like(state.skipped),
+                   optax.apply_updates(state.params, updates), opt_state)
   finite = jnp.isfinite(norm)
-  state = jax.tree.map(
-      lambda a, b: jnp.where(finite, a, b), new,
-      state._replace(step=step, skipped=state.skipped + 1))
-  return state, {'optim/grad_norm': norm,
-                 'optim/lr': learning_rate(cfg, total_steps)(step - 1),
+  rate = learning_rate(cfg, total_steps)(state.step)
+  state = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new,
+                       state._replace(skipped=state.skipped + 1))
+  return state, {'optim/grad_norm': norm, 'optim/lr': rate,
                  'optim/skipped_steps': 1.0 - finite}
 
 
@@ -164,6 +162,13 @@ def micro_rows(cfg: Optim, mesh: jax.sharding.Mesh) -> int:
   return cfg.micro_rows * mesh_lib.batch_parts(mesh)
 
 
+def plan(valid: np.ndarray, config: Config, mesh: jax.sharding.Mesh
+         ) -> packing.Packing:
+  """How sequences are packed: in the same shapes at every step."""
+  return packing.plan(valid, config.optim.row_tokens or longest(config),
+                      micro_rows(config.optim, mesh))
+
+
 def update(config: Config, model: ModelConfig, state: TrainState,
            batch: Experience, mesh: jax.sharding.Mesh, group_size: int,
            frozen=None) -> tuple[TrainState, dict[str, float]]:
@@ -201,8 +206,9 @@ def update(config: Config, model: ModelConfig, state: TrainState,
   if int(state.skipped) >= cfg.max_skipped:
     raise RuntimeError(
         f'{int(state.skipped)} gradients in a row were not finite (optim.'
-        'max_skipped); the last checkpoint is sound: lower optim.lr, or look '
-        'at mismatch/* and policy/ratio_max in metrics.jsonl')
+        'max_skipped); look at mismatch/* and policy/ratio_max in metrics.'
+        'jsonl. The last checkpoint is sound: start from it in a fresh workdir '
+        '(policy.init=WORKDIR@STEP) with a lower optim.lr')
   return state, {k: math.fsum(m[k] for m in metrics) / len(metrics)
                  for k in (metrics[0] if metrics else {})}
 
@@ -213,7 +219,7 @@ def whole_gradient(config: Config, model: ModelConfig, params,
   batch = batch._replace(weight=losses.token_weights(
       batch.weight > 0, config.loss.aggregation,
       config.rollout.max_new_tokens))
-  layout, micro_batches = laid_out(batch, config.optim, mesh)
+  layout, micro_batches = laid_out(batch, config, mesh)
   total = None
   with jax.set_mesh(mesh):
     for micro in micro_batches:
@@ -224,7 +230,7 @@ def whole_gradient(config: Config, model: ModelConfig, params,
   return total[0], summary(*total[1:]) | {'perf/packing_fill': layout.fill}
 
 
-def laid_out(batch: Experience, cfg: Optim, mesh: jax.sharding.Mesh):
+def laid_out(batch: Experience, config: Config, mesh: jax.sharding.Mesh):
   """The packing of a batch, and its micro-batches on the mesh, one by one.
 
   Every micro-batch has rows on all devices, so that none waits for another.
@@ -232,7 +238,7 @@ def laid_out(batch: Experience, cfg: Optim, mesh: jax.sharding.Mesh):
   valid = batch.segment_ids > 0
   if batch.teacher_ids is not None:
     valid = valid | (batch.teacher_ids > 0)
-  layout = packing.plan(valid, cfg.row_tokens, micro_rows(cfg, mesh))
+  layout = plan(valid, config, mesh)
   packed = Experience(*(x if x is None else layout.pack(x) for x in batch))
   packed = packed._replace(segment_ids=layout.segment_ids(
       batch.segment_ids > 0))
@@ -248,8 +254,7 @@ def logprobs(model: ModelConfig, params, tokens: np.ndarray, valid: np.ndarray,
              config: Config, mesh: jax.sharding.Mesh, frozen=None
              ) -> np.ndarray:
   """Log-probabilities f32[B, T] of host arrays [B, T], without a gradient."""
-  layout = packing.plan(valid, config.optim.row_tokens,
-                        micro_rows(config.optim, mesh))
+  layout = plan(valid, config, mesh)
   rows = zip(layout.pack(tokens), layout.segment_ids(valid))
   scale = lora.scale(config.policy) if frozen is not None else 0.0
   with jax.set_mesh(mesh):

@@ -169,10 +169,10 @@ def _project_backward(cfg, temperature, head, hidden, to_logits, inputs):
   # all of it would go over the network for every chunk.
   d_head, d_hidden = jax.lax.scan(
       one, jnp.zeros((parts, *head.shape), jnp.float32), (hidden, *inputs))
-  # Behind the barrier it is no part of the embedding's gradient: with it, the
-  # whole matrix would be there until the layers' gradients are done.
-  d_head = jax.lax.optimization_barrier(_sum_of_parts(d_head, tuple(axes)))
-  return d_head.astype(head.dtype), d_hidden
+  d_head = _sum_of_parts(d_head, tuple(axes)).astype(head.dtype)
+  # The sum is taken before the layers' gradients. Else it is fused with the
+  # embedding's, and the whole matrix is there until the layers' are done.
+  return jax.lax.optimization_barrier((d_head, d_hidden))
 
 
 def _row_axes(rows: int) -> dict[str, int]:
@@ -327,7 +327,9 @@ def policy_loss(logprobs: jax.Array, entropy: jax.Array, batch: Experience,
                at most -A dual_clip
     reinforce  -A logprobs
     gspo       as ppo without the dual clip, r = exp of the mean of log r over
-               the sequence
+               the sequence; the gradient goes to each token's own log r, so
+               that advantages may differ along the sequence (GSPO-token,
+               arXiv 2507.18071)
     cispo      -A sg(clip(r, 1 - clip_low, 1 + clip_high)) logprobs
 
   w = sg(min(exp(old_logprobs - sampler_logprobs), tis_cap)) repairs what the
@@ -341,9 +343,10 @@ def policy_loss(logprobs: jax.Array, entropy: jax.Array, batch: Experience,
   """
   mask, a = batch.weight > 0, batch.advantages
   log_ratio = jnp.clip(logprobs - batch.old_logprobs, -20.0, 20.0)
-  if cfg.kind == 'gspo':
-    log_ratio = _sequence_mean(log_ratio, mask, batch.segment_ids)
   ratio = jnp.exp(log_ratio)
+  if cfg.kind == 'gspo':  # of the sequence; each token keeps its own gradient
+    mean = _sequence_mean(log_ratio, mask, batch.segment_ids)
+    ratio = jnp.exp(jax.lax.stop_gradient(mean - log_ratio) + log_ratio)
   clipped = jnp.clip(ratio, 1.0 - cfg.clip_low, 1.0 + cfg.clip_high)
   if cfg.kind == 'reinforce':
     loss = -a * logprobs
@@ -367,8 +370,7 @@ def policy_loss(logprobs: jax.Array, entropy: jax.Array, batch: Experience,
   sums = {
       'policy/loss': jnp.sum(batch.weight * loss, where=mask),
       'policy/entropy': total(entropy),
-      'policy/ref_kl': total(kl),
-      'policy/approx_kl': total(jnp.exp(-log_ratio) + log_ratio - 1.0),
+      'policy/approx_kl': total(jnp.exp(log_ratio) - log_ratio - 1.0),
       'policy/clip_frac_low': total((ratio < 1.0 - cfg.clip_low) & (a < 0)),
       'policy/clip_frac_high': total((ratio > 1.0 + cfg.clip_high) & (a > 0)),
       'mismatch/logprob_abs_diff': total(jnp.abs(off)),
@@ -378,6 +380,8 @@ def policy_loss(logprobs: jax.Array, entropy: jax.Array, batch: Experience,
       'mismatch/is_clipped_frac': total(weight > (cfg.tis_cap or np.inf)),
       'tokens': total(jnp.ones(mask.shape)),
   }
+  if cfg.kl_coef:  # without it there is no reference
+    sums['policy/ref_kl'] = total(kl)
   largest = {'policy/ratio_max': jnp.max(ratio, where=mask, initial=0.0),
              'mismatch/ratio_max': jnp.max(weight, where=mask, initial=0.0)}
   return jnp.sum(batch.weight * each, where=mask), (sums, largest)

@@ -67,7 +67,7 @@ def plan(valid: np.ndarray, row_tokens: int, micro_rows: int) -> Packing:
   Args:
     valid: bool[B, T]. A sequence is packed from its first valid column to its
       last; holes in between stay padding.
-    row_tokens: L; 0: T.
+    row_tokens: L.
     micro_rows: R.
 
   Raises:
@@ -76,10 +76,9 @@ def plan(valid: np.ndarray, row_tokens: int, micro_rows: int) -> Packing:
   any_ = valid.any(axis=1)
   start = np.where(any_, valid.argmax(axis=1), 0)
   stop = np.where(any_, valid.shape[1] - valid[:, ::-1].argmax(axis=1), 0)
-  size = row_tokens or valid.shape[1]
-  if len(valid) and (stop - start).max() > size:
+  if len(valid) and (stop - start).max() > row_tokens:
     raise ValueError(f'a sequence of {(stop - start).max()} tokens does not '
-                     f'fit into rows of {size}')
+                     f'fit into rows of {row_tokens}')
   rows, left = [], np.zeros(len(valid), np.int64)  # room of each row
   for b in np.argsort(start - stop, kind='stable'):
     length = stop[b] - start[b]
@@ -87,7 +86,8 @@ def plan(valid: np.ndarray, row_tokens: int, micro_rows: int) -> Packing:
     if row == len(rows) or left[row] < length:
       row = len(rows)
       rows.append([])
-      left[row] = size
-    rows[row].append((int(b), int(size - left[row])))
+      left[row] = row_tokens
+    rows[row].append((int(b), int(row_tokens - left[row])))
     left[row] -= length
-  return Packing(rows, np.stack([start, stop], axis=1), micro_rows, size)
+  return Packing(rows, np.stack([start, stop], axis=1), micro_rows,
+                 row_tokens)

@@ -42,7 +42,7 @@ class Rewarded(NamedTuple):
   @property
   def correct(self) -> np.ndarray:
     """bool[B] final answers; for sparse rewards and logs."""
-    return self.graded.value[:, 0] > 0
+    return np.array([t.correct for t in self.traces])
 
 
 # Scores traces: (value f32[B, S], valid bool[B, S], metrics).
@@ -92,6 +92,8 @@ def from_scorer(config: Config, tokenizer: Tokenizer, scorer: Scorer,
                     np.array([[t.ends[-1]] for t in traces], np.int32),
                     np.array([[s not in ('error', 'gold_unparsable')]
                               for s in status]))
+    if config.rollout.overlong in ('zero', 'mask'):
+      graded = overlong(graded, rollout, config.rollout)
     whole = np.array([t.problem.domain in config.credit.outcome_domains
                       for t in traces])
     out = Rewarded(scores, traces, graded, whole, {})
@@ -130,8 +132,9 @@ def overlong(scores: Scores, rollout: Rollout, cfg) -> Scores:
   """What becomes of rows that did not end by themselves (rollout.overlong).
 
   'zero': all their scores are 0. 'mask': they have none. 'soft' is about
-  length alone: the last score loses up to 1, in proportion to how much of the
-  last overlong_buffer tokens of the budget is used (DAPO, arXiv 2503.14476).
+  length alone: a row's score loses up to 1, in proportion to how much of the
+  last overlong_buffer tokens of the budget is used (DAPO, arXiv 2503.14476);
+  it is for rewards of rows.
   """
   value, finished = scores.value, rollout.finished[:, None]
   if cfg.overlong == 'zero':
@@ -218,7 +221,8 @@ def join(parts: Sequence[Rewarded]) -> Rewarded:
 
 def take(rewarded: Rewarded, rows: np.ndarray) -> Rewarded:
   """Some of the rows. Its reward/mean and reward/std are theirs; the other
-  metrics, and reward/unfiltered_mean, are still those of all of them."""
+  metrics, and reward/unfiltered_mean, are still those of all of them.
+  """
   pick = lambda scores: Scores(*(x[rows] for x in scores))
   out = Rewarded(pick(rewarded.scores), [rewarded.traces[i] for i in rows],
                  pick(rewarded.graded), rewarded.whole[rows], {})

@@ -31,8 +31,8 @@ def sft(config: Config, workdir: pathlib.Path) -> list[metrics.Row]:
   for problem in problems:
     encode(tokenizer, problem, config)  # all of them fit
   model, params, frozen = source.policy(config, mesh)
-  whole = lambda params: params if frozen is None else lora.merge(
-      frozen, params, lora.scale(config.policy))
+  whole = lambda params, dtype='': params if frozen is None else lora.merge(
+      frozen, params, lora.scale(config.policy), dtype)
   checkpoint.claim(workdir, config)
   state = learner.init_state(params, config.optim,
                              config.steps * config.optim.updates)
@@ -64,7 +64,7 @@ def sft(config: Config, workdir: pathlib.Path) -> list[metrics.Row]:
 
   checkpoints.close()
   log.close()
-  hf.save(workdir / 'model', model, whole(state.params), folder)
+  hf.save(workdir / 'model', model, whole(state.params, 'float32'), folder)
   return metrics.read(workdir / 'metrics.jsonl')
 
 

@@ -155,7 +155,7 @@ def _merged(source: Source, model, mesh: jax.sharding.Mesh):
   adapters = checkpoint.restore_params(source.workdir, source.step, adapters)[1]
   with jax.set_mesh(mesh):
     return lora.merge(params, adapters,
-                      start['lora_alpha'] / start['lora_rank'])
+                      start['lora_alpha'] / start['lora_rank'], 'float32')
 
 
 def _abstract(model, mesh, change=lambda x: x):

@@ -64,16 +64,19 @@ def train(config: Config, workdir: pathlib.Path) -> list[metrics.Row]:
     judge_lib.check(config, problems)
   model, params, frozen = source.policy(config, mesh)
   checkpoint.claim(workdir, config)
-  # The frozen copy must be other arrays: updates donate the policy.
-  reference = jax.jit(lambda x: jax.tree.map(jnp.copy, transformer.cast(
-      model, x)))(params) if frozen is None else frozen
+  reference = frozen
+  if frozen is None and (config.loss.kl_coef or judged(config)
+                         or config.reward == 'teacher'):
+    # The frozen copy must be other arrays: updates donate the policy.
+    reference = jax.jit(lambda x: jax.tree.map(jnp.copy, transformer.cast(
+        model, x)))(params)
   state = learner.init_state(params, config.optim,
                              config.steps * config.optim.updates)
   judge = None
   if judged(config):
     judge = judge_lib.load(config, sampling, workdir,
-                           None if origin.workdir else
-                           (origin.folder, model, reference))
+                           None if origin.workdir or config.policy.random
+                           else (origin.folder, model, reference))
   # After the state: the pool of pages is sized by the memory that is left.
   step_fn = Step(config, model, reference, tokenizer,
                  rewards.make(config, tokenizer, judge, grader), mesh, sampling,
@@ -121,7 +124,7 @@ def train(config: Config, workdir: pathlib.Path) -> list[metrics.Row]:
   checkpoints.close()
   log.close()
   grader.close()
-  hf.save(workdir / 'model', model, step_fn.whole(state.params),
+  hf.save(workdir / 'model', model, step_fn.whole(state.params, 'float32'),
           origin.folder)
   return metrics.read(workdir / 'metrics.jsonl')
 
@@ -183,11 +186,11 @@ class Step:
     self.carried: Carried = []
     self._empty = 0  # steps in a row that had nothing to train on
 
-  def whole(self, params):
-    """All parameters, to sample from or to save."""
+  def whole(self, params, dtype: str = ''):
+    """All parameters, to sample from, or (in float32) to save."""
     if not self._scale:
       return params
-    return lora.merge(self._reference, params, self._scale)
+    return lora.merge(self._reference, params, self._scale, dtype)
 
   def __call__(self, state: TrainState, draw, key: jax.Array
                ) -> tuple[TrainState, Taken]:
@@ -204,14 +207,16 @@ class Step:
     config, timer = self._config, metrics.Timer()
     problems, rollout, rewarded, solved = self._gather(state, draw, key, timer)
     values = dict(rewarded.metrics)
-    self._empty = 0 if problems else self._empty + 1
+    trains = bool(rewarded.scores.valid.any())
+    self._empty = 0 if trains else self._empty + 1
     if self._empty >= config.select.max_empty:
       raise RuntimeError(
-          f'{self._empty} steps in a row without a group to train on: in all '
-          'of them the rewards are equal (select.drop_zero_spread); reward/* '
-          'in metrics.jsonl says whether the problems are too hard or too easy')
+          f'{self._empty} steps in a row without a row to train on '
+          '(select.max_empty): all rewards of a group are equal and leave by '
+          'select.drop_zero_spread, or rows have no valid score; reward/*, '
+          'length/* and grade/* in metrics.jsonl say which')
     credit = np.zeros(rewarded.scores.value.shape, np.float32)
-    if problems:
+    if trains:
       with timer('logprob'):
         batch, frozen = self._experience(state, problems, rollout, rewarded,
                                          values)
@@ -337,7 +342,8 @@ class Step:
     prompts = teacher.prompts(self._tokenizer, problems, cfg.teacher)
     prompts = [p for p in prompts for _ in range(cfg.rollout.group_size)]
     tokens, valid, completion = teacher.aligned(
-        rollout, prompts, cfg.teacher.max_prompt_tokens)
+        rollout, prompts, max(cfg.teacher.max_prompt_tokens,
+                              cfg.rollout.max_prompt_tokens))
     gap, rows = np.zeros(rollout.tokens.shape, np.float32), None
     if cfg.loss.kind == 'exact_kl':
       rows = tokens, valid, completion
@@ -348,7 +354,10 @@ class Step:
       values['teacher/gap'] = -float(gap[rollout.completion].mean())
     columns = np.broadcast_to(np.arange(gap.shape[1], dtype=np.int32)[None],
                               gap.shape)
-    return Scores(gap, columns, rollout.completion), rows
+    valid = rollout.completion
+    if cfg.rollout.overlong == 'mask':
+      valid = valid & rollout.finished[:, None]
+    return Scores(gap, columns, valid), rows
 
 
 def with_teacher(batch: Experience, rollout: Rollout, tokens: np.ndarray,
@@ -381,10 +390,13 @@ def line(step: int, values: dict[str, float]) -> str:
   """What a person reads of a step."""
   seconds = sum(v for k, v in values.items() if k.startswith('time/'))
   if 'policy/loss' not in values:
-    return f'step {step:5d}  no group to train on  {seconds:.2f} s'
+    return f'step {step:5d}  nothing to train on  {seconds:.2f} s'
+  kl = ''
+  if 'policy/ref_kl' in values:
+    kl = f'  kl {values["policy/ref_kl"]:.3f}'
   return (f'step {step:5d}  reward {values["reward/mean"]:.3f}  accuracy '
-          f'{values["reward/accuracy"]:.3f}  kl {values["policy/ref_kl"]:.3f}'
-          f'  entropy {values["policy/entropy"]:.3f}  {seconds:.2f} s')
+          f'{values["reward/accuracy"]:.3f}{kl}  entropy '
+          f'{values["policy/entropy"]:.3f}  {seconds:.2f} s')
 
 
 def write_samples(path: pathlib.Path, taken: Taken) -> None:

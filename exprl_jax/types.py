@@ -86,7 +86,6 @@ class TrainState(NamedTuple):
   """What a checkpoint holds."""
 
   step: jax.Array  # i32[] optimiser steps taken
-  skipped: jax.Array  # i32[] of them the last ones, whose gradient was not
-  # finite
+  skipped: jax.Array  # i32[] since then, for gradients that were not finite
   params: Any
   opt_state: Any

@@ -48,8 +48,15 @@ def test_group_leaves_unreadable_rows_out_of_the_statistics():
         [[-0.70711], [0.70711], [0]], group_size=3)
 
 
-def test_group_of_equal_or_single_scores_has_no_advantage():
-  check(advantages.group, scores([[0.3], [0.3]]), [[0], [0]], group_size=2)
+@pytest.mark.parametrize('value', [0.1, 0.3, 0.7, 0.8, 0.9])
+def test_group_of_equal_scores_has_exactly_no_advantage(value):
+  """Though sixteen times 0.7, divided by sixteen, is not 0.7."""
+  for rule in (advantages.group, advantages.rloo):
+    for n in (2, 10, 16):
+      assert not np.any(rule(scores([[value]] * n), group_size=n))
+
+
+def test_group_of_single_scores_has_no_advantage():
   check(advantages.group, scores([[0.3], [0.9]], [[True], [False]]),
         [[0], [0]], group_size=2)
 

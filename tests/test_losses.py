@@ -182,9 +182,13 @@ def test_gspo_by_hand():
   loss, gradient, _ = loss_and_gradient(lp, batch, kind='gspo', clip_low=0.3)
   a, b = np.exp(0.2), np.exp(-0.2)
   np.testing.assert_allclose(loss, -2 * a / 2 + b / 2, rtol=1e-5)
-  # Each token of a sequence moves its mean by 1 / length.
+  # A token's gradient is its own: with A the same along a sequence and weights
+  # of its mean, that of the sequence's ratio.
   np.testing.assert_allclose(
       gradient, f(0, -a / 2, -a / 2, 0, b / 2), rtol=1e-5)
+  steps = batch._replace(advantages=f(0, 1, -1, 0, 0))
+  _, gradient, _ = loss_and_gradient(lp, steps, kind='gspo', clip_low=0.3)
+  np.testing.assert_allclose(gradient, f(0, -a / 4, a / 4, 0, 0), rtol=1e-5)
   _, gradient, _ = loss_and_gradient(lp, batch, kind='gspo', clip_high=0.1)
   assert not gradient[0, :3].any(), 'clipped as a sequence'
 
@@ -235,7 +239,8 @@ def config(group=2, loss=(), policy=(), **optim):
   return Config(
       steps=1, loss=Loss(**{'logprob_chunk': 5, **dict(loss)}),
       policy=config_lib.Model(**dict(policy)),
-      rollout=Rollout(temperature=0.8, group_size=group),
+      rollout=Rollout(temperature=0.8, group_size=group, max_prompt_tokens=5,
+                      max_new_tokens=7),
       optim=Optim(**{'lr': 1e6, 'b1': 0.0, 'b2': 0.0, 'eps': 1e6,
                      'weight_decay': 0.0, 'clip_norm': 1e9} | optim))
 
@@ -353,15 +358,18 @@ def test_a_gradient_that_is_not_finite_is_skipped(small, rng, one_device):
 
 
 def test_one_good_gradient_ends_the_count_of_bad_ones(small, rng, one_device):
+  """What is skipped takes no step of the schedule either."""
   cfg, params = small
   batch = experience(small, rng)
   bad = batch._replace(advantages=batch.advantages * np.nan)
-  run = config(max_skipped=2)
-  state = learner.init_state(jax.tree.map(jnp.copy, params), run.optim, 1)
-  for part, count in ((bad, 1), (batch, 0), (bad, 1)):
-    state, _ = learner.update(run, cfg, state, part, one_device, 2)
+  run = dataclasses.replace(config(max_skipped=2, lr=1.0, schedule='linear'),
+                            steps=4)
+  state = learner.init_state(jax.tree.map(jnp.copy, params), run.optim, 4)
+  for part, count, rate in ((bad, 1, 1.0), (batch, 0, 1.0), (bad, 1, 0.75)):
+    state, values = learner.update(run, cfg, state, part, one_device, 2)
     assert int(state.skipped) == count
-  assert int(state.step) == 3
+    assert values['optim/lr'] == rate
+  assert int(state.step) == 1
 
 
 def test_eight_devices_update_as_one(small, rng, one_device):

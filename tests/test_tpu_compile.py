@@ -40,6 +40,11 @@ QWEN3_4B = ModelConfig(
     remat='full', attention='splash')
 V5E_BYTES = 15.75 * 2**30  # of a chip, usable
 V5E, V6E, V5P = 'v5e:2x4', 'v6e:2x4', 'v5p:2x2x1'
+GIB = 2**30 / 1e9  # bars are in 1e9 bytes a chip
+# A gradient's program does not know that the optimiser's moments are there as
+# well: without these it is less thrifty (docs/tpu.md).
+FLAGS = {'xla_tpu_scheduler_percent_shared_memory_limit': '70',
+         'xla_tpu_licm_size_inflation_ratio': '0.1'}
 
 
 @pytest.fixture(scope='module')
@@ -103,7 +108,7 @@ class Step:
             lambda x: self.array((), x.dtype), logs))
       compiled = learner.gradient.lower(
           self.cfg, self.params, self.batch, config_lib.Loss(),
-          temperature=0.8, total=total).compile()
+          temperature=0.8, total=total).compile(compiler_options=FLAGS)
     for x, split, wanted in zip(
         jax.tree.leaves(self.params),
         jax.tree.leaves(compiled.output_shardings[0]),
@@ -144,8 +149,8 @@ def per_chip(tree):
 
 @pytest.mark.parametrize('name, remat, more, bar', [
     (V5E, 'full', False, 15.7), (V5E, 'offload', False, 13.7),
-    (V5E, 'offload', True, 15.7), (V6E, 'full', True, 31.25 * 1.0737),
-    (V5P, 'full', True, 95.74 * 1.0737)])
+    (V5E, 'offload', True, 15.7), (V6E, 'full', True, 31.25 * GIB),
+    (V5P, 'full', True, 95.74 * GIB)])
 def test_a_train_step_of_qwen3_4b(v5e_8, name, remat, more, bar):
   """Rows of 20,480 tokens, parameters and moments in float32 on the chips."""
   step = Step(dataclasses.replace(QWEN3_4B, remat=remat), name)

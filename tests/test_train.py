@@ -13,7 +13,7 @@ import pytest
 from exprl_jax import config as config_lib
 from exprl_jax import grading, main, metrics, rewards
 from exprl_jax.judge.readout import EMPTY, OK, UNREADABLE
-from exprl_jax.types import InputError, Problem, Rollout
+from exprl_jax.types import InputError, Problem, Rollout, Scores
 from tests.conftest import POLICY
 
 SHORT = ['--config.steps=3', '--config.eval.limit=4', '--config.eval.samples=2',
@@ -80,7 +80,8 @@ def test_the_main_job_in_short(tmp_path, capsys):
                    '--config.rollout.overlong=mask'], ['mismatch/is_ess']),
     ('tiny_sft', [], ['sft/loss', 'perf/packing_fill']),
     ('tiny_self_distill', GROUPS, ['teacher/gap']),
-    ('tiny_self_distill', [*GROUPS, '--config.loss.kind=exact_kl'],
+    ('tiny_self_distill', [*GROUPS, '--config.loss.kind=exact_kl',
+                           '--config.rollout.overlong=mask'],
      ['policy/entropy']),
     ('tiny_stage2', [*GROUPS, '--config.select.drop_zero_spread=True',
                      '--config.select.tries=1', '--config.select.curriculum=1'],
@@ -88,7 +89,7 @@ def test_the_main_job_in_short(tmp_path, capsys):
       'data/never_solved_frac', 'group/zero_spread_frac']),
     ('tiny', [*GROUPS, '--config.policy.lora_rank=4', '--config.loss.kind=gspo',
               '--config.loss.aggregation=seq_mean_token_mean',
-              '--config.credit.sparse_weight=0.5', '--config.credit.rule=end',
+              '--config.credit.sparse_weight=0.5',
               '--config.optim.offload=True'], ['policy/ref_kl']),
 ], ids=lambda x: x if isinstance(x, str) else '')
 def test_every_recipe_runs(tmp_path, config, flags, names):
@@ -152,7 +153,7 @@ def test_domains_have_templates_prompts_and_credit_of_their_own(tmp_path):
 
 def test_nothing_to_train_on_stops_the_run(tmp_path):
   """Two samples at temperature 0 are the same: no group has a spread."""
-  with pytest.raises(RuntimeError, match='2 steps in a row without a group'):
+  with pytest.raises(RuntimeError, match='2 steps in a row without a row'):
     run('tiny_stage2', tmp_path, '--config.rollout.group_size=2',
         '--config.rollout.temperature=0', '--config.select.tries=0',
         '--config.select.drop_zero_spread=True', '--config.select.max_empty=2',
@@ -348,3 +349,26 @@ def test_early_judging_changes_nothing(tmp_path, monkeypatch):
                 for name, overlap in (('late', False), ('soon', True)))
   assert late == soon
   assert 0 < sum(asked) < 8  # of 8 groups; the last one ends the sampling
+
+
+def test_what_becomes_of_rows_without_an_end():
+  """Two rows of two scores; the second one used 5 of 6 tokens and goes on."""
+  completion = np.arange(7)[None, :] >= np.array([[5], [2]])
+  rollout = Rollout(np.zeros((2, 7), np.int32), completion, completion,
+                    np.zeros((2, 7)), np.array([True, False]))
+  scores = Scores(np.array([[.5, .25], [.5, 1.]], np.float32),
+                  np.array([[5, 6], [3, 6]]), np.array([[1, 0], [1, 1]], bool))
+
+  def value(kind, **more):
+    out = rewards.overlong(scores, rollout, config_lib.Rollout(
+        overlong=kind, max_new_tokens=6, **more))
+    return np.where(out.valid, out.value, np.nan)
+
+  nan = np.nan
+  for kind, want in (('keep', [[.5, nan], [.5, 1]]),
+                     ('zero', [[.5, nan], [0, 0]]),
+                     ('mask', [[.5, nan], [nan, nan]])):
+    np.testing.assert_array_equal(value(kind), want)
+  # Of the last 4 tokens the first row used none, the second one 3.
+  np.testing.assert_allclose(value('soft', overlong_buffer=4),
+                             [[.5, nan], [.5, .25]])

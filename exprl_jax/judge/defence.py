@@ -17,17 +17,20 @@ def probe(config: Config, judge: Judge, problems: Sequence[Problem],
   Args:
     config: its `judge` and reward.
     judge: to be asked.
-    problems: probes are about the first `count` of them; at least two.
+    problems: probes are about the first `count` of each domain; at least two.
     count: see above.
   """
   tokenizer = judge.tokenizer
   segment = steps_lib.of_config(config, tokenizer)
   special = tokenizer.special_tokens
   items, names = [], []
-  for i, problem in enumerate(problems[:count]):
-    other = problems[(i + 1) % len(problems)]
-    for name, text in probes.probes(problem, other, judge.template.text,
-                                    special):
+  domains = {d: [p for p in problems if p.domain == d]
+             for d in dict.fromkeys(p.domain for p in problems)}
+  chosen = [p for own in domains.values() for p in own[:count]]
+  for problem in chosen:
+    other = problems[(problems.index(problem) + 1) % len(problems)]
+    template = judge.of(problem).template
+    for name, text in probes.probes(problem, other, template.text, special):
       items.append((problem, segment.split(text)))
       names.append(name)
   verdicts = judge.score(items, max(len(steps) for _, steps in items))
@@ -89,7 +92,8 @@ class Alarm:
       A warning when it goes off, else ''.
     """
     cfg, groups = self._config.judge, self._config.data.batch
-    j, a = values['reward/mean'], values['reward/accuracy']
+    a = values['reward/accuracy']  # of all samples, so that of the judge, too
+    j = values.get('reward/unfiltered_mean', values['reward/mean'])
     # Rows of a group resemble each other: errors as if groups were rows.
     self._seen.append((j, a, values['reward/std'] / math.sqrt(groups),
                        math.sqrt(a * (1 - a) / groups)))

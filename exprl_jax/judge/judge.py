@@ -291,6 +291,11 @@ class Judge:
     self.engine.release()
     return out
 
+  def of(self, problem: Problem) -> 'Judge':
+    """The judge of a problem: this one."""
+    del problem
+    return self
+
   def with_readout(self, name: str) -> 'Judge':
     """The same judge, read in another way."""
     return Judge(dataclasses.replace(self.cfg, readout=name), self.model,
@@ -310,9 +315,18 @@ class ByDomain:
   def __getattr__(self, name: str):
     return getattr(self._default, name)
 
+  def of(self, problem: Problem) -> Judge:
+    """The judge of a problem."""
+    return self._domains.get(problem.domain, self._default)
+
+  def with_readout(self, name: str) -> 'ByDomain':
+    """The same judges, read in another way."""
+    return ByDomain(self._default.with_readout(name), {
+        d: judge.with_readout(name) for d, judge in self._domains.items()})
+
   def score(self, items: Sequence[Item], max_steps: int) -> Verdicts:
     """As Judge.score, each item by its domain's judge."""
-    judges = [self._domains.get(p.domain, self._default) for p, _ in items]
+    judges = [self.of(p) for p, _ in items]
     rows, parts = [], []
     for judge in dict.fromkeys(judges):
       own = [i for i, j in enumerate(judges) if j is judge]

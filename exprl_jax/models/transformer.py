@@ -65,7 +65,7 @@ class Adapted:
   """A frozen matrix and its low-rank adapter, in place of an array (lora.py).
   """
 
-  base: jax.Array | Int8  # [*in, *out]
+  base: jax.Array  # [*in, *out]
   a: jax.Array  # [in, rank]
   b: jax.Array  # [rank, out]
 

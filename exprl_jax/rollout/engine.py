@@ -149,8 +149,8 @@ class Engine:
     return [rows for k in range(3) if (rows := most // 4**k)]
 
   def release(self) -> None:
-    """Gives the pool's memory back until the next call."""
-    self._pool = self._state = None
+    """Gives the memory of pool and parameters back until the next call."""
+    self._pool = self._state = self._params = None
 
   def generate(self, params, requests: Sequence[Request], key: jax.Array,
                done: Callable[[int, Sample], None] = lambda id_, sample: None,
