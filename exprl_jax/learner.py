@@ -19,7 +19,7 @@ import optax
 from exprl_jax import losses, packing
 from exprl_jax import mesh as mesh_lib
 from exprl_jax.config import Config, Loss, Optim, longest
-from exprl_jax.models import lora
+from exprl_jax.models import lora, transformer
 from exprl_jax.models.config import ModelConfig
 from exprl_jax.types import Experience, TrainState
 
@@ -121,7 +121,7 @@ def gradient(model: ModelConfig, params, batch: Experience, cfg: Loss, *,
                                   batch.segment_ids)
     lp, entropy = losses.read(
         model, whole, hidden, batch.tokens, batch.segment_ids, temperature,
-        cfg.logprob_chunk)
+        cfg.logprob_chunk, train_head=not scale)
     if cfg.kind == 'nll':
       loss = losses.nll(lp, batch.weight)
       return loss, ({'sft/loss': loss}, {})
@@ -132,12 +132,18 @@ def gradient(model: ModelConfig, params, batch: Experience, cfg: Loss, *,
       kl = losses.exact_kl(
           model, whole, hidden, losses.hidden_states(
               model, frozen, batch.teacher_tokens, batch.teacher_ids),
-          frozen, batch.segment_ids, temperature, cfg.logprob_chunk)
+          frozen, batch.segment_ids, temperature, cfg.logprob_chunk,
+          train_head=not scale)
       loss = jnp.sum(batch.weight * kl)
       logs[0]['policy/loss'] = loss
     return loss, logs
 
   grads, (sums, largest) = jax.grad(loss_of, has_aux=True)(params)
+  if not scale:  # or the compiler may give each device all of every gradient
+    grads = jax.tree.map(
+        lambda axes, g: mesh_lib.constrain(g, *axes),
+        transformer.logical_axes(model), grads,
+        is_leaf=lambda x: isinstance(x, tuple))
   if total is not None:
     grads, sums = jax.tree.map(jnp.add, total[:2], (grads, sums))
     largest = jax.tree.map(jnp.maximum, total[2], largest)

@@ -45,13 +45,16 @@ def token_logprobs(cfg: ModelConfig, params, tokens: jax.Array,
 
 
 def read(cfg: ModelConfig, params, hidden: jax.Array, tokens: jax.Array,
-         segment_ids: jax.Array, temperature: float, chunk: int
-         ) -> tuple[jax.Array, jax.Array]:
-  """`token_logprobs` of hidden states f32[B, T, D]."""
+         segment_ids: jax.Array, temperature: float, chunk: int,
+         train_head: bool = True) -> tuple[jax.Array, jax.Array]:
+  """`token_logprobs` of hidden states f32[B, T, D].
+
+  With train_head=False the vocabulary's matrix gets no gradient (adapters).
+  """
   size = _chunks(tokens.shape[1], chunk)
   logprobs, entropy = _read(
-      cfg, temperature, transformer.head(cfg, params), _split(hidden, *size),
-      _split(jnp.roll(tokens, -1, axis=1), *size))
+      cfg, temperature, train_head, transformer.head(cfg, params),
+      _split(hidden, *size), _split(jnp.roll(tokens, -1, axis=1), *size))
   real = goes_on(segment_ids)
   join = lambda x: jnp.where(real, _join(x, tokens.shape[1]), 0.0)
   return join(logprobs), join(entropy)
@@ -98,13 +101,15 @@ def _gathered(head):
   return mesh_lib.constrain(head, None, 'vocab')
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _read(cfg: ModelConfig, temperature: float, head, hidden, targets):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _read(cfg: ModelConfig, temperature: float, train_head: bool, head, hidden,
+          targets):
   """Log-probability of the targets, and entropy: f32[n, B, width] each."""
-  return _read_forward(cfg, temperature, head, hidden, targets)[0]
+  return _read_forward(cfg, temperature, train_head, head, hidden, targets)[0]
 
 
-def _read_forward(cfg, temperature, head, hidden, targets):
+def _read_forward(cfg, temperature, train_head, head, hidden, targets):
+  del train_head
   whole = _gathered(head)
 
   def one(_, inputs):
@@ -119,7 +124,7 @@ def _read_forward(cfg, temperature, head, hidden, targets):
   return (logprobs, entropy), (head, hidden, targets, entropy, lse)
 
 
-def _read_backward(cfg, temperature, saved, gradients):
+def _read_backward(cfg, temperature, train_head, saved, gradients):
   """With p the probabilities and H the entropy, of a logit z_v:
 
   d log p_y / d z_v = [v = y] - p_v,  d H / d z_v = -p_v (log p_v + H).
@@ -132,16 +137,19 @@ def _read_backward(cfg, temperature, saved, gradients):
     d = jnp.exp(logp) * -(to_logprob + to_entropy * (logp + entropy))
     return d + jnp.where(hit, to_logprob, 0.0)
 
-  return *_project_backward(cfg, temperature, head, hidden, to_logits,
-                            (targets, entropy, lse, *gradients)), None
+  return *_project_backward(
+      cfg, temperature, train_head, head, hidden, to_logits,
+      (targets, entropy, lse, *gradients)), None
 
 
-def _project_backward(cfg, temperature, head, hidden, to_logits, inputs):
+def _project_backward(cfg, temperature, train_head, head, hidden, to_logits,
+                      inputs):
   """Gradients of the head and of hidden states f32[n, B, width, D].
 
   Args:
     cfg: the model.
     temperature: that logits are divided by.
+    train_head: False: its gradient is not wanted, and 0.
     head: [D, V].
     hidden: in chunks.
     to_logits: (logits / temperature, *inputs of a chunk) -> their gradient.
@@ -160,15 +168,20 @@ def _project_backward(cfg, temperature, head, hidden, to_logits, inputs):
     d = to_logits(logits / temperature, *map(last, inputs)) / temperature
     if cfg.logit_softcap:
       d *= 1.0 - (logits / cfg.logit_softcap)**2
-    total += jnp.einsum('ptd,ptv->pdv', flat(h), flat(d), precision=precision)
+    if train_head:
+      total += jnp.einsum('ptd,ptv->pdv', flat(h), flat(d),
+                          precision=precision)
+      total = mesh_lib.constrain(total, 'batch', None, 'vocab')
     d = d.reshape(-1, d.shape[-1])
-    return (mesh_lib.constrain(total, 'batch', None, 'vocab'),
-            jax.lax.dot(d, whole.T, precision=precision).reshape(h.shape))
+    return total, jax.lax.dot(d, whole.T, precision=precision).reshape(h.shape)
 
   # Each device adds up its own rows. Were the total split as the parameter is,
   # all of it would go over the network for every chunk.
-  d_head, d_hidden = jax.lax.scan(
-      one, jnp.zeros((parts, *head.shape), jnp.float32), (hidden, *inputs))
+  zero = (parts, *head.shape) if train_head else ()
+  d_head, d_hidden = jax.lax.scan(one, jnp.zeros(zero, jnp.float32),
+                                  (hidden, *inputs))
+  if not train_head:
+    return jnp.zeros_like(head), d_hidden
   d_head = _sum_of_parts(d_head, tuple(axes)).astype(head.dtype)
   # The sum is taken before the layers' gradients. Else it is fused with the
   # embedding's, and the whole matrix is there until the layers' are done.
@@ -212,8 +225,8 @@ _read.defvjp(_read_forward, _read_backward)
 
 
 def exact_kl(cfg: ModelConfig, params, hidden: jax.Array, teacher: jax.Array,
-             frozen, segment_ids: jax.Array, temperature: float, chunk: int
-             ) -> jax.Array:
+             frozen, segment_ids: jax.Array, temperature: float, chunk: int,
+             train_head: bool = True) -> jax.Array:
   """KL(policy || teacher) over the whole vocabulary, f32[B, T], in nats.
 
   sum_v p_v (log p_v - log q_v) of the distribution that each token was drawn
@@ -228,24 +241,28 @@ def exact_kl(cfg: ModelConfig, params, hidden: jax.Array, teacher: jax.Array,
     segment_ids: i32[B, T].
     temperature: of both.
     chunk: columns per projection.
+    train_head: see `read`.
   """
   size = _chunks(hidden.shape[1], chunk)
   out = _exact_kl(
-      cfg, temperature, transformer.head(cfg, params), _split(hidden, *size),
-      *jax.lax.stop_gradient((transformer.head(cfg, frozen),
-                              _split(teacher, *size))))
+      cfg, temperature, train_head, transformer.head(cfg, params),
+      _split(hidden, *size), *jax.lax.stop_gradient(
+          (transformer.head(cfg, frozen), _split(teacher, *size))))
   return jnp.where(goes_on(segment_ids), _join(out, hidden.shape[1]), 0.0)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _exact_kl(cfg: ModelConfig, temperature: float, head, hidden, other,
-              teacher):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _exact_kl(cfg: ModelConfig, temperature: float, train_head: bool, head,
+              hidden, other, teacher):
   """KL f32[n, B, width] of hidden states under `head` from those of another.
   """
-  return _exact_kl_forward(cfg, temperature, head, hidden, other, teacher)[0]
+  return _exact_kl_forward(cfg, temperature, train_head, head, hidden, other,
+                           teacher)[0]
 
 
-def _exact_kl_forward(cfg, temperature, head, hidden, other, teacher):
+def _exact_kl_forward(cfg, temperature, train_head, head, hidden, other,
+                      teacher):
+  del train_head
   heads = _gathered(head), _gathered(other)
 
   def one(_, states):
@@ -257,7 +274,7 @@ def _exact_kl_forward(cfg, temperature, head, hidden, other, teacher):
   return kl, (head, hidden, other, teacher, kl)
 
 
-def _exact_kl_backward(cfg, temperature, saved, gradient):
+def _exact_kl_backward(cfg, temperature, train_head, saved, gradient):
   """d KL / d z_v = p_v (log p_v - log q_v - KL)."""
   head, hidden, other, teacher, kl = saved
   whole = _gathered(other)
@@ -268,8 +285,9 @@ def _exact_kl_backward(cfg, temperature, saved, gradient):
         transformer.logits(cfg, whole, teacher) / temperature)
     return gradient * jnp.exp(p) * (p - q - kl)
 
-  return *_project_backward(cfg, temperature, head, hidden, to_logits,
-                            (teacher, kl, gradient)), None, None
+  return *_project_backward(
+      cfg, temperature, train_head, head, hidden, to_logits,
+      (teacher, kl, gradient)), None, None
 
 
 _exact_kl.defvjp(_exact_kl_forward, _exact_kl_backward)
