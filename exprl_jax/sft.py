@@ -28,8 +28,9 @@ def sft(config: Config, workdir: pathlib.Path) -> list[metrics.Row]:
                                 config.data.limit)
   held_out = evaluate.HeldOut(config, tokenizer)
   batch_of = data.batches(problems, config.data.batch, config.seed)
-  for problem in problems:
-    encode(tokenizer, problem, config)  # all of them fit
+  if isinstance(problems, list):  # of a file; generated text is made to fit
+    for problem in problems:
+      encode(tokenizer, problem, config)  # raises if it does not
   model, params, frozen = source.policy(config, mesh)
   whole = lambda params, dtype='': params if frozen is None else lora.merge(
       frozen, params, lora.scale(config.policy), dtype)

@@ -372,3 +372,12 @@ def test_what_becomes_of_rows_without_an_end():
   # Of the last 4 tokens the first row used none, the second one 3.
   np.testing.assert_allclose(value('soft', overlong_buffer=4),
                              [[.5, nan], [.5, .25]])
+
+
+def test_a_solution_that_does_not_fit_is_named_before_anything_is_written(
+    tmp_path):
+  path = tmp_path / 'rows.jsonl'
+  path.write_text(json.dumps({'question': 'q', 'solution': 'by dec 4 ' * 17}))
+  with pytest.raises(InputError, match='problem 1: its solution has 52 tokens'):
+    run('tiny_sft', tmp_path / 'w', f'--config.data.train={path}')
+  assert not (tmp_path / 'w').exists()
