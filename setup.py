@@ -18,7 +18,7 @@ setuptools.setup(
     packages=setuptools.find_packages(include=['exprl_jax', 'exprl_jax.*']),
     package_data={'exprl_jax': [
         'assets/*/*', 'judge/templates/*.txt', 'judge/questions/*.txt',
-        'report.html']},
+        'runtime/report.html']},
     install_requires=[
         # 0.10.2 is the last jax for Python 3.11; libtpu is pinned by it.
         'jax>=0.10.2,<0.12',

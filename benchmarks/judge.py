@@ -27,11 +27,11 @@ import jax
 import numpy as np
 
 from exprl_jax import config as config_lib
-from exprl_jax import mesh as mesh_lib
 from exprl_jax.models import config as model_config
 from exprl_jax.models import transformer
 from exprl_jax.rollout import decode, engine
 from exprl_jax.rollout.scheduler import Fork, Request, Root, Sampling
+from exprl_jax.runtime import mesh as mesh_lib
 
 _STEPS = flags.DEFINE_integer('steps', 8, 'S.')
 _COMMON = flags.DEFINE_integer('common', 300, 'Tokens before the trace.')

@@ -80,8 +80,8 @@ def load(folder: pathlib.Path, devices: int, frozen: bool) -> dict:
   jax.config.update('jax_platforms', 'cpu')
   jax.config.update('jax_num_cpu_devices', devices)
   from exprl_jax import config as config_lib
-  from exprl_jax import mesh as mesh_lib
   from exprl_jax.models import hf
+  from exprl_jax.runtime import mesh as mesh_lib
   mesh = mesh_lib.make_mesh(config_lib.Mesh(data=1, fsdp=devices))
   jax.block_until_ready(jax.numpy.zeros(1) + 1)  # the platform is up
   before = peak_rss_gb()

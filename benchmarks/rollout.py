@@ -40,10 +40,10 @@ import jax
 import numpy as np
 
 from exprl_jax import config as config_lib
-from exprl_jax import mesh as mesh_lib
 from exprl_jax.models import config as model_config
 from exprl_jax.models import transformer
 from exprl_jax.rollout import decode, engine
+from exprl_jax.runtime import mesh as mesh_lib
 
 try:
   from flax import nnx

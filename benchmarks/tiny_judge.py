@@ -25,15 +25,17 @@ import jax
 import numpy as np
 
 from exprl_jax import config as config_lib
-from exprl_jax import data, rewards
-from exprl_jax import mesh as mesh_lib
-from exprl_jax.judge import calibration, defence
-from exprl_jax.judge import judge as judge_lib
-from exprl_jax.judge import steps as steps_lib
+from exprl_jax.data import problems as data
+from exprl_jax.data import steps as steps_lib
+from exprl_jax.data.tokenizer import Tokenizer
+from exprl_jax.judge import calibration
+from exprl_jax.judge import hacking as defence
+from exprl_jax.judge import tree as judge_lib
 from exprl_jax.models import hf
+from exprl_jax.rewards import base as rewards
 from exprl_jax.rollout import engine
+from exprl_jax.runtime import mesh as mesh_lib
 from exprl_jax.tiny import traces, world
-from exprl_jax.tokenizer import Tokenizer
 
 _JUDGE = flags.DEFINE_string('judge', 'asset:tiny_judge', 'Model folder.')
 _POLICIES = flags.DEFINE_list('policies', ['asset:tiny_policy'],

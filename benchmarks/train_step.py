@@ -42,10 +42,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from exprl_jax import config as config_lib
-from exprl_jax import learner, rewards, train
-from exprl_jax import mesh as mesh_lib
 from exprl_jax.models import config as model_config
 from exprl_jax.models import transformer
+from exprl_jax.rewards import base as rewards
+from exprl_jax.rl import learner
+from exprl_jax.runs import train
+from exprl_jax.runtime import mesh as mesh_lib
 from exprl_jax.types import Experience, Problem, Scores
 
 MODEL = {

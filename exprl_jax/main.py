@@ -20,18 +20,18 @@ from exprl_jax.types import InputError
 # config.run -> the function (config, workdir) -> rows that does it. Imported
 # when needed, so that a misspelt flag is reported at once.
 _RUNS = {
-    'train': ('exprl_jax.train', 'train'),
-    'sft': ('exprl_jax.sft', 'sft'),
-    'evaluate': ('exprl_jax.compare', 'compare'),
-    'judge': ('exprl_jax.judging', 'judge'),
-    'train_judge': ('exprl_jax.tiny.train_judge', 'train_judge'),
+    'train': ('exprl_jax.runs.train', 'train'),
+    'sft': ('exprl_jax.runs.sft', 'sft'),
+    'evaluate': ('exprl_jax.runs.evaluate', 'compare'),
+    'judge': ('exprl_jax.runs.judge', 'judge'),
+    'train_judge': ('exprl_jax.runs.train_judge', 'train_judge'),
 }
 
 # Likewise, of runs that write no workdir: (config) -> None.
 _TOOLS = {
-    'sample': ('exprl_jax.generate', 'generate'),
-    'prepare': ('exprl_jax.prepare', 'prepare'),
-    'export': ('exprl_jax.export', 'export'),
+    'sample': ('exprl_jax.runs.sample', 'generate'),
+    'prepare': ('exprl_jax.runs.rubrics', 'prepare'),
+    'export': ('exprl_jax.runs.export', 'export'),
 }
 
 
@@ -135,7 +135,7 @@ def main(argv: list[str]) -> None:
   if config.compare:
     runs.append((config.compare, compared(config, path)))
   if found.dry_run:
-    from exprl_jax import dry_run
+    from exprl_jax.runs import dry_run
     dry_run.dry_run(config)
     return
   if config.run in _TOOLS:
@@ -144,7 +144,8 @@ def main(argv: list[str]) -> None:
     return
   import jax
 
-  from exprl_jax import checkpoint, report
+  from exprl_jax.runtime import checkpoints as checkpoint
+  from exprl_jax.runtime import report
   if jax.process_count() > 1 and not found.workdir:
     raise InputError('--workdir is missing: several processes need the same')
   first = jax.process_index() == 0

@@ -18,9 +18,9 @@ import pytest
 import tokenizers
 
 from exprl_jax import config as config_lib
-from exprl_jax import mesh as mesh_lib
+from exprl_jax.data.tokenizer import Tokenizer
 from exprl_jax.models import config, hf, transformer
-from exprl_jax.tokenizer import Tokenizer
+from exprl_jax.runtime import mesh as mesh_lib
 
 POLICY = config_lib.resolve('asset:tiny_policy')
 JUDGE = config_lib.resolve('asset:tiny_judge')

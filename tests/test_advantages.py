@@ -6,8 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from exprl_jax import advantages
 from exprl_jax.config import Credit
+from exprl_jax.rl import advantages
 from exprl_jax.types import Scores
 
 

@@ -5,9 +5,11 @@ import json
 import numpy as np
 import pytest
 
-from exprl_jax import behaviours, main, metrics
 from exprl_jax import config as config_lib
+from exprl_jax import main
+from exprl_jax.evals import behaviors as behaviours
 from exprl_jax.rollout.scheduler import Sample
+from exprl_jax.runtime import metrics
 from exprl_jax.types import Problem
 from tests.conftest import SMALL_JSON, make_bpe
 

@@ -3,8 +3,8 @@ import json
 
 import pytest
 
-from exprl_jax import data
-from exprl_jax.judge import rubrics
+from exprl_jax.data import problems as data
+from exprl_jax.data import rubrics
 from exprl_jax.tiny import world
 from exprl_jax.types import InputError, Problem
 

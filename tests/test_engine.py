@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 
 from exprl_jax import config as config_lib
-from exprl_jax import losses
-from exprl_jax import mesh as mesh_lib
 from exprl_jax.models import transformer
+from exprl_jax.rl import losses
 from exprl_jax.rollout import decode, sampling
 from exprl_jax.rollout import engine as engine_lib
 from exprl_jax.rollout.engine import Engine, Options
 from exprl_jax.rollout.pages import Pages
 from exprl_jax.rollout.scheduler import Fork, Request, Root, Sampling
+from exprl_jax.runtime import mesh as mesh_lib
 from exprl_jax.types import InputError
 
 # Ragged prompts, also of one token, and ends on and off page boundaries (4).

@@ -10,20 +10,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from exprl_jax import (
-  checkpoint,
-  compare,
-  diagnose,
-  evaluate,
-  losses,
-  main,
-  source,
-)
 from exprl_jax import config as config_lib
-from exprl_jax import metrics as metrics_lib
-from exprl_jax.judge.steps import Segmenter
+from exprl_jax import main
+from exprl_jax.data.steps import Segmenter
+from exprl_jax.evals import held_out as evaluate
+from exprl_jax.evals import policy_statistics as diagnose
 from exprl_jax.models import hf, lora
+from exprl_jax.models import references as source
+from exprl_jax.rl import losses
 from exprl_jax.rollout.scheduler import Sample
+from exprl_jax.runs import evaluate as compare
+from exprl_jax.runtime import checkpoints as checkpoint
+from exprl_jax.runtime import metrics as metrics_lib
 from exprl_jax.types import InputError, Problem, TrainState
 from tests.conftest import POLICY
 

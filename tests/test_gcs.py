@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 
 from exprl_jax import config as config_lib
-from exprl_jax import data, export
+from exprl_jax.data import problems as data
+from exprl_jax.data.tokenizer import Tokenizer
 from exprl_jax.models import hf
-from exprl_jax.tokenizer import Tokenizer
+from exprl_jax.runs import export
 from exprl_jax.types import InputError
 from tests.conftest import POLICY
 

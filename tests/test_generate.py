@@ -5,7 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from exprl_jax import losses, main
+from exprl_jax import main
+from exprl_jax.rl import losses
 from exprl_jax.types import InputError
 
 QUESTION = 'ben has 19 figs . mar borrows 2 . how many ?'

@@ -10,8 +10,9 @@ import time
 
 import pytest
 
-from exprl_jax import config, grading
-from exprl_jax.grading import boxed, final_answer, grade
+from exprl_jax import config as config
+from exprl_jax.grading import grader as grading
+from exprl_jax.grading.grader import boxed, final_answer, grade
 from exprl_jax.types import InputError, Problem
 
 CODE = pathlib.Path(__file__).parents[1] / 'docs/examples/code_grader.py'

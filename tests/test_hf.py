@@ -12,9 +12,9 @@ import safetensors
 import safetensors.numpy
 
 from exprl_jax import config as config_lib
-from exprl_jax import mesh as mesh_lib
 from exprl_jax.models import config, hf, transformer
 from exprl_jax.models.rope import Rope
+from exprl_jax.runtime import mesh as mesh_lib
 from exprl_jax.types import InputError
 from tests.conftest import POLICY, SMALL_JSON
 

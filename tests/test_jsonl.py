@@ -2,7 +2,7 @@
 
 import pytest
 
-from exprl_jax import jsonl
+from exprl_jax.runtime import jsonl
 
 
 @pytest.mark.parametrize('text, rows, kept', [

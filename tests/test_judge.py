@@ -12,15 +12,16 @@ import numpy as np
 import pytest
 
 from exprl_jax import config as config_lib
+from exprl_jax.data.tokenizer import Tokenizer
 from exprl_jax.judge import cache as cache_lib
-from exprl_jax.judge import judge as judge_lib
-from exprl_jax.judge import prompts, readout
-from exprl_jax.judge.judge import Judge
+from exprl_jax.judge import prompts
+from exprl_jax.judge import readouts as readout
+from exprl_jax.judge import tree as judge_lib
+from exprl_jax.judge.tree import Judge
 from exprl_jax.models import config as model_config
 from exprl_jax.models import hf, transformer
 from exprl_jax.tiny import rows as rows_lib
 from exprl_jax.tiny import world
-from exprl_jax.tokenizer import Tokenizer
 from exprl_jax.types import Checkpoint, InputError, Problem
 from tests.conftest import JUDGE, SMALL_JSON, make_bpe
 

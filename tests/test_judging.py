@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from exprl_jax import config as config_lib
-from exprl_jax import judging, main
-from exprl_jax.judge import defence
-from exprl_jax.judge import judge as judge_lib
+from exprl_jax import main
+from exprl_jax.judge import hacking as defence
+from exprl_jax.judge import tree as judge_lib
+from exprl_jax.runs import judge as judging
 from exprl_jax.tiny import traces, world
 from exprl_jax.types import InputError
 

@@ -5,11 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from exprl_jax import learner, losses
-from exprl_jax import mesh as mesh_lib
 from exprl_jax.config import Mesh
 from exprl_jax.models import config as model_config
 from exprl_jax.models import lora, transformer
+from exprl_jax.rl import learner, losses
+from exprl_jax.runtime import mesh as mesh_lib
 from tests import conftest, test_losses
 
 MOE = model_config.parse_config(conftest.SMALL_JSON | {

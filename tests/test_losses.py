@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from exprl_jax import config as config_lib
-from exprl_jax import learner, losses
-from exprl_jax import mesh as mesh_lib
 from exprl_jax.config import Config, Loss, Optim, Rollout
 from exprl_jax.models import transformer
+from exprl_jax.rl import learner, losses
+from exprl_jax.runtime import mesh as mesh_lib
 from exprl_jax.types import Experience
 
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from exprl_jax import config as config_lib
-from exprl_jax import mesh as mesh_lib
 from exprl_jax.models import attention, transformer
 from exprl_jax.rollout import decode
+from exprl_jax.runtime import mesh as mesh_lib
 from exprl_jax.types import InputError
 from tests.conftest import SMALL
 

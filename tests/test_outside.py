@@ -13,9 +13,9 @@ torch = pytest.importorskip('torch', reason='pip install -e ".[test]"')
 import tokenizers
 import transformers
 
-from exprl_jax import advantages, learner
 from exprl_jax.config import Config, Credit, Loss, Optim, Rollout
 from exprl_jax.models import hf
+from exprl_jax.rl import advantages, learner
 from exprl_jax.types import Experience, Scores
 from tests.test_losses import close
 

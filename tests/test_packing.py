@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from exprl_jax import packing
+from exprl_jax.rl import packing
 
 
 def sequences(rng, rows=30, columns=40):

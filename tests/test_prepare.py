@@ -11,10 +11,14 @@ import optax
 import pytest
 import tokenizers
 
-from exprl_jax import data, jsonl, losses, main, prepare
-from exprl_jax.judge import rubrics
+from exprl_jax import main
+from exprl_jax.data import problems as data
+from exprl_jax.data import rubrics
 from exprl_jax.models import config as model_config
 from exprl_jax.models import hf, transformer
+from exprl_jax.rl import losses
+from exprl_jax.runs import rubrics as prepare
+from exprl_jax.runtime import jsonl
 from exprl_jax.types import Checkpoint, InputError, Problem
 from tests.conftest import make_bpe
 

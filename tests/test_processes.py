@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 
 from exprl_jax import config as config_lib
-from exprl_jax import main, metrics
-from exprl_jax import mesh as mesh_lib
+from exprl_jax import main
 from exprl_jax.models import hf
 from exprl_jax.rollout import decode, engine
+from exprl_jax.runtime import mesh as mesh_lib
+from exprl_jax.runtime import metrics
 from tests.test_models import logits
 
 ROOT = pathlib.Path(__file__).parent.parent

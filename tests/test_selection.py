@@ -5,8 +5,8 @@ import collections
 import numpy as np
 import pytest
 
-from exprl_jax import selection
 from exprl_jax.config import Config, Data, Select
+from exprl_jax.rl import filters as selection
 from exprl_jax.types import Problem, Scores
 
 PROBLEMS = [Problem(str(i), f'question {i}') for i in range(20)]

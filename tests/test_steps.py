@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 import pytest
 
-from exprl_jax.judge.steps import Segmenter
-from exprl_jax.tokenizer import Tokenizer
+from exprl_jax.data.steps import Segmenter
+from exprl_jax.data.tokenizer import Tokenizer
 from exprl_jax.types import InputError
 from tests.conftest import JUDGE, make_bpe
 

@@ -7,9 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from exprl_jax import data, learner, losses, teacher, train
 from exprl_jax.config import Teacher
+from exprl_jax.data import problems as data
 from exprl_jax.models import transformer
+from exprl_jax.rewards import teacher
+from exprl_jax.rl import learner, losses
+from exprl_jax.runs import train
 from exprl_jax.types import InputError, Problem, Rollout
 from tests import test_losses
 

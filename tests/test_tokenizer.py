@@ -12,7 +12,7 @@ import pytest
 import sentencepiece
 import tokenizers
 
-from exprl_jax.tokenizer import Tokenizer
+from exprl_jax.data.tokenizer import Tokenizer
 from exprl_jax.types import InputError
 
 TEXTS = [

@@ -18,12 +18,13 @@ import jax.numpy as jnp
 import pytest
 
 from exprl_jax import config as config_lib
-from exprl_jax import learner, losses, types
-from exprl_jax import mesh as mesh_lib
+from exprl_jax import types
 from exprl_jax.models import paged, transformer
 from exprl_jax.models.config import ModelConfig
 from exprl_jax.models.rope import Rope
+from exprl_jax.rl import learner, losses
 from exprl_jax.rollout import decode
+from exprl_jax.runtime import mesh as mesh_lib
 from tests.conftest import SMALL
 
 pytestmark = [

@@ -11,8 +11,11 @@ import numpy as np
 import pytest
 
 from exprl_jax import config as config_lib
-from exprl_jax import grading, main, metrics, rewards
-from exprl_jax.judge.readout import EMPTY, OK, UNREADABLE
+from exprl_jax import main
+from exprl_jax.grading import grader as grading
+from exprl_jax.judge.readouts import EMPTY, OK, UNREADABLE
+from exprl_jax.rewards import base as rewards
+from exprl_jax.runtime import metrics
 from exprl_jax.types import InputError, Problem, Rollout, Scores
 from tests.conftest import POLICY
 
@@ -284,7 +287,7 @@ class Verdicts:
     self._score, self._outcome = np.array(score), np.array(outcome)
 
   def score(self, items, max_steps):
-    from exprl_jax.judge.judge import Verdicts as V
+    from exprl_jax.judge.tree import Verdicts as V
     n = len(items)
     return V(self._score, np.ones_like(self._score), self._outcome,
              np.zeros(n, bool), [[''] * max_steps] * n)

@@ -9,8 +9,8 @@ import sqlite3
 from etils import epath
 import jax
 
-from exprl_jax import mesh as mesh_lib
-from exprl_jax.judge.readout import Reading
+from exprl_jax.judge.readouts import Reading
+from exprl_jax.runtime import mesh as mesh_lib
 
 
 def key(*parts) -> bytes:

@@ -33,7 +33,7 @@ import pathlib
 import re
 
 from exprl_jax.config import Judge
-from exprl_jax.tokenizer import Tokenizer
+from exprl_jax.data.tokenizer import Tokenizer
 from exprl_jax.types import InputError, Problem
 
 SCORES = ('1', '2', '3', '4', '5')

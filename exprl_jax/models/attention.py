@@ -13,8 +13,8 @@ import jax
 from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 
-from exprl_jax import mesh as mesh_lib
 from exprl_jax.models.config import ModelConfig
+from exprl_jax.runtime import mesh as mesh_lib
 
 SAVED = 'attention'  # name of what remat='save_attention' keeps
 _LANES, _BLOCK = 128, 512  # of a TPU register; of the splash kernel

@@ -16,9 +16,9 @@ import ml_dtypes
 import numpy as np
 import tqdm
 
-from exprl_jax import mesh as mesh_lib
 from exprl_jax.models import config, safetensors, transformer
 from exprl_jax.models.config import ModelConfig
+from exprl_jax.runtime import mesh as mesh_lib
 from exprl_jax.types import InputError
 
 # Ours -> theirs. Their matrices are [out, in]; ours are [in, *out], or

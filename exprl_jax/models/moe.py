@@ -5,8 +5,8 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from exprl_jax import mesh as mesh_lib
 from exprl_jax.models.config import ModelConfig
+from exprl_jax.runtime import mesh as mesh_lib
 
 
 def mixture(cfg: ModelConfig, x: jax.Array, router: jax.Array,

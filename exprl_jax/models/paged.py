@@ -16,8 +16,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
-from exprl_jax import mesh as mesh_lib
 from exprl_jax.models.config import ModelConfig
+from exprl_jax.runtime import mesh as mesh_lib
 
 _TILE = 16  # rows that walk together, on CPUs
 KERNELS = ('auto', 'reference', 'ragged')

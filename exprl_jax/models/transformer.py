@@ -15,10 +15,10 @@ import jax
 from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 
-from exprl_jax import mesh as mesh_lib
 from exprl_jax.models import attention, moe, paged
 from exprl_jax.models.config import ModelConfig
 from exprl_jax.models.rope import frequencies, rotate
+from exprl_jax.runtime import mesh as mesh_lib
 
 _POLICIES = jax.checkpoint_policies
 _INPUT = 'layer_input'

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
 
-from exprl_jax import mesh as mesh_lib
 from exprl_jax.models import paged, transformer
 from exprl_jax.models.config import ModelConfig
 from exprl_jax.rollout import sampling
+from exprl_jax.runtime import mesh as mesh_lib
 
 MAX_ENDS = 8  # end and stop tokens of a row
 MAX_READS = 8  # tokens whose probabilities a row is asked for

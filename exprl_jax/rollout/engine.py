@@ -25,12 +25,12 @@ import jax
 import numpy as np
 import tqdm
 
-from exprl_jax import mesh as mesh_lib
 from exprl_jax.config import Config
 from exprl_jax.models import paged
 from exprl_jax.models.config import ModelConfig
 from exprl_jax.rollout import decode
 from exprl_jax.rollout.scheduler import Request, Run, Sample, Sampling
+from exprl_jax.runtime import mesh as mesh_lib
 from exprl_jax.types import InputError, Rollout
 
 

@@ -1,0 +1,1 @@
+"""Problems, prompts, tokens: what goes into a run."""

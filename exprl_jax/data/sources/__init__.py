@@ -1,0 +1,1 @@
+"""File formats of problems, a file each."""

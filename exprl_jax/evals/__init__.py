@@ -1,0 +1,1 @@
+"""Estimators, held-out problems, comparisons of models."""

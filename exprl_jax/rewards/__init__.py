@@ -1,0 +1,1 @@
+"""Rewards: from rollouts to scores."""

@@ -1,0 +1,1 @@
+"""The run modes: config.run=X is runs/X.py."""

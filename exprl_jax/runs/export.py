@@ -1,0 +1,45 @@
+"""run='export': a model or a checkpoint as a Hugging Face directory."""
+
+from etils import epath
+
+from exprl_jax.config import Config
+from exprl_jax.models import hf
+from exprl_jax.models import references as source_lib
+from exprl_jax.runtime import checkpoints as checkpoint
+from exprl_jax.runtime import mesh as mesh_lib
+from exprl_jax.types import InputError
+
+
+def export(config: Config) -> None:
+  """Writes config.export.out.
+
+  policy.init is a workdir, whose checkpoint of step `export.step` (the newest
+  by default) is taken, WORKDIR@STEP, or any model directory.
+
+  Raises:
+    InputError: no such checkpoint, or `out` holds something.
+  """
+  mesh = mesh_lib.make_mesh(config.mesh)
+  out = epath.Path(config.export.out)
+  if out.exists() and any(out.iterdir()):
+    raise InputError(f'config.export.out={out} is not empty; name a fresh '
+                     'folder')
+  source = _source(config.policy.init, config.export.step)
+  base, cfg, params = source_lib.load(source, mesh)
+  hf.save(out, cfg, params, base, config.export.dtype)
+  what = (f'{source.workdir}, step {source.step}' if source.workdir
+          else str(base))
+  print(f'{what} -> {out}, {config.export.dtype}')
+
+
+def _source(init: str, step: int) -> source_lib.Source:
+  """Of a workdir the newest checkpoint, not the model at its end: a run may
+  have gone on since it wrote that."""
+  if checkpoint.steps(init):
+    return source_lib.of_checkpoint(init, step)
+  source = source_lib.find(init)
+  if step and step != source.step:
+    raise InputError(
+        f'config.export.step={step}, but {init} '
+        + ('names another' if source.workdir else 'has no checkpoints'))
+  return source

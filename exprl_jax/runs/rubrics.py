@@ -1,0 +1,187 @@
+"""run='prepare': the judge writes a rubric for every training problem."""
+
+from collections.abc import Iterable
+import pathlib
+import re
+
+from etils import epath
+import jax
+
+from exprl_jax.config import Config, resolve
+from exprl_jax.data import problems as data
+from exprl_jax.data import rubrics
+from exprl_jax.data.rubrics import Written
+from exprl_jax.data.tokenizer import Tokenizer
+from exprl_jax.judge import prompts
+from exprl_jax.models import hf
+from exprl_jax.rollout import decode, engine
+from exprl_jax.rollout.scheduler import Request, Root, Sample, Sampling
+from exprl_jax.runtime import jsonl
+from exprl_jax.runtime import mesh as mesh_lib
+from exprl_jax.types import Checkpoint, InputError, Problem
+
+TEMPLATE = pathlib.Path(prompts.__file__).parent / 'questions/rubric.txt'
+_AGAIN = 0.7  # temperature of all tries but the first, which is greedy
+
+
+def prepare(config: Config) -> None:
+  """Writes a rubric for every problem of data.train into prepare.rubrics.
+
+  Problems that have checkpoints of their own are left out. A rubric is written
+  as soon as the judge has ended it, one JSON object a line: id, digest (of
+  question and solution), checkpoints; where none of prepare.tries could be
+  read: id, digest, failed. Called again, it writes what is missing, what has
+  failed, and what belongs to a problem that has changed since; a rubric does
+  not depend on when it is written.
+
+  Raises:
+    InputError: the problems, the judge or the file are not as they should be.
+  """
+  mesh = mesh_lib.rollout_mesh(mesh_lib.make_mesh(config.mesh),
+                               config.mesh.rollout_tensor)
+  folder = resolve(config.judge.init)
+  prompt = Prompt(Tokenizer(folder))
+  problems = {i: p for i, p in enumerate(data.read_problems(
+      resolve(config.data.train), data.needs(config), config.data.limit))
+              if not p.checkpoints}
+  out = epath.Path(config.prepare.rubrics)
+  there = _already(out, problems.values())
+  _show(f'{folder}: {len(problems)} problems'
+        + (f', {len(there)} of them in {out} already' if there else ''))
+  author = Author(config, prompt, {
+      i: p for i, p in problems.items() if p.id not in there})
+  with jsonl.Writer(out) as write:
+    author.write_all(mesh, write)
+  _show(f'{author.written} rubrics, {len(author.failed)} failed, '
+        f'{author.tokens} tokens in {author.seconds:.1f} s, '
+        f'{author.tokens / max(author.seconds, 1e-9):.0f} tokens/s -> {out}')
+  for i in sorted(author.failed)[:3]:
+    _show(f'problem {problems[i].id}: {author.failed[i]}')
+
+
+def _show(text: str) -> None:
+  if jax.process_index() == 0:
+    print(text, flush=True)
+
+
+def _already(out: epath.Path, problems: Iterable[Problem]) -> set[str]:
+  """Ids with a rubric in the file; what is to be made anew leaves it."""
+  digests = {p.id: rubrics.digest(p) for p in problems}
+
+  def keep(row) -> bool:
+    written = rubrics.from_row(row)
+    return not written.failed and (
+        written.digest == digests.get(written.id, written.digest))
+
+  try:
+    return {row['id'] for row in jsonl.resume(out, keep)} & digests.keys()
+  except ValueError as e:
+    raise InputError(f'config.prepare.rubrics={out} holds something else '
+                     f'({e}); name a fresh file') from None
+
+
+class Prompt:
+  """questions/rubric.txt in the judge's own chat format, as token ids.
+
+  Question and solution are filled in as ids, in one pass and with special
+  tokens disarmed, so nothing in them is read as part of the template.
+  """
+
+  def __init__(self, tokenizer: Tokenizer):
+    self.tokenizer = tokenizer
+    parts = re.split(r'^\[(system|user)\]\n', TEMPLATE.read_text(),
+                     flags=re.MULTILINE)
+    pieces = re.split('{(problem|solution)}', tokenizer.render(
+        [{'role': role, 'content': text.strip()}
+         for role, text in zip(parts[1::2], parts[2::2])]))
+    self._slots = pieces[1::2]
+    first, *self._texts = [tokenizer.encode(text, special=True)
+                           for text in pieces[::2]]
+    self.head = first  # the same for all problems
+
+  def __call__(self, problem: Problem) -> list[int]:
+    """The whole prompt."""
+    ids = list(self.head)
+    for slot, text in zip(self._slots, self._texts):
+      ids += self.tokenizer.encode(
+          problem.question if slot == 'problem' else problem.solution)
+      ids += text
+    return ids
+
+
+class Author:
+  """The judge as the author of rubrics.
+
+  Attributes:
+    written: how many rubrics.
+    failed: why there is none, by the number of the problem.
+    tokens: sampled so far.
+    seconds: that took.
+  """
+
+  def __init__(self, config: Config, prompt: Prompt,
+               problems: dict[int, Problem]):
+    """Lays out the prompts of `problems`, by their numbers."""
+    self._config, self._prompt, self._problems = config, prompt, problems
+    self._prompts = {i: prompt(p) for i, p in problems.items()}
+    self.written = self.tokens = 0
+    self.seconds = 0.0
+    self.failed: dict[int, str] = {}
+
+  def write_all(self, mesh: jax.sharding.Mesh, write) -> None:
+    """Tries all problems, then those that failed, then notes the failures."""
+    room = self._config.judge.max_prompt_tokens
+    todo = [i for i, ids in self._prompts.items() if len(ids) <= room]
+    self.failed = {
+        i: f'its prompt has {len(ids)} tokens, judge.max_prompt_tokens={room}'
+        for i, ids in self._prompts.items() if len(ids) > room}
+    if todo:
+      self._try(todo, mesh, write)
+    for i in sorted(self.failed):
+      write(self._row(i, failed=self.failed[i]))
+
+  def _try(self, todo: list[int], mesh: jax.sharding.Mesh, write) -> None:
+    cfg = self._config.judge
+    model, params = hf.load(resolve(cfg.init), mesh, cfg.dtype, frozen=True,
+                            weights=cfg.weights)
+    params = decode.prepare(model, params, mesh)
+    longest = max(len(self._prompts[i]) for i in todo)
+    generator = engine.Engine(model, mesh, engine.Options(
+        cfg.slots, longest + self._config.prepare.max_new_tokens, cfg.page,
+        cfg.pages, dtype=model.dtype))
+    key = jax.random.key(self._config.seed)
+
+    def done(i: int, sample: Sample) -> None:
+      try:
+        checkpoints = self._read(sample)
+      except ValueError as e:
+        self.failed[i] = str(e)
+        return
+      self.failed.pop(i, None)
+      self.written += 1
+      write(self._row(i, checkpoints))
+
+    for attempt in range(self._config.prepare.tries):
+      generator.generate(params, self._requests(todo, attempt),
+                         jax.random.fold_in(key, attempt), done)
+      self.tokens += generator.stats.tokens
+      self.seconds += generator.stats.seconds
+      todo = [i for i in todo if i in self.failed]
+
+  def _requests(self, todo: list[int], attempt: int) -> list[Request]:
+    sampling = Sampling(self._config.prepare.max_new_tokens,
+                        _AGAIN if attempt else 0.0,
+                        eos_ids=self._prompt.tokenizer.eos_ids)
+    root = Root(0, len(self._prompt.head))
+    return [Request(self._prompts[i], i, 1, sampling, root=root) for i in todo]
+
+  def _read(self, sample: Sample) -> tuple[Checkpoint, ...]:
+    if sample.ended != 'eos':
+      raise ValueError('it has no end within prepare.max_new_tokens='
+                       f'{self._config.prepare.max_new_tokens}')
+    return rubrics.parse(self._prompt.tokenizer.decode(sample.tokens[:-1]))
+
+  def _row(self, i: int, checkpoints=(), failed: str = '') -> dict:
+    problem = self._problems[i]
+    return Written(problem.id, rubrics.digest(problem), checkpoints,
+                   failed).row()

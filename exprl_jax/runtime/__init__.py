@@ -1,0 +1,1 @@
+"""Mesh, programs, checkpoints, metrics: what every run stands on."""
