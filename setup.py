@@ -16,9 +16,12 @@ setuptools.setup(
     license='Apache-2.0',
     python_requires='>=3.11',
     packages=setuptools.find_packages(include=['exprl_jax', 'exprl_jax.*']),
-    package_data={'exprl_jax': [
-        'assets/*/*', 'judge/templates/*.txt', 'judge/questions/*.txt',
-        'runtime/report.html']},
+    package_data={
+        'exprl_jax': [
+            'assets/*/*', 'judge/templates/*.txt', 'judge/questions/*.txt',
+            'runtime/report.html'
+        ]
+    },
     install_requires=[
         # 0.10.2 is the last jax for Python 3.11; libtpu is pinned by it.
         'jax>=0.10.2,<0.12',
@@ -43,9 +46,14 @@ setuptools.setup(
     ],
     extras_require={
         'tpu': ['jax[tpu]>=0.10.2,<0.12'],
-        'test': ['pytest>=8', 'pyyaml>=6', 'ruff>=0.9',
-                 'torch==2.13.0',  # transformers' models, to compare with
-                 'gcp-storage-emulator>=2024.8', 'hypothesis>=6'],
+        'test': [
+            'pytest>=8',
+            'pyyaml>=6',
+            'ruff>=0.9',
+            'torch==2.13.0',  # transformers' models, to compare with
+            'gcp-storage-emulator>=2024.8',
+            'hypothesis>=6'
+        ],
         'bench': ['google-tunix>=0.1.7', 'trl>=1.16'],  # to compare with
     },
 )

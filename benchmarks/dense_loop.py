@@ -26,8 +26,7 @@ def inverse(key, logits):
   return jnp.minimum((upto <= u).sum(-1), upto.shape[-1] - 1)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 5, 6),
-                   static_argnames='draw')
+@functools.partial(jax.jit, static_argnums=(0, 5, 6), static_argnames='draw')
 def generate(cfg, params, prompts, budgets, key, size: int, steps: int,
              temperature=1.0, end=-1, draw=gumbel):
   """Continues every prompt.
@@ -47,9 +46,12 @@ def generate(cfg, params, prompts, budgets, key, size: int, steps: int,
   Returns:
     New tokens i32[B, steps]; -1 behind the end of a row.
   """
-  params = params | {'layers': [
-      jax.tree.map(lambda w, i=i: w[i], params['layers'])
-      for i in range(cfg.num_layers)]}
+  params = params | {
+      'layers': [
+          jax.tree.map(lambda w, i=i: w[i], params['layers'])
+          for i in range(cfg.num_layers)
+      ]
+  }
   b, p = prompts.shape
   blank = jnp.zeros((b, cfg.num_kv_heads, size, cfg.head_dim))
   cache = [(blank, blank)] * cfg.num_layers
@@ -71,8 +73,9 @@ def generate(cfg, params, prompts, budgets, key, size: int, steps: int,
 
   token = pick(0, logits)
   out = jnp.full((b, steps), -1, jnp.int32).at[:, 0].set(token)
-  return jax.lax.while_loop(going, step, (
-      1, token, (token != end) & (1 < budgets), cache, out))[-1]
+  return jax.lax.while_loop(going, step,
+                            (1, token,
+                             (token != end) & (1 < budgets), cache, out))[-1]
 
 
 def _forward(cfg, params, tokens, start, cache):
@@ -87,10 +90,9 @@ def _forward(cfg, params, tokens, start, cache):
     q, k, v = (jnp.einsum('btd,dnh->btnh', y, w[name]) for name in 'qkv')
     q = _rotate(cfg, _norm(cfg, q, w['q_norm']), positions)
     k = _rotate(cfg, _norm(cfg, k, w['k_norm']), positions)
-    keys, values = (
-        jax.lax.dynamic_update_slice(old, x.transpose(0, 2, 1, 3),
-                                     (0, 0, start, 0))
-        for old, x in ((keys, k), (values, v)))
+    keys, values = (jax.lax.dynamic_update_slice(old, x.transpose(0, 2, 1, 3),
+                                                 (0, 0, start, 0))
+                    for old, x in ((keys, k), (values, v)))
     new.append((keys, values))
     q = q.reshape(*q.shape[:2], cfg.num_kv_heads, -1, cfg.head_dim)
     scores = jnp.einsum('btkgh,bksh->bkgts', q, keys) * cfg.head_dim**-0.5
@@ -111,7 +113,7 @@ def _norm(cfg, x, weight):
 def _rotate(cfg, x, positions):
   """Rotates the halves of x[B, T, N, H]."""
   half = cfg.head_dim // 2
-  angle = positions[:, None] * cfg.rope.theta ** (
+  angle = positions[:, None] * cfg.rope.theta**(
       -jnp.arange(half, dtype=jnp.float32) / half)
   sin, cos = jnp.sin(angle)[:, None], jnp.cos(angle)[:, None]
   a, b = x[..., :half], x[..., half:]

@@ -30,7 +30,8 @@ QWEN3_06B = {
     'model_type': 'qwen3', 'vocab_size': 151936, 'num_hidden_layers': 28,
     'hidden_size': 1024, 'intermediate_size': 3072, 'num_attention_heads': 16,
     'num_key_value_heads': 8, 'head_dim': 128, 'rope_theta': 1e6,
-    'rms_norm_eps': 1e-6, 'tie_word_embeddings': True}
+    'rms_norm_eps': 1e-6, 'tie_word_embeddings': True
+}
 
 
 def write_model(folder: pathlib.Path) -> None:
@@ -43,8 +44,11 @@ def write_model(folder: pathlib.Path) -> None:
   (folder / 'config.json').write_text(json.dumps(QWEN3_06B))
   abstract = transformer.abstract_params(config.read_config(folder))
   cfg = config.read_config(folder)
-  shapes = {name: part.theirs for part in hf.stored_parts(cfg, abstract)
-            for name in part.names}
+  shapes = {
+      name: part.theirs
+      for part in hf.stored_parts(cfg, abstract)
+      for name in part.names
+  }
   rng = np.random.default_rng(0)
 
   def arrays():
@@ -86,12 +90,13 @@ def load(folder: pathlib.Path, devices: int, frozen: bool) -> dict:
   jax.block_until_ready(jax.numpy.zeros(1) + 1)  # the platform is up
   before = peak_rss_gb()
   start = time.perf_counter()
-  params = jax.block_until_ready(hf.load(
-      folder, mesh, 'bfloat16', frozen=frozen)[1])
-  return {'seconds': time.perf_counter() - start,
-          'size_gb': sum(x.nbytes for x in jax.tree.leaves(params)) / 1e9,
-          'rss_before_gb': before,
-          'peak_rss_gb': peak_rss_gb()}
+  params = jax.block_until_ready(
+      hf.load(folder, mesh, 'bfloat16', frozen=frozen)[1])
+  return {
+      'seconds': time.perf_counter() - start,
+      'size_gb': sum(x.nbytes for x in jax.tree.leaves(params)) / 1e9,
+      'rss_before_gb': before, 'peak_rss_gb': peak_rss_gb()
+  }
 
 
 def peak_rss_gb() -> float:
@@ -110,11 +115,12 @@ def forget(folder: pathlib.Path) -> None:
 
 def _child(what: str, folder: pathlib.Path, devices: int) -> dict:
   stored = sum(p.stat().st_size for p in folder.glob('*.safetensors'))
-  mmap.mmap(-1, 3 * stored + 2**30, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-            | mmap.MAP_POPULATE).close()
-  out = subprocess.run(
-      [sys.executable, __file__, f'--child={what}', f'--folder={folder}',
-       f'--devices={devices}'], check=True, stdout=subprocess.PIPE).stdout
+  mmap.mmap(-1, 3 * stored + 2**30,
+            mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE).close()
+  out = subprocess.run([
+      sys.executable, __file__, f'--child={what}', f'--folder={folder}',
+      f'--devices={devices}'
+  ], check=True, stdout=subprocess.PIPE).stdout
   return json.loads(out)
 
 
@@ -127,12 +133,13 @@ def main() -> None:
   parser.add_argument('--child')
   args = parser.parse_args()
   if args.child:
-    print(json.dumps({
-        'stream': lambda: stream(args.folder),
-        'plain': lambda: plain(args.folder),
-        'frozen': lambda: load(args.folder, args.devices, True),
-        'master': lambda: load(args.folder, args.devices, False),
-    }[args.child]()))
+    print(
+        json.dumps({
+            'stream': lambda: stream(args.folder),
+            'plain': lambda: plain(args.folder),
+            'frozen': lambda: load(args.folder, args.devices, True),
+            'master': lambda: load(args.folder, args.devices, False),
+        }[args.child]()))
     return
   with tempfile.TemporaryDirectory() as temporary:
     folder = args.folder or pathlib.Path(temporary)
@@ -147,17 +154,23 @@ def main() -> None:
           if cache == 'cold':
             forget(folder)
           found.append(_child(what, folder, args.devices))
-      seconds = {k: statistics.median(r['seconds'] for r in v)
-                 for k, v in runs.items()}
+      seconds = {
+          k: statistics.median(r['seconds']
+                               for r in v)
+          for k, v in runs.items()
+      }
       result[cache] = {
-          f'{k}_{unit}': round(value, 2) for k, s in seconds.items()
-          for unit, value in (('s', s), ('mb_per_s', stored / s))}
+          f'{k}_{unit}': round(value, 2)
+          for k, s in seconds.items()
+          for unit, value in (('s', s), ('mb_per_s', stored / s))
+      }
       for what in ('frozen', 'master'):
-        result[cache][f'{what}_ratio'] = round(
-            seconds[what] / seconds['plain'], 2)
+        result[cache][f'{what}_ratio'] = round(seconds[what] / seconds['plain'],
+                                               2)
     for what in ('frozen', 'master'):
-      result[what] = {k: round(v, 2) for k, v in runs[what][-1].items()
-                      if k.endswith('_gb')}
+      result[what] = {
+          k: round(v, 2) for k, v in runs[what][-1].items() if k.endswith('_gb')
+      }
     print(json.dumps(result, indent=1))
 
 

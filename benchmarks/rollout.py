@@ -56,7 +56,8 @@ MODEL = {
     'model_type': 'qwen3', 'vocab_size': 4096, 'num_hidden_layers': 4,
     'hidden_size': 256, 'intermediate_size': 1024, 'num_attention_heads': 4,
     'num_key_value_heads': 2, 'head_dim': 64, 'rope_theta': 1e6,
-    'rms_norm_eps': 1e-6, 'tie_word_embeddings': False}
+    'rms_norm_eps': 1e-6, 'tie_word_embeddings': False
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,11 +96,12 @@ def works() -> dict[str, Work]:
   equal = Work(prompts(32, 64), np.full((32, 1), 128), 192, 32)
   tails = rng.lognormal(np.log(512 / 4) - 0.5, 1.0, (256, 1))
   return {
-      'equal': equal,
-      'raised': dataclasses.replace(equal, room=8 * equal.room),
-      'tailed': Work(prompts(256, 64), np.clip(tails, 1, 512).astype(int),
-                     576, 64),
-      'groups': Work(prompts(4, 512), np.full((4, 16), 32), 544, 64)}
+      'equal': equal, 'raised': dataclasses.replace(equal, room=8 * equal.room),
+      'tailed': Work(prompts(256, 64),
+                     np.clip(tails, 1, 512).astype(int),
+                     576, 64), 'groups': Work(prompts(4, 512),
+                                              np.full((4, 16), 32), 544, 64)
+  }
 
 
 # Each sampler: (cfg, params, work) -> (seed -> tokens of every row).
@@ -109,16 +111,20 @@ def run_engine(cfg, params, work):
   """Our own."""
   mesh = mesh_lib.make_mesh(config_lib.Mesh())
   width = work.prompts.shape[1]
-  runner = engine.Engine(cfg, mesh, engine.Options(
-      slots=work.slots, max_tokens=work.room, prefill=min(width, 256)))
+  runner = engine.Engine(
+      cfg, mesh,
+      engine.Options(slots=work.slots, max_tokens=work.room,
+                     prefill=min(width, 256)))
   params = decode.prepare(cfg, params, mesh)
   requests, count = [], 0
   for prompt, lengths in zip(work.prompts.tolist(), work.lengths.tolist()):
-    requests.append(engine.Request(prompt, count, len(lengths), engine.Sampling(
-        lengths[0], work.temperature)))
+    requests.append(
+        engine.Request(prompt, count, len(lengths),
+                       engine.Sampling(lengths[0], work.temperature)))
     count += len(lengths)
-  return lambda seed: [s.tokens for s in runner.generate(
-      params, requests, jax.random.key(seed))]
+  return lambda seed: [
+      s.tokens for s in runner.generate(params, requests, jax.random.key(seed))
+  ]
 
 
 def run_dense(cfg, params, work, draw=dense_loop.gumbel):
@@ -128,9 +134,10 @@ def run_dense(cfg, params, work, draw=dense_loop.gumbel):
   def run(seed):
     rows = []
     for prompts, lengths in work.batches():
-      tokens = np.asarray(dense_loop.generate(
-          cfg, params, prompts, lengths, jax.random.key(seed), work.room,
-          steps, max(work.temperature, 1e-6), draw=draw))
+      tokens = np.asarray(
+          dense_loop.generate(cfg, params, prompts, lengths,
+                              jax.random.key(seed), work.room, steps,
+                              max(work.temperature, 1e-6), draw=draw))
       rows += [row[:n] for row, n in zip(tokens, lengths)]
     return rows
 
@@ -164,10 +171,11 @@ class _Numbers:
 def run_package(cfg, params, work):
   """The package's sampler, with a cache as large as the work wants it."""
   sampler = tunix_sampler.Sampler(
-      _package_model(cfg, params), _Numbers(), tunix_sampler.CacheConfig(
-          work.room, cfg.num_layers, cfg.num_kv_heads, cfg.head_dim))
-  how = ({'temperature': work.temperature, 'top_p': 1.0} if work.temperature
-         else {})
+      _package_model(cfg, params), _Numbers(),
+      tunix_sampler.CacheConfig(work.room, cfg.num_layers, cfg.num_kv_heads,
+                                cfg.head_dim))
+  how = ({'temperature': work.temperature, 'top_p': 1.0}
+         if work.temperature else {})
 
   def run(seed):
     rows = []
@@ -183,10 +191,11 @@ def run_package(cfg, params, work):
 
 def _package_model(cfg, params):
   """The package's model with our weights."""
-  model = tunix_model.Qwen3(tunix_model.ModelConfig(
-      cfg.num_layers, cfg.vocab_size, cfg.embed_dim, cfg.mlp_dim,
-      cfg.num_heads, cfg.head_dim, cfg.num_kv_heads, cfg.rope.theta,
-      cfg.norm_eps), rngs=nnx.Rngs(0))
+  model = tunix_model.Qwen3(
+      tunix_model.ModelConfig(cfg.num_layers, cfg.vocab_size, cfg.embed_dim,
+                              cfg.mlp_dim, cfg.num_heads, cfg.head_dim,
+                              cfg.num_kv_heads, cfg.rope.theta, cfg.norm_eps),
+      rngs=nnx.Rngs(0))
   pairs = [(model.embedder.input_embedding, params['embedding']),
            (model.final_norm.w, params['final_norm']),
            (model.lm_head.w, params['head'])]
@@ -195,18 +204,20 @@ def _package_model(cfg, params):
     pairs += [(theirs, w[ours][i]) for ours, theirs in {
         'attention_norm': layer.input_layernorm.w, 'q': attn.q_proj.w,
         'k': attn.k_proj.w, 'v': attn.v_proj.w, 'o': attn.o_proj.w,
-        'q_norm': attn.q_norm.w, 'k_norm': attn.k_norm.w,
-        'mlp_norm': layer.post_attention_layernorm.w,
-        'gate': mlp.gate_proj.kernel, 'up': mlp.up_proj.kernel,
-        'down': mlp.down_proj.kernel}.items()]
+        'q_norm': attn.q_norm.w, 'k_norm': attn.k_norm.w, 'mlp_norm': layer.
+        post_attention_layernorm.w, 'gate': mlp.gate_proj.kernel,
+        'up': mlp.up_proj.kernel, 'down': mlp.down_proj.kernel
+    }.items()]
   for theirs, ours in pairs:
     assert theirs.shape == ours.shape, (theirs.shape, ours.shape)
     theirs[...] = ours
   return model
 
 
-SAMPLERS = {'engine': run_engine, 'dense': run_dense, 'inverse': run_inverse,
-            'package': run_package}
+SAMPLERS = {
+    'engine': run_engine, 'dense': run_dense, 'inverse': run_inverse,
+    'package': run_package
+}
 
 
 def measure(runs: dict, count: dict, repeats: int) -> dict:
@@ -226,10 +237,14 @@ def measure(runs: dict, count: dict, repeats: int) -> dict:
 def same_greedy(cfg, params, samplers: dict, work: Work) -> dict:
   """How much of what each sampler finds likeliest is what the engine does."""
   work = dataclasses.replace(work, lengths=work.lengths // 8, temperature=0.0)
-  rows = {name: np.array(make(cfg, params, work)(0))
-          for name, make in samplers.items()}
-  return {name: float((found == rows['engine']).mean())
-          for name, found in rows.items()}
+  rows = {
+      name: np.array(make(cfg, params, work)(0))
+      for name, make in samplers.items()
+  }
+  return {
+      name: float((found == rows['engine']).mean())
+      for name, found in rows.items()
+  }
 
 
 def main() -> None:
@@ -255,7 +270,9 @@ def main() -> None:
   together = [[c for c in cases if c in ('equal', 'raised')],
               *([c] for c in cases if c not in ('equal', 'raised'))]
   for group in filter(None, together):
-    names = [(c, s) for c in group for s in samplers
+    names = [(c, s)
+             for c in group
+             for s in samplers
              if s != 'inverse' or c in together[0]]
     rates = measure(
         {(c, s): samplers[s](cfg, params, everything[c]) for c, s in names},
@@ -268,8 +285,10 @@ def main() -> None:
       if peers and 'engine' in rate:
         result[case]['ratio'] = round(rate['engine'] / max(peers), 2)
     if len(group) == 2:
-      result['loss'] = {s: round(1 - rates['raised', s] / rates['equal', s], 3)
-                        for s in samplers}
+      result['loss'] = {
+          s: round(1 - rates['raised', s] / rates['equal', s], 3)
+          for s in samplers
+      }
   print(json.dumps(result, indent=1))
 
 

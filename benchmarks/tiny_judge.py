@@ -33,7 +33,7 @@ from exprl_jax.judge import hacking as defence
 from exprl_jax.judge import tree as judge_lib
 from exprl_jax.models import hf
 from exprl_jax.rewards import base as rewards
-from exprl_jax.rollout import engine
+from exprl_jax.rollout import sampler as sampler_lib
 from exprl_jax.runtime import mesh as mesh_lib
 from exprl_jax.tiny import traces, world
 
@@ -48,9 +48,10 @@ MAX_STEPS = 8
 def main(_):
   """Prints the measurements of every policy, then of all."""
   config = config_lib.Config(
-      reward='process', judge=config_lib.Judge(
-          init=_JUDGE.value, template='tiny', max_steps=MAX_STEPS,
-          max_prompt_tokens=96, cache=False),
+      reward='process',
+      judge=config_lib.Judge(init=_JUDGE.value, template='tiny',
+                             max_steps=MAX_STEPS, max_prompt_tokens=96,
+                             cache=False),
       rollout=config_lib.Rollout(max_prompt_tokens=48, max_new_tokens=48,
                                  temperature=0.8))
   mesh = mesh_lib.make_mesh(config_lib.Mesh(data=-1, fsdp=1))
@@ -62,9 +63,10 @@ def main(_):
     everything.append(judged)
     print(json.dumps({'policy': policy} | judged.measure()), flush=True)
   probes = defence.probe(config, judge, problems, 8)
-  print(json.dumps({'policy': 'all'} | Judged.together(everything).measure()
-                   | {'probe_max': round(max(probes.values()), 4),
-                      'probes': len(probes)}))
+  print(
+      json.dumps(
+          {'policy': 'all'} | Judged.together(everything).measure() |
+          {'probe_max': round(max(probes.values()), 4), 'probes': len(probes)}))
 
 
 class Judged:
@@ -74,11 +76,13 @@ class Judged:
     """Judges them, with their own reference and with the next problem's."""
     if not items:
       return
-    other = dict(zip((p.question for p in problems),
-                     [*problems[1:], problems[0]]))
-    wrong = [dataclasses.replace(
-        t.problem, solution=other[t.problem.question].solution)
-        for t in items]
+    other = dict(
+        zip((p.question for p in problems), [*problems[1:], problems[0]]))
+    wrong = [
+        dataclasses.replace(t.problem,
+                            solution=other[t.problem.question].solution)
+        for t in items
+    ]
     self.score = scores(judge, [(t.problem, t.steps) for t in items])
     self.wrong = scores(judge, [(p, t.steps) for p, t in zip(wrong, items)])
     self.truth = [traces.label(t.problem, t.steps).labels for t in items]
@@ -95,20 +99,25 @@ class Judged:
 
   def measure(self) -> dict[str, float]:
     """The numbers named above."""
-    last, wrong, truth = (np.array([x[-1] for x in rows]) for rows in (
-        self.score, self.wrong, self.truth))
+    last, wrong, truth = (np.array([x[-1]
+                                    for x in rows])
+                          for rows in (self.score, self.wrong, self.truth))
     steps, labels = sum(self.score, []), sum(self.truth, [])
     right = truth == 1.0
-    out = {'traces': len(last), 'judge': last.mean(), 'truth': truth.mean(),
-           'r_outcome': np.corrcoef(last, truth)[0, 1],
-           'r_steps': np.corrcoef(steps, labels)[0, 1],
-           'abs_error': np.abs(np.subtract(steps, labels)).mean(),
-           'answers_right': np.mean(self.correct)}
+    out = {
+        'traces': len(last), 'judge': last.mean(), 'truth': truth.mean(),
+        'r_outcome': np.corrcoef(last, truth)[0, 1],
+        'r_steps': np.corrcoef(steps, labels)[0, 1],
+        'abs_error': np.abs(np.subtract(steps, labels)).mean(),
+        'answers_right': np.mean(self.correct)
+    }
     if right.any():
-      out |= {'right': last[right].mean(), 'right_count': int(right.sum()),
-              'right_wrong_ref': wrong[right].mean()}
-    for name, value in (('misplacement', last),
-                        ('misplacement_wrong_ref', wrong)):
+      out |= {
+          'right': last[right].mean(), 'right_count': int(right.sum()),
+          'right_wrong_ref': wrong[right].mean()
+      }
+    for name, value in (('misplacement', last), ('misplacement_wrong_ref',
+                                                 wrong)):
       found = calibration.outcome(value, np.array(self.correct), self.ids)
       out[name] = found['misplacement']['value']
     return {k: v if v is None else round(float(v), 4) for k, v in out.items()}
@@ -119,10 +128,11 @@ def sample(config, problems, policy, mesh) -> list[rewards.Trace]:
   folder = config_lib.resolve(policy)
   tokenizer = Tokenizer(folder)
   model, params = hf.load(folder, mesh)
-  sampler = engine.Sampler(config, model, tokenizer, mesh)
+  sampler = sampler_lib.Sampler(config, model, tokenizer, mesh)
   prompts = data.policy_prompts(tokenizer, problems, config)
-  rollout = sampler.arrays(prompts, sampler.generate(
-      params, prompts, _SAMPLES.value, jax.random.key(99)))
+  rollout = sampler.arrays(
+      prompts,
+      sampler.generate(params, prompts, _SAMPLES.value, jax.random.key(99)))
   items = rewards.cut(problems, rollout, tokenizer,
                       steps_lib.of_config(config, tokenizer))
   return [t for t in items if t.text.strip()]

@@ -54,7 +54,8 @@ MODEL = {
     'model_type': 'qwen3', 'vocab_size': 4096, 'num_hidden_layers': 4,
     'hidden_size': 256, 'intermediate_size': 1024, 'num_attention_heads': 4,
     'num_key_value_heads': 2, 'head_dim': 64, 'rope_theta': 1e6,
-    'rms_norm_eps': 1e-6, 'tie_word_embeddings': False}
+    'rms_norm_eps': 1e-6, 'tie_word_embeddings': False
+}
 PROMPTS, GROUP, PROMPT, NEW = 8, 8, 64, 128
 CAP, TAILED_PROMPT = 512, 16
 STEPS = 1_000_000  # of the schedule
@@ -74,8 +75,8 @@ def config(beta: float, rows: int, row_tokens: int = 0) -> config_lib.Config:
   """Ours."""
   return config_lib.Config(
       steps=STEPS, reward='outcome',
-      rollout=config_lib.Rollout(
-          group_size=GROUP, max_prompt_tokens=PROMPT, max_new_tokens=NEW),
+      rollout=config_lib.Rollout(group_size=GROUP, max_prompt_tokens=PROMPT,
+                                 max_new_tokens=NEW),
       loss=config_lib.Loss(kl_coef=beta, dual_clip=0.0,
                            aggregation='seq_mean_token_mean'),
       optim=config_lib.Optim(lr=1e-5, row_tokens=row_tokens, micro_rows=rows))
@@ -153,34 +154,37 @@ def theirs(beta: float, micro_prompts: int, batches) -> int:
   from tunix.rl.rollout import base_rollout
 
   assert rollout.MODEL == MODEL
-  mesh = jax.sharding.Mesh(np.array(jax.devices()).reshape(-1, 1),
-                           ('fsdp', 'tp'))
+  mesh = jax.sharding.Mesh(
+      np.array(jax.devices()).reshape(-1, 1), ('fsdp', 'tp'))
   role = rl_cluster.Role
   # Theirs is a share: each of their models needs arrays of its own.
   make = lambda: rollout._package_model(*model())
   cluster = rl_cluster.RLCluster(
       actor=make(), reference=make() if beta else None,
       tokenizer=rollout._Numbers(), cluster_config=rl_cluster.ClusterConfig(
-          role_to_mesh={r: mesh for r in (role.ACTOR, role.REFERENCE,
-                                          role.ROLLOUT)},
-          training_config=rl_cluster.RLTrainingConfig(
+          role_to_mesh={
+              r: mesh for r in (role.ACTOR, role.REFERENCE, role.ROLLOUT)
+          }, training_config=rl_cluster.RLTrainingConfig(
               actor_optimizer=learner.optimizer(config(beta, 1).optim, STEPS),
               eval_every_n_steps=STEPS, max_steps=STEPS,
               mini_batch_size=PROMPTS, train_micro_batch_size=micro_prompts,
               rollout_micro_batch_size=PROMPTS,
               compute_logps_micro_batch_size=micro_prompts),
-          rollout_config=base_rollout.RolloutConfig(
-              max_tokens_to_generate=NEW, temperature=1.0, top_p=1.0,
-              max_prompt_length=PROMPT, kv_cache_size=PROMPT + NEW,
-              eos_tokens=[-1])))
+          rollout_config=base_rollout.RolloutConfig(max_tokens_to_generate=NEW,
+                                                    temperature=1.0, top_p=1.0,
+                                                    max_prompt_length=PROMPT,
+                                                    kv_cache_size=PROMPT + NEW,
+                                                    eos_tokens=[-1])))
 
   def reward(prompts, completions, **_):
     rows = [[int(x) for x in text.split()] for text in completions]
     assert len(rows) == PROMPTS * GROUP and set(map(len, rows)) == {NEW}
     return [sum(x % 2 == 0 for x in row) / NEW for row in rows]
 
-  learn = grpo_learner.GRPOLearner(cluster, grpo_learner.GRPOConfig(
-      num_generations=GROUP, beta=beta, kl_loss_mode='low_var_kl'), reward)
+  learn = grpo_learner.GRPOLearner(
+      cluster,
+      grpo_learner.GRPOConfig(num_generations=GROUP, beta=beta,
+                              kl_loss_mode='low_var_kl'), reward)
   learn.train(batches)
   return cluster.actor_trainer.train_steps
 
@@ -207,14 +211,20 @@ def step(beta: float, repeats: int, args) -> dict:
     del seconds['theirs']
   else:
     assert theirs(beta, args.theirs_prompts, batches()) == repeats + 1
-  out = {name: round(statistics.median(x[1:]), 3)
-         for name, x in seconds.items()}
+  out = {
+      name: round(statistics.median(x[1:]), 3) for name, x in seconds.items()
+  }
   if 'theirs' in out:
-    out['ratio'] = round(statistics.median(
-        a / b for a, b in list(zip(*seconds.values()))[1:]), 3)
-  return out | {'ours_wall': {
-      k: round(statistics.median(p[k] for p in parts[1:]), 3)
-      for k in parts[0]}}
+    out['ratio'] = round(
+        statistics.median(a / b for a, b in list(zip(*seconds.values()))[1:]),
+        3)
+  return out | {
+      'ours_wall': {
+          k: round(statistics.median(p[k]
+                                     for p in parts[1:]), 3)
+          for k in parts[0]
+      }
+  }
 
 
 def cpu(work) -> float:
@@ -236,8 +246,9 @@ def alone(who: str, beta: float, repeats: int, args) -> dict:
     from tunix.rl.grpo import grpo_learner  # noqa: F401
 
     before = peak()
-    assert repeats == theirs(beta, args.theirs_prompts, iter(
-        [{'prompts': prompts()} for _ in range(repeats)]))
+    assert repeats == theirs(
+        beta, args.theirs_prompts,
+        iter([{'prompts': prompts()} for _ in range(repeats)]))
   return {'peak': round(peak()), 'libraries': round(before)}
 
 
@@ -251,11 +262,11 @@ def memory(beta: float, repeats: int, args) -> dict:
   """Both, each in a process of its own."""
   out = {}
   for who in ('ours',) if args.without_theirs else ('ours', 'theirs'):
-    found = subprocess.run(
-        [sys.executable, __file__, f'--alone={who}', f'--betas={beta}',
-         f'--repeats={repeats}', f'--ours-rows={args.ours_rows}',
-         f'--theirs-prompts={args.theirs_prompts}'],
-        check=True, stdout=subprocess.PIPE, text=True).stdout
+    found = subprocess.run([
+        sys.executable, __file__, f'--alone={who}', f'--betas={beta}',
+        f'--repeats={repeats}', f'--ours-rows={args.ours_rows}',
+        f'--theirs-prompts={args.theirs_prompts}'
+    ], check=True, stdout=subprocess.PIPE, text=True).stdout
     out[who] = json.loads(found.splitlines()[-1])
   return out
 
@@ -270,8 +281,9 @@ def experience(lengths: np.ndarray, prompt: int, columns: int) -> Experience:
   return Experience(
       rng.integers(1, MODEL['vocab_size'], shape).astype(np.int32),
       valid.astype(np.int32), (valid & (column >= prompt)).astype(np.float32),
-      old, old, old, np.repeat(rng.normal(size=(len(lengths), 1)), columns,
-                               axis=1).astype(np.float32))
+      old, old, old,
+      np.repeat(rng.normal(size=(len(lengths), 1)), columns,
+                axis=1).astype(np.float32))
 
 
 def update(batch: Experience, settings: config_lib.Config):
@@ -311,31 +323,37 @@ def updates(repeats: int, args) -> dict:
   """Seconds of updates, and their share of the peak."""
   rng = np.random.default_rng(0)
   equal = np.full(PROMPTS * GROUP, PROMPT + NEW)
-  tailed = TAILED_PROMPT + np.minimum(
-      rng.geometric(5 / CAP, PROMPTS * GROUP), CAP)
+  tailed = TAILED_PROMPT + np.minimum(rng.geometric(5 / CAP, PROMPTS * GROUP),
+                                      CAP)
   width = TAILED_PROMPT + CAP
   long = experience(tailed, TAILED_PROMPT, width)
   # Padding that counts as a sequence's end is never packed.
   whole = long._replace(segment_ids=np.ones_like(long.segment_ids))
   rows = args.tailed_rows
   works = {
-      'equal': (equal, update(experience(equal, PROMPT, PROMPT + NEW),
-                              config(0.0, args.ours_rows))),
+      'equal': (equal,
+                update(experience(equal, PROMPT, PROMPT + NEW),
+                       config(0.0, args.ours_rows))),
       'padded': (tailed, update(whole, config(0.0, rows, width))),
-      'packed': (tailed, update(long, config(0.0, rows, width)))}
+      'packed': (tailed, update(long, config(0.0, rows, width)))
+  }
   seconds = {name: [] for name in works}
   for _ in range(repeats + 1):
     for name, (_, run) in works.items():
       seconds[name].append(cpu(run))
   fastest = args.peak or peak_flops()
   median = {k: statistics.median(x[1:]) for k, x in seconds.items()}
-  out = {name: {'seconds': round(median[name], 3),
-                'mfu': round(flops(lengths) / median[name] / fastest, 3)}
-         for name, (lengths, _) in works.items()}
+  out = {
+      name: {
+          'seconds': round(median[name], 3),
+          'mfu': round(flops(lengths) / median[name] / fastest, 3)
+      } for name, (lengths, _) in works.items()
+  }
   return out | {
       'mean_length': round(float(tailed.mean()), 1), 'row': width,
-      'packed_is_faster': round(median['padded'] / median['packed'], 2),
-      'peak_gflops': round(fastest / 1e9, 1)}
+      'packed_is_faster': round(median['padded'] / median['packed'],
+                                2), 'peak_gflops': round(fastest / 1e9, 1)
+  }
 
 
 def main() -> None:

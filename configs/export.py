@@ -15,6 +15,6 @@ def get_config():
   c = ConfigDict()
   c.run = 'export'
   c.policy = ConfigDict(dict(init='/runs/exprl_process'))
-  c.export = ConfigDict(dict(
-      out='/models/exprl_process', step=0, dtype='bfloat16'))
+  c.export = ConfigDict(
+      dict(out='/models/exprl_process', step=0, dtype='bfloat16'))
   return c

@@ -19,13 +19,14 @@ def get_config():
   c.seed = 0
   c.reward = 'process'  # a score at every step; 'outcome': of the whole trace
   c.policy = ConfigDict(dict(init='asset:tiny_policy'))
-  c.judge = ConfigDict(dict(
-      init='asset:tiny_judge', template='tiny', delimiter='###', max_steps=8,
-      max_prompt_tokens=96, readout='direct', traces=''))
+  c.judge = ConfigDict(
+      dict(init='asset:tiny_judge', template='tiny', delimiter='###',
+           max_steps=8, max_prompt_tokens=96, readout='direct', traces=''))
   c.data = ConfigDict(dict(train='asset:tiny_problems/test.jsonl'))
-  c.rollout = ConfigDict(dict(
-      group_size=16, max_prompt_tokens=48, max_new_tokens=48, temperature=0.8))
-  c.calibration = ConfigDict(dict(
-      prefixes=256, continuations=16, readouts=('direct', 'generate')))
+  c.rollout = ConfigDict(
+      dict(group_size=16, max_prompt_tokens=48, max_new_tokens=48,
+           temperature=0.8))
+  c.calibration = ConfigDict(
+      dict(prefixes=256, continuations=16, readouts=('direct', 'generate')))
   c.mesh = ConfigDict(dict(data=-1, fsdp=1, rollout_tensor=0))
   return c

@@ -16,11 +16,11 @@ def get_config():
   c = ConfigDict()
   c.run = 'prepare'
   c.seed = 0
-  c.judge = ConfigDict(dict(
-      init='/models/Qwen3-4B-Instruct-2507', dtype='bfloat16',
-      max_prompt_tokens=8192, slots=64))
+  c.judge = ConfigDict(
+      dict(init='/models/Qwen3-4B-Instruct-2507', dtype='bfloat16',
+           max_prompt_tokens=8192, slots=64))
   c.data = ConfigDict(dict(train='/data/train.jsonl', limit=0))
-  c.prepare = ConfigDict(dict(
-      rubrics='/data/rubrics.jsonl', max_new_tokens=1024, tries=3))
+  c.prepare = ConfigDict(
+      dict(rubrics='/data/rubrics.jsonl', max_new_tokens=1024, tries=3))
   c.mesh = ConfigDict(dict(data=-1, fsdp=1, rollout_tensor=0))
   return c

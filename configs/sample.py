@@ -17,10 +17,10 @@ def get_config():
   c.run = 'sample'
   c.seed = 0
   c.policy = ConfigDict(dict(init='asset:tiny_policy', dtype='float32'))
-  c.sample = ConfigDict(dict(
-      prompts='asset:tiny_problems/prompts.jsonl', out='samples.jsonl'))
-  c.rollout = ConfigDict(dict(
-      group_size=2, max_prompt_tokens=64, max_new_tokens=64, temperature=0.8,
-      top_k=0, top_p=1.0, min_p=0.0, slots=64))
+  c.sample = ConfigDict(
+      dict(prompts='asset:tiny_problems/prompts.jsonl', out='samples.jsonl'))
+  c.rollout = ConfigDict(
+      dict(group_size=2, max_prompt_tokens=64, max_new_tokens=64,
+           temperature=0.8, top_k=0, top_p=1.0, min_p=0.0, slots=64))
   c.mesh = ConfigDict(dict(data=-1, fsdp=1, rollout_tensor=0))
   return c

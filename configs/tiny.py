@@ -17,21 +17,22 @@ def get_config():
   c.reward = 'process'
   c.compare = 'tiny_grpo.py'
   c.policy = ConfigDict(dict(init='asset:tiny_policy'))
-  c.judge = ConfigDict(dict(
-      init='asset:tiny_judge', template='tiny', delimiter='###', max_steps=8,
-      max_prompt_tokens=96))
+  c.judge = ConfigDict(
+      dict(init='asset:tiny_judge', template='tiny', delimiter='###',
+           max_steps=8, max_prompt_tokens=96))
   c.data = ConfigDict(dict(train='asset:tiny_problems/train.jsonl', batch=16))
-  c.rollout = ConfigDict(dict(
-      group_size=4, max_prompt_tokens=48, max_new_tokens=48, temperature=0.8))
+  c.rollout = ConfigDict(
+      dict(group_size=4, max_prompt_tokens=48, max_new_tokens=48,
+           temperature=0.8))
   # The tiny judge scores progress, so the telescoping form: docs/method.md.
   c.credit = ConfigDict(dict(rule='delta', first='zero'))
-  c.loss = ConfigDict(dict(
-      clip_low=0.2, clip_high=0.28, dual_clip=3.0, kl_coef=1e-3))
-  c.optim = ConfigDict(dict(
-      lr=5e-4, weight_decay=0.01, clip_norm=1.0, updates=2, micro_rows=4))
-  c.eval = ConfigDict(dict(
-      problems='asset:tiny_problems/test.jsonl', every=40, samples=16,
-      ks=(1, 16)))
+  c.loss = ConfigDict(
+      dict(clip_low=0.2, clip_high=0.28, dual_clip=3.0, kl_coef=1e-3))
+  c.optim = ConfigDict(
+      dict(lr=5e-4, weight_decay=0.01, clip_norm=1.0, updates=2, micro_rows=4))
+  c.eval = ConfigDict(
+      dict(problems='asset:tiny_problems/test.jsonl', every=40, samples=16,
+           ks=(1, 16)))
   c.checkpoint = ConfigDict(dict(every=40))
   c.mesh = ConfigDict(dict(data=-1, fsdp=1))
   return c

@@ -27,13 +27,13 @@ def get_config():
   c.seed = 0
   c.policy = ConfigDict(dict(init='asset:tiny_policy', dtype='float32'))
   c.judge = ConfigDict(dict(delimiter='###'))  # for steps
-  c.rollout = ConfigDict(dict(
-      max_prompt_tokens=48, max_new_tokens=48, temperature=0.8, top_k=0,
-      top_p=1.0, min_p=0.0))
+  c.rollout = ConfigDict(
+      dict(max_prompt_tokens=48, max_new_tokens=48, temperature=0.8, top_k=0,
+           top_p=1.0, min_p=0.0))
   c.grading = ConfigDict(dict(grader='math'))
-  c.eval = ConfigDict(dict(
-      problems='asset:tiny_problems/test.jsonl', limit=0, samples=16,
-      ks=(1, 16), models=('asset:tiny_policy',), wave=64, unlocked_k=16,
-      unlocked_min=1, diagnose=True, behaviours=''))
+  c.eval = ConfigDict(
+      dict(problems='asset:tiny_problems/test.jsonl', limit=0, samples=16,
+           ks=(1, 16), models=('asset:tiny_policy',), wave=64, unlocked_k=16,
+           unlocked_min=1, diagnose=True, behaviours=''))
   c.mesh = ConfigDict(dict(data=-1, fsdp=1, rollout_tensor=0))
   return c

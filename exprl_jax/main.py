@@ -35,8 +35,8 @@ _TOOLS = {
 }
 
 
-def parse(argv: list[str]) -> tuple[str, ml_collections.ConfigDict,
-                                    flags.FlagValues]:
+def parse(
+    argv: list[str]) -> tuple[str, ml_collections.ConfigDict, flags.FlagValues]:
   """Parses a command line (without the program's name).
 
   Returns:
@@ -97,9 +97,11 @@ def compared(config: config_lib.Config, path: str) -> config_lib.Config:
   other = config_lib.freeze(
       config_lib.load(str(pathlib.Path(path).parent / config.compare)))
   return dataclasses.replace(
-      other, compare='', **{key: getattr(config, key) for key in (
-          'seed', 'steps', 'policy', 'data', 'rollout', 'grading', 'eval',
-          'checkpoint', 'mesh')})
+      other, compare='', **{
+          key: getattr(config, key)
+          for key in ('seed', 'steps', 'policy', 'data', 'rollout', 'grading',
+                      'eval', 'checkpoint', 'mesh')
+      })
 
 
 def join(how: str) -> None:

@@ -32,8 +32,9 @@ _NAME = flags.DEFINE_string('name', None, 'Name of the job.', required=True)
 _SLICE = flags.DEFINE_enum('slice', 'v5e-8', sorted(SLICES), 'TPU slice.')
 _IMAGE = flags.DEFINE_string('image', None, 'Container image: '
                              'launch/Dockerfile, pushed.', required=True)
-_BUCKET = flags.DEFINE_string('bucket', None, 'Bucket for models, data and '
-                              'workdirs, without gs://.', required=True)
+_BUCKET = flags.DEFINE_string(
+    'bucket', None, 'Bucket for models, data and '
+    'workdirs, without gs://.', required=True)
 _ACCOUNT = flags.DEFINE_string('service_account', 'default',
                                'Kubernetes service account.')
 _RESTARTS = flags.DEFINE_integer('max_restarts', 10, 'After evictions.')

@@ -23,8 +23,8 @@ _SET = flags.DEFINE_multi_string('set', [], 'KEY=VALUE,VALUE,...')
 _DRY_RUN = flags.DEFINE_bool('dry_run', False, 'Print the commands only.')
 
 
-def commands(config: str, root: str, settings: list[str], more: list[str]
-             ) -> list[list[str]]:
+def commands(config: str, root: str, settings: list[str],
+             more: list[str]) -> list[list[str]]:
   """A command line for each combination.
 
   Raises:
@@ -39,9 +39,11 @@ def commands(config: str, root: str, settings: list[str], more: list[str]
   out = []
   for point in itertools.product(*axes):
     name = '-'.join(f'{k.split(".")[-1]}={v}' for k, v in point) or 'run'
-    out.append([sys.executable, '-m', 'exprl_jax.main', f'--config={config}',
-                *(f'--{k}={v}' for k, v in point), *more,
-                f'--workdir={pathlib.Path(root) / name}'])
+    out.append([
+        sys.executable, '-m', 'exprl_jax.main', f'--config={config}',
+        *(f'--{k}={v}' for k, v in point), *more,
+        f'--workdir={pathlib.Path(root) / name}'
+    ])
   return out
 
 

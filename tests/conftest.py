@@ -30,9 +30,9 @@ SMALL_JSON = {
     'model_type': 'qwen3', 'vocab_size': 40, 'num_hidden_layers': 2,
     'hidden_size': 24, 'intermediate_size': 40, 'num_attention_heads': 4,
     'num_key_value_heads': 2, 'head_dim': 16, 'rope_theta': 1e4,
-    'rms_norm_eps': 1e-6, 'tie_word_embeddings': False}
+    'rms_norm_eps': 1e-6, 'tie_word_embeddings': False
+}
 SMALL = config.parse_config(dict(SMALL_JSON), 'SMALL_JSON')
-
 
 # How Qwen2 and its heirs split text before they merge.
 _SPLIT = (r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -45,19 +45,22 @@ CHAT = ("{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}"
 def make_bpe(folder, merges=(), eos='<|im_end|>', special=('<|im_start|>',)):
   """Writes a byte-level BPE tokenizer with a chat template; returns it."""
   merges = [tuple(m.split()) for m in merges]
-  names = [*sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet()),
-           *map(''.join, merges)]
-  model = tokenizers.Tokenizer(tokenizers.models.BPE(
-      vocab={name: i for i, name in enumerate(names)}, merges=merges))
+  names = [
+      *sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet()),
+      *map(''.join, merges)
+  ]
+  model = tokenizers.Tokenizer(
+      tokenizers.models.BPE(vocab={name: i for i, name in enumerate(names)},
+                            merges=merges))
   model.pre_tokenizer = tokenizers.pre_tokenizers.Sequence([
       tokenizers.pre_tokenizers.Split(tokenizers.Regex(_SPLIT), 'isolated'),
-      tokenizers.pre_tokenizers.ByteLevel(
-          add_prefix_space=False, use_regex=False)])
+      tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False,
+                                          use_regex=False)
+  ])
   model.decoder = tokenizers.decoders.ByteLevel()
   model.add_special_tokens([eos, *special])
   model.save(str(folder / 'tokenizer.json'))
-  (folder / 'tokenizer_config.json').write_text(
-      json.dumps({'eos_token': eos}))
+  (folder / 'tokenizer_config.json').write_text(json.dumps({'eos_token': eos}))
   (folder / 'chat_template.jinja').write_text(CHAT)
   return Tokenizer(folder)
 
@@ -76,8 +79,7 @@ def _forget_programs():
 
 @pytest.fixture(scope='session')
 def one_device():
-  return mesh_lib.make_mesh(config_lib.Mesh(data=1, fsdp=1),
-                            jax.devices()[:1])
+  return mesh_lib.make_mesh(config_lib.Mesh(data=1, fsdp=1), jax.devices()[:1])
 
 
 @pytest.fixture(scope='session')

@@ -14,8 +14,8 @@ from exprl_jax.types import Scores
 def scores(value, valid=None, step_end=None):
   value = np.array(value, np.float32)
   valid = np.ones(value.shape, bool) if valid is None else np.array(valid, bool)
-  step_end = (np.zeros(value.shape, np.int32) if step_end is None
-              else np.array(step_end, np.int32))
+  step_end = (np.zeros(value.shape, np.int32) if step_end is None else np.array(
+      step_end, np.int32))
   return Scores(value, step_end, valid)
 
 
@@ -57,8 +57,8 @@ def test_group_of_equal_scores_has_exactly_no_advantage(value):
 
 
 def test_group_of_single_scores_has_no_advantage():
-  check(advantages.group, scores([[0.3], [0.9]], [[True], [False]]),
-        [[0], [0]], group_size=2)
+  check(advantages.group, scores([[0.3], [0.9]], [[True], [False]]), [[0], [0]],
+        group_size=2)
 
 
 def test_delta_of_the_paper():
@@ -126,26 +126,27 @@ def test_group_scores_a_row_by_its_last_step():
 
 def test_group_with_a_least_deviation():
   # Deviations -.05, .05, std .0707; with the floor .5: -.1, .1.
-  check(advantages.group, scores([[0.5], [0.6]]), [[-0.1], [0.1]],
-        group_size=2, min_std=0.5)
+  check(advantages.group, scores([[0.5], [0.6]]), [[-0.1], [0.1]], group_size=2,
+        min_std=0.5)
   check(advantages.group, scores([[0.0], [1.0]]), [[-0.70711], [0.70711]],
         group_size=2, min_std=0.5)
 
 
 def test_rloo_leaves_each_row_out_of_its_baseline():
   # .0 - (.5 + 1) / 2, .5 - (0 + 1) / 2, 1 - (0 + .5) / 2.
-  check(advantages.rloo, scores([[0.0], [0.5], [1.0]]),
-        [[-0.75], [0], [0.75]], group_size=3)
-  check(advantages.rloo, scores([[0.0], [9.0], [1.0]], [[True], [False], [True]]
-                                ), [[-1], [0], [1]], group_size=3)
+  check(advantages.rloo, scores([[0.0], [0.5], [1.0]]), [[-0.75], [0], [0.75]],
+        group_size=3)
+  check(advantages.rloo, scores([[0.0], [9.0], [1.0]],
+                                [[True], [False], [True]]), [[-1], [0], [1]],
+        group_size=3)
   check(advantages.rloo, scores([[0.3]]), [[0]], group_size=1)
 
 
 def test_delta_of_one_step_against_the_group():
   """s_1 minus the mean of all the group's final scores, (.75 + .25) / 2."""
   s = scores([[0.75, 0.0], [0.5, 0.25]], [[True, False], [True, True]])
-  check(advantages.delta, s, [[0.25, 0], [0.25, -0.25]],
-        single='group_centred', group_size=2)
+  check(advantages.delta, s, [[0.25, 0], [0.25, -0.25]], single='group_centred',
+        group_size=2)
 
 
 def test_end_of_the_paper_and_of_the_authors():
@@ -172,10 +173,13 @@ def test_lengths_of_steps():
                              [[2, 2, 4], [4, 0, 0]])
 
 
-@pytest.mark.parametrize('baseline, mean', [
-    ('steps', (2 / 3 + 0.5) / 2),  # Eq. 6
-    ('tokens', ((0.5 + 1.5 + 4) / 8 + 0.5) / 2),
-    ('padded', ((0.5 + 1.5 + 4) / 8 + 0.5) / 2 / 12)])  # nearly none
+@pytest.mark.parametrize(
+    'baseline, mean',
+    [
+        ('steps', (2 / 3 + 0.5) / 2),  # Eq. 6
+        ('tokens', ((0.5 + 1.5 + 4) / 8 + 0.5) / 2),
+        ('padded', ((0.5 + 1.5 + 4) / 8 + 0.5) / 2 / 12)
+    ])  # nearly none
 def test_group_process_by_each_baseline(baseline, mean):
   s, completion = process_group()
   lengths = advantages.step_lengths(s, completion)
@@ -198,16 +202,18 @@ def assign(s, completion, whole=None, graded=None, group_size=2, **credit):
                            graded)
 
 
-@pytest.mark.parametrize('rule', ['group', 'rloo', 'delta', 'end', 'raw',
-                                  'group_process', 'batch'])
+@pytest.mark.parametrize(
+    'rule', ['group', 'rloo', 'delta', 'end', 'raw', 'group_process', 'batch'])
 def test_every_rule_reaches_the_tokens(rule):
   s, completion = process_group()
   got = np.asarray(assign(s, completion, rule=rule))
   ends = s.step_end[s.valid]
   assert not got[~completion].any()
-  args = {'group': (s, 2), 'rloo': (s, 2), 'group_process': (
-      s, 2, 'steps', None, 12), 'batch': (
-          s, advantages.step_lengths(s, completion))}.get(rule, (s,))
+  args = {
+      'group': (s, 2), 'rloo': (s, 2),
+      'group_process': (s, 2, 'steps', None, 12),
+      'batch': (s, advantages.step_lengths(s, completion))
+  }.get(rule, (s,))
   want = getattr(advantages, rule)(*args)
   np.testing.assert_allclose(got[np.nonzero(s.valid)[0], ends],
                              np.asarray(want)[s.valid], atol=1e-6)
@@ -250,8 +256,8 @@ def test_sparse_and_dense_are_normalised_each_for_itself():
 
 
 @pytest.mark.parametrize('seed', range(5))
-@pytest.mark.parametrize('rule', ['group', 'rloo', 'delta', 'group_process',
-                                  'batch', 'end'])
+@pytest.mark.parametrize(
+    'rule', ['group', 'rloo', 'delta', 'group_process', 'batch', 'end'])
 def test_unreadable_rows_neither_move_nor_are_moved(rule, seed):
   """Whatever stands in them, the others get what they get."""
   rng = np.random.default_rng(seed)

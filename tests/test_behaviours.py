@@ -8,7 +8,7 @@ import pytest
 from exprl_jax import config as config_lib
 from exprl_jax import main
 from exprl_jax.evals import behaviors as behaviours
-from exprl_jax.rollout.scheduler import Sample
+from exprl_jax.rollout.requests import Sample
 from exprl_jax.runtime import metrics
 from exprl_jax.types import Problem
 from tests.conftest import SMALL_JSON, make_bpe
@@ -16,20 +16,19 @@ from tests.conftest import SMALL_JSON, make_bpe
 V, B, C, R = behaviours.KINDS
 
 
-@pytest.mark.parametrize('text, want', [
-    ('x = 4. Let me double-check: 4 + 3 = 7. To check this,\nplug it  back.',
-     {V: 3}),
-    ('Let me verify that. VERIFY!', {V: 2}),
-    ('Verification of recheckable checks, uncheck that', {}),
-    ('That doesn’t work. Let me try another approach. Going back to (1)',
-     {B: 3}),
-    ('Wait, I made a sign error. No, that is 3. Await waiters.', {C: 3}),
-    ('Start over from scratch; restart. Restarted', {R: 3}),
-    ('Alternatively, instead let me try a different way', {B: 3}),
-    ('', {})])
+@pytest.mark.parametrize(
+    'text, want',
+    [('x = 4. Let me double-check: 4 + 3 = 7. To check this,\nplug it  back.',
+      {V: 3}), ('Let me verify that. VERIFY!', {V: 2}),
+     ('Verification of recheckable checks, uncheck that', {}),
+     ('That doesn’t work. Let me try another approach. Going back to (1)',
+      {B: 3}),
+     ('Wait, I made a sign error. No, that is 3. Await waiters.', {C: 3}),
+     ('Start over from scratch; restart. Restarted', {R: 3}),
+     ('Alternatively, instead let me try a different way', {B: 3}), ('', {})])
 def test_words_by_hand(text, want):
-  assert behaviours.count_words(text) == dict.fromkeys(behaviours.KINDS, 0
-                                                       ) | want
+  assert behaviours.count_words(text) == dict.fromkeys(behaviours.KINDS,
+                                                       0) | want
 
 
 def counts(*values):
@@ -43,19 +42,21 @@ def as_json(*values):
 @pytest.mark.parametrize('text', [
     as_json(1, 0, 2, 0), f'Here:\n```json\n{as_json(1, 0, 2, 0)}\n```',
     f'{as_json(9, 9, 9, 9)} no, {as_json(1, 0, 2, 0)}',
-    '<think>{"a": 1} {</think>' + as_json(1, 0, 2, 0)])
+    '<think>{"a": 1} {</think>' + as_json(1, 0, 2, 0)
+])
 def test_counts_are_read(text):
   assert behaviours.parse(text) == counts(1, 0, 2, 0)
 
 
-@pytest.mark.parametrize('text, message', [
-    ('none', 'no JSON object'), ('{verification: 1}', 'not JSON'),
-    ('{"verification": 1}', 'keys verification; want'),
-    (as_json(1, 0, 2, -1), 'restart=-1 is no count'),
-    (as_json(1, 0, 2.5, 0), 'self_correction=2.5 is no'),
-    (as_json(True, 0, 2, 0), 'verification=True'),
-    (as_json(1, 0, 0, 0) + as_json(1, 0, '2', 0), "self_correction='2'"),
-    (as_json(1, 0, 0, 0) + '</think>', 'no JSON object')])
+@pytest.mark.parametrize(
+    'text, message',
+    [('none', 'no JSON object'), ('{verification: 1}', 'not JSON'),
+     ('{"verification": 1}', 'keys verification; want'),
+     (as_json(1, 0, 2, -1), 'restart=-1 is no count'),
+     (as_json(1, 0, 2.5, 0), 'self_correction=2.5 is no'),
+     (as_json(True, 0, 2, 0), 'verification=True'),
+     (as_json(1, 0, 0, 0) + as_json(1, 0, '2', 0), "self_correction='2'"),
+     (as_json(1, 0, 0, 0) + '</think>', 'no JSON object')])
 def test_what_is_no_count(text, message):
   with pytest.raises(ValueError, match=message):
     behaviours.parse(text)
@@ -114,16 +115,18 @@ def test_what_cannot_be_read_is_tried_again(reader, monkeypatch):
   def generate(requests, key, done):
     asked.append([(r.id, r.sampling.temperature) for r in requests])
     for r in requests:
-      text = ('hm' if r.id == 3 or r.id == 2 and len(asked) == 1
-              else as_json(r.id, 0, 0, 0))
+      text = ('hm' if r.id == 3 or r.id == 2 and len(asked) == 1 else as_json(
+          r.id, 0, 0, 0))
       tokens = [*tokenizer.encode(text), *tokenizer.eos_ids[:1]]
       done(r.id, Sample(np.array(tokens), None,
                         'length' if r.id == 4 else 'eos'))
 
   monkeypatch.setattr(reader, '_engine', lambda longest: generate)
   found = {}
-  reader.read([behaviours.Trace(i, PROBLEM, 'x' * (9999 if i == 5 else 9))
-               for i in (1, 2, 3, 4, 5)], found.__setitem__)
+  reader.read([
+      behaviours.Trace(i, PROBLEM, 'x' * (9999 if i == 5 else 9))
+      for i in (1, 2, 3, 4, 5)
+  ], found.__setitem__)
   assert asked == [[(i, 0.0) for i in (1, 2, 3, 4)],
                    [(i, 0.7) for i in (2, 3, 4)]]
   assert found[1] == counts(1, 0, 0, 0) and found[2] == counts(2, 0, 0, 0)
@@ -134,13 +137,15 @@ def test_what_cannot_be_read_is_tried_again(reader, monkeypatch):
 
 def test_a_judge_that_cannot_count_is_reported(tmp_path, monkeypatch):
   """The tiny judge writes no JSON; what it has said is not asked again."""
-  flags = ['--config=configs/tiny_evaluate.py', f'--workdir={tmp_path}',
-           '--config.eval.limit=2', '--config.eval.samples=1',
-           '--config.eval.ks=(1,)', '--config.eval.models=()',
-           '--config.eval.diagnose=0', '--config.eval.unlocked_k=0',
-           '--config.eval.behaviours=judge', '--config.prepare.tries=2',
-           '--config.judge.init=asset:tiny_judge',
-           '--config.prepare.max_new_tokens=4']
+  flags = [
+      '--config=configs/tiny_evaluate.py', f'--workdir={tmp_path}',
+      '--config.eval.limit=2', '--config.eval.samples=1',
+      '--config.eval.ks=(1,)', '--config.eval.models=()',
+      '--config.eval.diagnose=0', '--config.eval.unlocked_k=0',
+      '--config.eval.behaviours=judge', '--config.prepare.tries=2',
+      '--config.judge.init=asset:tiny_judge',
+      '--config.prepare.max_new_tokens=4'
+  ]
   main.main(flags)
   (row,) = metrics.read(tmp_path / 'metrics.jsonl')
   assert row['behaviours/failed_frac'] == 1

@@ -21,17 +21,20 @@ NOTHING = {'value': None, 'low': None, 'high': None}
 def test_outcome_by_hand():
   found = calibration.outcome(SCORE, CORRECT, PROBLEM)
   assert (found['n'], found['n_correct'], found['problems']) == (8, 4, 2)
-  assert {k: v['value'] for k, v in found.items()
-          if isinstance(v, dict) and 'value' in v} == pytest.approx({
-              'misplacement': 3 / 8, 'fnr': 1 / 2, 'fpr': 1 / 4,
-              'auroc': 10.5 / 16, 'score_correct': 2.25 / 4,
-              'score_incorrect': 1.5 / 4})
+  assert {
+      k: v['value']
+      for k, v in found.items()
+      if isinstance(v, dict) and 'value' in v
+  } == pytest.approx({
+      'misplacement': 3 / 8, 'fnr': 1 / 2, 'fpr': 1 / 4, 'auroc': 10.5 / 16,
+      'score_correct': 2.25 / 4, 'score_incorrect': 1.5 / 4
+  })
   # Resamples are aa, ab, bb. In a all is right; in b FNR is 1, FPR 1/2.
   assert found['fnr'] == {'value': 0.5, 'low': 0, 'high': 1}
   assert found['misplacement'] == {'value': 0.375, 'low': 0, 'high': 0.75}
-  assert [(r['level'], r['n'], r['accuracy']['value'])
-          for r in found['reliability']] == [
-              (1, 2, 0.5), (2, 1, 0), (3, 2, 0.5), (4, 2, 0.5), (5, 1, 1)]
+  assert [
+      (r['level'], r['n'], r['accuracy']['value']) for r in found['reliability']
+  ] == [(1, 2, 0.5), (2, 1, 0), (3, 2, 0.5), (4, 2, 0.5), (5, 1, 1)]
 
 
 def test_auroc_by_hand():
@@ -48,7 +51,9 @@ def test_levels_and_histogram():
   found = calibration.outcome(score, [False, True, False, True, True], range(5))
   assert [r['n'] for r in found['reliability']] == [1, 1, 0, 1, 2]
   assert found['reliability'][2]['accuracy'] == NOTHING
-  right, wrong = ({i: n for i, n in enumerate(found['histogram'][k]) if n}
+  right, wrong = ({i: n
+                   for i, n in enumerate(found['histogram'][k])
+                   if n}
                   for k in ('correct', 'incorrect'))
   assert right == {2: 1, 17: 1, 19: 1} and wrong == {2: 1, 17: 1}
   assert len(found['histogram']['edges']) == 21
@@ -59,22 +64,25 @@ def test_auroc_counts_pairs(rng, levels):
   score = rng.integers(0, levels, 60) / (levels - 1)
   correct = rng.random(60) < 0.3
   x, y = score[correct][:, None], score[~correct]
-  assert calibration.outcome(score, correct, range(60))['auroc'][
-      'value'] == pytest.approx(np.mean((x > y) + 0.5 * (x == y)))
+  assert calibration.outcome(score, correct,
+                             range(60))['auroc']['value'] == pytest.approx(
+                                 np.mean((x > y) + 0.5 * (x == y)))
 
 
 def test_intervals_cover_the_truth():
   # Correct scores have the density 2x, incorrect ones are uniform: FNR =
   # .75^2, FPR = .25, AUROC = P(x > y) = E x = 2/3.
-  truth = {'fnr': 0.5625, 'fpr': 0.25, 'misplacement': 0.40625,
-           'auroc': 2 / 3, 'score_correct': 2 / 3, 'score_incorrect': 0.5}
+  truth = {
+      'fnr': 0.5625, 'fpr': 0.25, 'misplacement': 0.40625, 'auroc': 2 / 3,
+      'score_correct': 2 / 3, 'score_incorrect': 0.5
+  }
   rng, inside = np.random.default_rng(0), []
   for _ in range(60):
     correct = rng.random(200) < 0.4
     score = np.where(correct, np.sqrt(rng.random(200)), rng.random(200))
     found = calibration.outcome(score, correct, range(200))
-    inside.append([found[k]['low'] < v < found[k]['high']
-                   for k, v in truth.items()])
+    inside.append(
+        [found[k]['low'] < v < found[k]['high'] for k, v in truth.items()])
   assert 0.92 < np.mean(inside) < 0.98
   assert np.min(np.mean(inside, axis=0)) > 0.87
 
@@ -83,8 +91,8 @@ def test_copies_of_traces_add_no_certainty():
   rng = np.random.default_rng(1)
   score, correct = rng.random(50), rng.random(50) < 0.5
   once = calibration.outcome(score, correct, range(50))
-  many = calibration.outcome(*(np.repeat(x, 8) for x in (
-      score, correct, np.arange(50))))
+  many = calibration.outcome(
+      *(np.repeat(x, 8) for x in (score, correct, np.arange(50))))
   for key in ('misplacement', 'auroc', 'score_correct'):
     assert many[key] == pytest.approx(once[key])
 
@@ -130,7 +138,8 @@ def test_progress_by_hand():
   assert found['pearson']['value'] == pytest.approx(0.5)
   assert found['spearman']['value'] == pytest.approx(0.5)
   assert found['difference']['value'] == pytest.approx(1 / 3)
-  assert [(b['low'], b['score'], b['truth']['value']) for b in found['bins']
+  assert [(b['low'], b['score'], b['truth']['value'])
+          for b in found['bins']
           if b['n']] == [(0, 0, 0), (0.5, 0.5, 1), (0.9, 1, 0.5)]
 
 
@@ -149,9 +158,8 @@ def test_progress_agrees_with_scipy():
 
 def test_agreement_by_hand():
   # Decisions a: no no yes yes; b: no yes yes yes.
-  found = calibration.agreement({
-      'a': [0, 0.5, 0.75, 1], 'b': [0, 0.75, 0.75, 1],
-      'c': [1, 0.5, 0.25, 0]})
+  found = calibration.agreement(
+      {'a': [0, 0.5, 0.75, 1], 'b': [0, 0.75, 0.75, 1], 'c': [1, 0.5, 0.25, 0]})
   assert list(found) == ['a / b', 'a / c', 'b / c']
   assert found['a / b']['same_decision'] == 0.75
   assert found['a / b']['difference'] == 0.0625
@@ -161,14 +169,18 @@ def test_agreement_by_hand():
 def test_report_is_json_table_and_plots(tmp_path):
   own = calibration.outcome(SCORE, CORRECT, PROBLEM)
   none = calibration.outcome(SCORE, np.zeros(8, bool), PROBLEM)
-  report = {'conditions': {'none': none, 'own': own},
-            'progress': calibration.progress(SCORE, SCORE, PROBLEM),
-            'agreement': calibration.agreement({'x': SCORE, 'y': SCORE})}
+  report = {
+      'conditions': {'none': none, 'own': own},
+      'progress': calibration.progress(SCORE, SCORE, PROBLEM),
+      'agreement': calibration.agreement({'x': SCORE, 'y': SCORE})
+  }
   assert json.loads(json.dumps(report, allow_nan=False)) == report
   head, first, second, *rest = calibration.table(report).splitlines()
   assert len(head) == len(first) == len(second)
-  assert first.split() == ['own', '8', '0.375', '[0.000,', '0.750]', '0.500',
-                           '0.250', '0.656', '0.562', '0.375']
+  assert first.split() == [
+      'own', '8', '0.375', '[0.000,', '0.750]', '0.500', '0.250', '0.656',
+      '0.562', '0.375'
+  ]
   assert second.split()[:6] == ['none', '8', '-', '[-,', '-]', '-']
   assert 'Pearson 1.000' in rest[0] and rest[1].startswith('x / y (n 8)')
   empty = calibration.outcome([], [], [])
@@ -182,15 +194,22 @@ def test_report_is_json_table_and_plots(tmp_path):
 UP, FLAT, DOWN = [0.3, 0.4, 0.5, 0.6], [0.5] * 4, [0.5, 0.4, 0.3, 0.2]
 
 
-@pytest.mark.parametrize('judge, accuracy, fires', [
-    (UP, FLAT, True), (UP, DOWN, True), (UP, UP, False), (FLAT, FLAT, False),
-    (FLAT, DOWN, False), (DOWN, DOWN, False),
-    ([0.9, *UP], [0, *FLAT], True),  # only the last four count
-    (UP[1:], FLAT[1:], False),  # too few
-    ([0.3, 0.4, 0.5, np.nan], FLAT, False),
-    # Of the judge's gain of .3 a quarter is .075.
-    (UP, np.linspace(0.5, 0.574, 4), True),
-    (UP, np.linspace(0.5, 0.576, 4), False)])
+@pytest.mark.parametrize(
+    'judge, accuracy, fires',
+    [
+        (UP, FLAT, True),
+        (UP, DOWN, True),
+        (UP, UP, False),
+        (FLAT, FLAT, False),
+        (FLAT, DOWN, False),
+        (DOWN, DOWN, False),
+        ([0.9, *UP], [0, *FLAT], True),  # only the last four count
+        (UP[1:], FLAT[1:], False),  # too few
+        ([0.3, 0.4, 0.5, np.nan], FLAT, False),
+        # Of the judge's gain of .3 a quarter is .075.
+        (UP, np.linspace(0.5, 0.574, 4), True),
+        (UP, np.linspace(0.5, 0.576, 4), False)
+    ])
 def test_divergence(judge, accuracy, fires):
   assert calibration.divergence(judge, accuracy, 4, 0.1) is fires
 

@@ -40,22 +40,22 @@ def preset(name):
 ])
 def test_the_papers_numbers(name, numbers):
   c = preset(name)
-  assert numbers == (
-      c.data.batch, c.rollout.group_size, c.optim.updates, c.steps,
-      c.loss.clip_low, c.loss.clip_high, c.loss.kl_coef, c.optim.lr)
+  assert numbers == (c.data.batch, c.rollout.group_size, c.optim.updates,
+                     c.steps, c.loss.clip_low, c.loss.clip_high, c.loss.kl_coef,
+                     c.optim.lr)
   assert (c.rollout.max_prompt_tokens, c.rollout.max_new_tokens,
           c.rollout.temperature) == (4096, 16384, 0.8)
   assert (c.optim.b1, c.optim.b2, c.optim.eps, c.optim.weight_decay,
-          c.optim.schedule, c.optim.warmup_steps) == (
-              0.9, 0.999, 1e-8, 0.01, 'constant', 0)
+          c.optim.schedule, c.optim.warmup_steps) == (0.9, 0.999, 1e-8, 0.01,
+                                                      'constant', 0)
   assert c.optim.clip_norm == (0.3 if 'stage2_authors' in name else 1.0)
   assert '\\boxed{}' in c.rollout.system_prompt  # not a backspace
   assert c.rollout.overlong == ('zero' if 'exprl' in name else 'keep')
 
 
 def test_what_the_authors_ran_differs_from_the_paper():
-  paper, authors = (preset(f'qwen3_4b/exprl_process{x}')
-                    for x in ('', '_authors'))
+  paper, authors = (
+      preset(f'qwen3_4b/exprl_process{x}') for x in ('', '_authors'))
   assert (paper.credit.single, paper.judge.context) == ('zero', 'prefix')
   assert (authors.credit.single, authors.judge.context) == ('score', 'segment')
   assert {paper.credit.first, authors.credit.first} == {'final'}
@@ -67,8 +67,8 @@ def test_what_the_authors_ran_differs_from_the_paper():
 
 def test_sft_is_two_epochs_with_a_warm_up_of_a_tenth():
   c = preset('qwen3_4b/sft')
-  assert (c.run, c.data.batch, c.steps, c.optim.warmup_steps) == (
-      'sft', 32, 94, 9)
+  assert (c.run, c.data.batch, c.steps, c.optim.warmup_steps) == ('sft', 32, 94,
+                                                                  9)
   assert (c.optim.schedule, c.optim.b2) == ('cosine', 0.95)
   assert not c.rollout.system_prompt
 
@@ -104,8 +104,8 @@ def test_a_bad_file_is_named(tmp_path, body, message):
     (['--config.optim.row_tokens=95'], 'hold the longest sequence, 96 tokens'),
     (['--config.loss.kind=exact_kl'], "needs reward='teacher'"),
     (['--config.loss.kind=pro'], "did you mean 'ppo'"),
-    (['--config.loss.kind=reinforce', '--config.optim.updates=2'],
-     'needs optim.updates=1'),
+    (['--config.loss.kind=reinforce', '--config.optim.updates=2'
+     ], 'needs optim.updates=1'),
     (['--config.loss.kl_in=reward'], 'takes the KL off the score of a row'),
     (['--config.rollout.overlong=soft'], 'keep or mask or zero'),
     (['--config.credit.last=zero'], 'credit.last=.* is not read'),
@@ -115,8 +115,8 @@ def test_a_bad_file_is_named(tmp_path, body, message):
     (['--config.optim.clip_norm=0'], 'more than 0'),
     (['--config.rollout.min_new_tokens=3'], 'cut the distribution'),
     (["--config.judge.templates=('code',)"], "should be 'DOMAIN=VALUE'"),
-    (['--config.select.drop_zero_spread=True', '--config.rollout.carry=2'],
-     'does not go with'),
+    (['--config.select.drop_zero_spread=True', '--config.rollout.carry=2'
+     ], 'does not go with'),
     (['--config.eval.ks=(1,64)'], 'pass@k needs eval.samples >= k'),
     (['--config.stpes=1'], 'Did you mean "steps"'),
     (['--config.steps=1.5'], 'config.steps=1.5'),
@@ -131,9 +131,10 @@ def test_a_bad_command_line_is_one_clear_line(flags, message):
 
 
 def test_overrides_reach_keys_that_the_file_leaves_out():
-  _, values, _ = main.parse(['--config', 'configs/tiny.py',
-                             '--config.optim.b2=0.95', '--config.seed=3',
-                             '--config.eval.ks=(1,4)'])
+  _, values, _ = main.parse([
+      '--config', 'configs/tiny.py', '--config.optim.b2=0.95',
+      '--config.seed=3', '--config.eval.ks=(1,4)'
+  ])
   config = config_lib.freeze(values)
   assert (config.optim.b2, config.seed, config.eval.ks) == (0.95, 3, (1, 4))
 

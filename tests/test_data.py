@@ -21,7 +21,9 @@ def write(tmp_path, *rows):
 def test_rows_are_read(tmp_path):
   path = write(tmp_path, ROW, '', {'question': 'other', 'answer': 3})
   assert data.read_problems(path) == [
-      Problem('a', 'q ?', 's', '1'), Problem('3', 'other', '', '3')]
+      Problem('a', 'q ?', 's', '1'),
+      Problem('3', 'other', '', '3')
+  ]
   assert len(data.read_problems(path, limit=1)) == 1
 
 
@@ -29,8 +31,8 @@ def test_rows_are_read(tmp_path):
     ([], 'no problems'),
     (['{"question": '], r'p\.jsonl:1: not JSON'),
     (['[1]'], r'p\.jsonl:1: want an object'),
-    ([ROW, {'id': 'b', 'question': 'q', 'answer': '1'}],
-     r'p\.jsonl:2: row has no solution'),
+    ([ROW, {'id': 'b', 'question': 'q', 'answer': '1'}
+     ], r'p\.jsonl:2: row has no solution'),
     ([{'solution': 's'}], 'row has no question'),
     ([dict(ROW, question=['q'])], 'question should be text'),
     ([ROW, ROW], r"p\.jsonl:2: id 'a' stands already in line 1"),
@@ -47,11 +49,13 @@ def test_a_bad_file_is_named(tmp_path, rows, message):
 
 
 def test_rubrics_of_rows(tmp_path):
-  text, lines = data.read_problems(write(
-      tmp_path, dict(ROW, rubric='Find 1.\nSay 1.'), {
-          'question': 'q', 'rubric': [
-              {'text': 'Find\n1', 'points': 2}, {'title': 'End', 'points': 0.5},
-              {'title': 'Form', 'desc': 'Say 1', 'points': 1, 'more': 3}]}))
+  text, lines = data.read_problems(
+      write(
+          tmp_path, dict(ROW, rubric='Find 1.\nSay 1.'), {
+              'question': 'q', 'rubric': [{'text': 'Find\n1', 'points': 2}, {
+                  'title': 'End', 'points': 0.5
+              }, {'title': 'Form', 'desc': 'Say 1', 'points': 1, 'more': 3}]
+          }))
   assert (text.rubric, text.checkpoints) == ('Find 1.\nSay 1.', ())
   assert lines.checkpoints == (('Find 1', 2), ('End', .5), ('Form: Say 1', 1))
   assert lines.rubric == (
@@ -62,8 +66,11 @@ def test_rubrics_of_rows(tmp_path):
 # Rubrics that run='prepare' wrote; tests/test_prepare.py writes them.
 
 PROBLEMS = [Problem('a', 'q ?', 's'), Problem('b', 'q', rubric='its own')]
-WRITTEN = {'id': 'a', 'digest': rubrics.digest(PROBLEMS[0]), 'checkpoints': [
-    {'text': 'Find 1', 'points': 2}, {'text': 'Say 1', 'points': 1}]}
+WRITTEN = {
+    'id': 'a', 'digest': rubrics.digest(PROBLEMS[0]),
+    'checkpoints': [{'text': 'Find 1', 'points': 2},
+                    {'text': 'Say 1', 'points': 1}]
+}
 
 
 def test_a_rubric_joins_its_problem(tmp_path):
@@ -78,8 +85,10 @@ def test_a_rubric_joins_its_problem(tmp_path):
   assert data.with_rubrics([own], path) == [own]
   lazy = world.named('pretraining', 3)
   text = dict(WRITTEN, id=lazy[1].id, digest=rubrics.digest(lazy[1]))
-  assert [bool(p.checkpoints) for p in data.with_rubrics(
-      lazy, write(tmp_path, text))] == [False, True, False]
+  assert [
+      bool(p.checkpoints)
+      for p in data.with_rubrics(lazy, write(tmp_path, text))
+  ] == [False, True, False]
 
 
 @pytest.mark.parametrize('rows, message', [
@@ -111,7 +120,9 @@ def test_a_missing_file_is_named(tmp_path):
 def test_every_epoch_is_another_permutation_and_steps_are_functions():
   problems = [Problem(str(i), 'q') for i in range(12)]
   batch_of = data.batches(problems, 4, seed=3)
-  epochs = [[p.id for step in range(3 * e, 3 * e + 3) for p in batch_of(step)]
+  epochs = [[p.id
+             for step in range(3 * e, 3 * e + 3)
+             for p in batch_of(step)]
             for e in range(2)]
   assert all(sorted(e) == sorted(p.id for p in problems) for e in epochs)
   assert epochs[0] != epochs[1]

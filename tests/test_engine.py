@@ -16,7 +16,7 @@ from exprl_jax.rollout import decode, sampling
 from exprl_jax.rollout import engine as engine_lib
 from exprl_jax.rollout.engine import Engine, Options
 from exprl_jax.rollout.pages import Pages
-from exprl_jax.rollout.scheduler import Fork, Request, Root, Sampling
+from exprl_jax.rollout.requests import Fork, Request, Sampling, SharedPrefix
 from exprl_jax.runtime import mesh as mesh_lib
 from exprl_jax.types import InputError
 
@@ -28,8 +28,10 @@ OPTIONS = Options(slots=64, max_tokens=48, page=4, chunk=32, prefill=8)
 
 def requests(how=DRAWN, samples=4, lengths=LENGTHS):
   rng = np.random.default_rng(0)
-  return [Request(rng.integers(3, 40, n).tolist(), i * samples, samples, how)
-          for i, n in enumerate(lengths)]
+  return [
+      Request(rng.integers(3, 40, n).tolist(), i * samples, samples, how)
+      for i, n in enumerate(lengths)
+  ]
 
 
 def generate(small, mesh, work, seed=1, **options):
@@ -65,9 +67,9 @@ def test_greedy_decoding_is_the_argmax_of_the_full_forward(small, one_device):
   samples = generate(small, one_device, work)
   tokens, valid, completion, _ = rows_of(work, samples)
   b, t = tokens.shape
-  hidden = transformer.forward(
-      cfg, params, tokens, jnp.broadcast_to(jnp.arange(t)[None], (b, t)),
-      segment_ids=valid.astype(np.int32))
+  hidden = transformer.forward(cfg, params, tokens,
+                               jnp.broadcast_to(jnp.arange(t)[None], (b, t)),
+                               segment_ids=valid.astype(np.int32))
   best = np.argmax(transformer.project(cfg, params, hidden), axis=-1)
   wanted = completion[:, 1:]
   assert wanted.sum() > 60
@@ -81,27 +83,39 @@ def test_sampled_logprobs_are_the_learners(small, reference):
   np.testing.assert_allclose(logprobs, np.where(completion, lp, 0), atol=1e-5)
 
 
-@pytest.mark.parametrize('options', [
-    dict(chunk=1), dict(chunk=7, slots=3), dict(chunk=32, slots=3, ahead=True),
-    dict(page=8, prefill=32, slots=5), dict(page=64), dict(page=1, slots=6),
-    dict(pages=14, slots=8, chunk=7),  # no more than one row needs
-    dict(pages=14, slots=8, chunk=7, ahead=True),
-    dict(pages=30, slots=64, chunk=1, ahead=True)], ids=str)
+@pytest.mark.parametrize(
+    'options',
+    [
+        dict(chunk=1),
+        dict(chunk=7, slots=3),
+        dict(chunk=32, slots=3, ahead=True),
+        dict(page=8, prefill=32, slots=5),
+        dict(page=64),
+        dict(page=1, slots=6),
+        dict(pages=14, slots=8, chunk=7),  # no more than one row needs
+        dict(pages=14, slots=8, chunk=7, ahead=True),
+        dict(pages=30, slots=64, chunk=1, ahead=True)
+    ],
+    ids=str)
 def test_the_engines_shape_changes_no_token(small, one_device, reference,
                                             options):
   samples = generate(small, one_device, requests(), **options)
   assert len(samples) == len(reference) == 24
   for got, want in zip(samples, reference):
     assert got.tokens.tolist() == want.tokens.tolist()
-    assert got.ended == want.ended
+    assert got.finish_reason == want.finish_reason
     np.testing.assert_allclose(got.logprobs, want.logprobs, atol=1e-5)
 
 
 @pytest.mark.parametrize('sizes', [
-    dict(data=8, fsdp=1), dict(data=1, fsdp=8), dict(data=2, fsdp=2, tensor=2),
-    dict(data=2, fsdp=1, tensor=4)])
-@pytest.mark.parametrize('options', [
-    dict(slots=64), dict(slots=3, chunk=7, pages=26, ahead=True)], ids=str)
+    dict(data=8, fsdp=1),
+    dict(data=1, fsdp=8),
+    dict(data=2, fsdp=2, tensor=2),
+    dict(data=2, fsdp=1, tensor=4)
+])
+@pytest.mark.parametrize(
+    'options', [dict(slots=64),
+                dict(slots=3, chunk=7, pages=26, ahead=True)], ids=str)
 def test_eight_devices_are_one(small, reference, sizes, options):
   mesh = mesh_lib.make_mesh(config_lib.Mesh(**sizes))
   samples = generate(small, mesh, requests(), **options)
@@ -110,8 +124,8 @@ def test_eight_devices_are_one(small, reference, sizes, options):
     np.testing.assert_allclose(got.logprobs, want.logprobs, atol=1e-5)
 
 
-def test_a_sample_does_not_depend_on_who_is_asked_with_it(small, one_device,
-                                                          reference):
+def test_a_sample_does_not_depend_on_who_is_asked_with_it(
+    small, one_device, reference):
   work = requests()
   alone = generate(small, one_device, [work[3]])
   backwards = generate(small, one_device, work[::-1])
@@ -120,44 +134,45 @@ def test_a_sample_does_not_depend_on_who_is_asked_with_it(small, one_device,
     assert alone[i].tokens.tolist() == want
     assert backwards[8 + i].tokens.tolist() == want
   other = generate(small, one_device, work, seed=2)
-  assert [s.tokens.tolist() for s in other] != [
-      s.tokens.tolist() for s in reference]
+  assert [s.tokens.tolist() for s in other
+         ] != [s.tokens.tolist() for s in reference]
   assert len({tuple(s.tokens) for s in reference}) > 20
 
 
 def test_ends(small, one_device, reference):
   seen = set()
   for sample in reference:
-    seen.add(sample.ended)
+    seen.add(sample.finish_reason)
     assert not set(sample.tokens[:-1].tolist()) & {1, 2}
-    assert (sample.ended == 'eos') == (sample.tokens[-1] in (1, 2))
-    assert sample.ended == 'eos' or len(sample.tokens) == 30
+    assert (sample.finish_reason == 'eos') == (sample.tokens[-1] in (1, 2))
+    assert sample.finish_reason == 'eos' or len(sample.tokens) == 30
   assert seen == {'eos', 'length'}
   how = dataclasses.replace(DRAWN, eos_ids=(1,), stop_ids=(2,))
   stopped = generate(small, one_device, requests(how))
   for got, want in zip(stopped, reference):
     assert got.tokens.tolist() == want.tokens.tolist()
-    assert got.ended == {1: 'eos', 2: 'stop'}.get(want.tokens[-1], 'length')
+    assert got.finish_reason == {1: 'eos',
+                                 2: 'stop'}.get(want.tokens[-1], 'length')
 
 
 @pytest.mark.parametrize('ahead', [False, True])
 def test_stop_strings_cut_behind_the_token_they_end_in(small, one_device,
                                                        reference, ahead):
   cfg, params = small
-  engine = Engine(cfg, one_device, dataclasses.replace(
-      OPTIONS, chunk=7, slots=5, ahead=ahead),
-      lambda ids: ''.join(f'<{i}>' for i in ids))
+  engine = Engine(cfg, one_device,
+                  dataclasses.replace(OPTIONS, chunk=7, slots=5, ahead=ahead),
+                  lambda ids: ''.join(f'<{i}>' for i in ids))
   stop = ('><7', '<30>')
   how = dataclasses.replace(DRAWN, stop_strings=stop)
   samples = engine.generate(params, requests(how), jax.random.key(1))
   kinds = set()
   for got, want in zip(samples, reference):
-    kinds.add(got.ended)
+    kinds.add(got.finish_reason)
     text = ''.join(f'<{i}>' for i in got.tokens[:-1])
     assert not any(s in text for s in stop)
     n = len(got.tokens)
     assert got.tokens.tolist() == want.tokens[:n].tolist()
-    assert got.ended == 'stop' or n == len(want.tokens)
+    assert got.finish_reason == 'stop' or n == len(want.tokens)
   assert kinds == {'eos', 'stop', 'length'} or kinds == {'eos', 'stop'}
   with pytest.raises(InputError, match='stop strings need a tokenizer'):
     generate(small, one_device, requests(how))
@@ -166,32 +181,34 @@ def test_stop_strings_cut_behind_the_token_they_end_in(small, one_device,
 def test_minimum_length_and_different_rows_together(small, one_device):
   """Each request has settings of its own; logprobs are of what was drawn."""
   cfg, params = small
-  hows = [dataclasses.replace(DRAWN, min_new_tokens=9),
-          dataclasses.replace(DRAWN, temperature=1.3, max_new_tokens=5),
-          dataclasses.replace(DRAWN, temperature=0.0),
-          dataclasses.replace(DRAWN, top_k=3)]
-  work = [dataclasses.replace(r, sampling=h)
-          for r, h in zip(requests(), hows)]
+  hows = [
+      dataclasses.replace(DRAWN, min_new_tokens=9),
+      dataclasses.replace(DRAWN, temperature=1.3, max_new_tokens=5),
+      dataclasses.replace(DRAWN, temperature=0.0),
+      dataclasses.replace(DRAWN, top_k=3)
+  ]
+  work = [dataclasses.replace(r, sampling=h) for r, h in zip(requests(), hows)]
   samples = generate(small, one_device, work, slots=5, chunk=7)
   alone = [generate(small, one_device, [r]) for r in work]
-  assert [s.tokens.tolist() for s in samples] == [
-      s.tokens.tolist() for part in alone for s in part]
+  assert [s.tokens.tolist() for s in samples
+         ] == [s.tokens.tolist() for part in alone for s in part]
   assert all(len(s.tokens) >= 9 for s in samples[:4])
   assert all(len(s.tokens) <= 5 for s in samples[4:8])
   assert len({tuple(s.tokens) for s in samples[8:12]}) == 1  # greedy
   tokens, valid, completion, logprobs = rows_of(work, samples)
   b, t = tokens.shape
-  hidden = transformer.forward(
-      cfg, params, tokens, jnp.broadcast_to(jnp.arange(t)[None], (b, t)),
-      segment_ids=valid.astype(np.int32))
+  hidden = transformer.forward(cfg, params, tokens,
+                               jnp.broadcast_to(jnp.arange(t)[None], (b, t)),
+                               segment_ids=valid.astype(np.int32))
   logits = np.asarray(transformer.project(cfg, params, hidden))
   for row in range(12, 16):  # top_k = 3
     for col in np.flatnonzero(completion[row]):
       x = logits[row, col - 1] / 0.8
       x = np.where(x >= np.sort(x)[-3], x, -np.inf)
       p = np.exp(x - x.max())
-      np.testing.assert_allclose(
-          logprobs[row, col], np.log(p[tokens[row, col]] / p.sum()), atol=1e-4)
+      np.testing.assert_allclose(logprobs[row, col],
+                                 np.log(p[tokens[row, col]] / p.sum()),
+                                 atol=1e-4)
 
 
 def test_int8_pages_are_close(small, one_device, rng):
@@ -213,28 +230,40 @@ def test_nothing_recompiles(small, one_device):
   engine.generate(params, requests(), jax.random.key(0))
   programs = (decode.decode, decode.prefill, decode.copy, decode.empty)
   before = [p._cache_size() for p in programs]
-  for how, samples, lengths in [
-      (dataclasses.replace(DRAWN, temperature=0.0), 1, [5]),
-      (dataclasses.replace(DRAWN, top_k=5, top_p=0.5, min_p=0.1), 7, [2, 16]),
-      (Sampling(3, min_new_tokens=2, stop_ids=(4, 5, 6)), 2, LENGTHS * 3)]:
+  for how, samples, lengths in [(dataclasses.replace(DRAWN,
+                                                     temperature=0.0), 1, [5]),
+                                (dataclasses.replace(DRAWN, top_k=5, top_p=0.5,
+                                                     min_p=0.1), 7, [2, 16]),
+                                (Sampling(3, min_new_tokens=2,
+                                          stop_ids=(4, 5, 6)), 2, LENGTHS * 3)]:
     engine.generate(params, requests(how, samples, lengths), jax.random.key(3))
     engine.release()
   assert [p._cache_size() for p in programs] == before
 
 
 @pytest.mark.parametrize('options', [
-    dict(), dict(slots=3, chunk=7), dict(pages=14, slots=6, chunk=7),
-    dict(page=8, prefill=32, ahead=True)], ids=str)
-def test_branches_off_any_position_are_their_contexts_alone(small, one_device,
-                                                            options):
+    dict(),
+    dict(slots=3, chunk=7),
+    dict(pages=14, slots=6, chunk=7),
+    dict(page=8, prefill=32, ahead=True)
+], ids=str)
+def test_branches_off_any_position_are_their_contexts_alone(
+    small, one_device, options):
   """Mid-page, at page boundaries, at both ends; with and without suffixes."""
   rng = np.random.default_rng(3)
   trunk = rng.integers(3, 40, 17).tolist()
-  forks = [Fork(at, rng.integers(3, 40, n).tolist())
-           for at in (0, 1, 4, 7, 8, 16, 17) for n in (0, 1, 5, 12) if at + n]
+  forks = [
+      Fork(at,
+           rng.integers(3, 40, n).tolist())
+      for at in (0, 1, 4, 7, 8, 16, 17)
+      for n in (0, 1, 5, 12)
+      if at + n
+  ]
   work = [Request(trunk, 100, len(forks), DRAWN, forks), *requests(samples=2)]
-  alone = [Request([*trunk[:at], *suffix], 100 + i, 1, DRAWN)
-           for i, (at, suffix) in enumerate(forks)] + work[1:]
+  alone = [
+      Request([*trunk[:at], *suffix], 100 + i, 1, DRAWN)
+      for i, (at, suffix) in enumerate(forks)
+  ] + work[1:]
   how = dict(max_tokens=60) | options
   how['pages'] = how.get('pages', 0) and 17
   got = generate(small, one_device, work, **how)
@@ -255,34 +284,46 @@ def rooted(rng):
     common = rng.integers(3, 40, length).tolist()
     for _ in range(children):
       tokens = common + rng.integers(3, 40, rng.integers(1, 9)).tolist()
-      forks = [Fork(at, rng.integers(3, 40, rng.integers(1, 7)).tolist())
-               for at in rng.integers(length, len(tokens) + 1, 3)]
-      out.append(Request(
-          tokens, count, 3, dataclasses.replace(
-              DRAWN, max_new_tokens=22, read_ids=READ), forks,
-          root=Root(i, length)))
+      forks = [
+          Fork(at,
+               rng.integers(3, 40, rng.integers(1, 7)).tolist())
+          for at in rng.integers(length,
+                                 len(tokens) + 1, 3)
+      ]
+      out.append(
+          Request(tokens, count, 3,
+                  dataclasses.replace(DRAWN, max_new_tokens=22, read_ids=READ),
+                  forks, shared_prefix=SharedPrefix(i, length)))
       count += 3
   return out
 
 
 def alone(work):
   """The same samples, each with a prompt of its own."""
-  return [Request(r.context(i), r.id + i, 1, r.sampling)
-          for r in work for i in range(r.samples)]
+  return [
+      Request(r.context(i), r.id + i, 1, r.sampling)
+      for r in work
+      for i in range(r.samples)
+  ]
 
 
-@pytest.mark.parametrize('options', [
-    dict(), dict(page=1, slots=4), dict(page=8, slots=5, chunk=7, ahead=True),
-    dict(pages=15, slots=8, chunk=7),  # now and then no room for a root
-    dict(pages=14, slots=8, chunk=1, ahead=True),
-    dict(widths=(2, 8, 16), slots=64)], ids=str)
+@pytest.mark.parametrize(
+    'options',
+    [
+        dict(),
+        dict(page=1, slots=4),
+        dict(page=8, slots=5, chunk=7, ahead=True),
+        dict(pages=15, slots=8, chunk=7),  # now and then no room for a root
+        dict(pages=14, slots=8, chunk=1, ahead=True),
+        dict(widths=(2, 8, 16), slots=64)
+    ],
+    ids=str)
 def test_a_root_is_shared_and_changes_nothing(small, one_device, options):
   want = generate(small, one_device, alone(rooted(np.random.default_rng(5))))
-  got = generate(small, one_device, rooted(np.random.default_rng(5)),
-                 **options)
+  got = generate(small, one_device, rooted(np.random.default_rng(5)), **options)
   for a, b in zip(got, want):
     assert a.tokens.tolist() == b.tokens.tolist()
-    np.testing.assert_allclose(a.read, b.read, atol=1e-5)
+    np.testing.assert_allclose(a.read_logprobs, b.read_logprobs, atol=1e-5)
 
 
 def test_roots_on_eight_devices(small):
@@ -290,8 +331,7 @@ def test_roots_on_eight_devices(small):
   want = generate(small, mesh, alone(rooted(np.random.default_rng(5))))
   for options in (dict(slots=8), dict(slots=4, pages=15, chunk=7)):
     got = generate(small, mesh, rooted(np.random.default_rng(5)), **options)
-    assert [s.tokens.tolist() for s in got] == [
-        s.tokens.tolist() for s in want]
+    assert [s.tokens.tolist() for s in got] == [s.tokens.tolist() for s in want]
 
 
 def test_what_is_read_is_the_models_next_token(small, one_device):
@@ -300,45 +340,50 @@ def test_what_is_read_is_the_models_next_token(small, one_device):
   work = rooted(np.random.default_rng(6))[:2]
   how = dataclasses.replace(work[0].sampling, temperature=0.3, top_k=2,
                             min_new_tokens=3)
-  samples = generate(small, one_device, [
-      dataclasses.replace(r, sampling=how) for r in work])
+  samples = generate(small, one_device,
+                     [dataclasses.replace(r, sampling=how) for r in work])
   for i, sample in enumerate(samples):
     ids = jnp.array([work[i // 3].context(i % 3)])
-    hidden = transformer.forward(
-        cfg, params, ids, jnp.arange(ids.shape[1])[None],
-        segment_ids=jnp.ones_like(ids))
+    hidden = transformer.forward(cfg, params, ids,
+                                 jnp.arange(ids.shape[1])[None],
+                                 segment_ids=jnp.ones_like(ids))
     want = jax.nn.log_softmax(transformer.project(cfg, params, hidden[0, -1]))
-    np.testing.assert_allclose(sample.read, want[np.array(READ)], atol=1e-5)
+    np.testing.assert_allclose(sample.read_logprobs, want[np.array(READ)],
+                               atol=1e-5)
 
 
 @pytest.mark.parametrize('ahead', [False, True])
 def test_enough_samples_stop_their_group(small, one_device, reference, ahead):
-  work = [dataclasses.replace(r, enough=2) for r in requests()]
+  work = [dataclasses.replace(r, num_wanted=2) for r in requests()]
   samples = generate(small, one_device, work, slots=7, chunk=3, ahead=ahead)
   for i in range(len(work)):
     group = samples[i * 4:i * 4 + 4]
-    ended = [s for s in group if s.ended != 'dropped']
+    ended = [s for s in group if s.finish_reason != 'dropped']
     assert len(ended) >= 2
     for got, want in zip(group, reference[i * 4:]):
       n = len(got.tokens)
       assert got.tokens.tolist() == want.tokens[:n].tolist()
-      assert got.ended in (want.ended, 'dropped')
-  assert any(s.ended == 'dropped' for s in samples)
+      assert got.finish_reason in (want.finish_reason, 'dropped')
+  assert any(s.finish_reason == 'dropped' for s in samples)
 
 
-@pytest.mark.parametrize('options', [
-    dict(), dict(slots=5, ahead=True), dict(slots=5, pages=14)], ids=str)
+@pytest.mark.parametrize(
+    'options',
+    [dict(), dict(slots=5, ahead=True),
+     dict(slots=5, pages=14)], ids=str)
 def test_unfinished_rows_go_on_in_a_later_call(small, one_device, reference,
                                                options):
   """With the same parameters and key the parts are the whole."""
   cfg, params = small
-  engine = Engine(cfg, one_device, dataclasses.replace(
-      OPTIONS, chunk=5, **options))
+  engine = Engine(cfg, one_device,
+                  dataclasses.replace(OPTIONS, chunk=5, **options))
   work, found, calls = requests(), {}, 0
   # A group of two and two of one; then whoever is left.
-  work = [part for r in work for part in (
-      dataclasses.replace(r, samples=2), Request(r.tokens, r.id + 2, 1, DRAWN),
-      Request(r.tokens, r.id + 3, 1, DRAWN))]
+  work = [
+      part for r in work for part in (dataclasses.replace(r, samples=2),
+                                      Request(r.tokens, r.id + 2, 1, DRAWN),
+                                      Request(r.tokens, r.id + 3, 1, DRAWN))
+  ]
   while work:
     samples = iter(engine.generate(params, work, jax.random.key(1), until=4))
     calls += 1
@@ -346,14 +391,19 @@ def test_unfinished_rows_go_on_in_a_later_call(small, one_device, reference,
     for request in work:
       group = [next(samples) for _ in range(request.samples)]
       ids = range(request.id, request.id + request.samples)
-      found |= {i: s for i, s in zip(ids, group) if s.ended != 'unfinished'}
-      left += [Request(request.tokens, i, 1, DRAWN, begun=[s])
-               for i, s in zip(ids, group) if s.ended == 'unfinished']
+      found |= {
+          i: s for i, s in zip(ids, group) if s.finish_reason != 'unfinished'
+      }
+      left += [
+          Request(request.tokens, i, 1, DRAWN, partial=[s])
+          for i, s in zip(ids, group)
+          if s.finish_reason == 'unfinished'
+      ]
     work = left
   assert calls > 1
   for i, want in enumerate(reference):
     assert found[i].tokens.tolist() == want.tokens.tolist()
-    assert found[i].ended == want.ended
+    assert found[i].ended == want.finish_reason
     np.testing.assert_allclose(found[i].logprobs, want.logprobs, atol=1e-5)
 
 
@@ -370,14 +420,14 @@ def test_the_roofline_fraction_by_hand(small, one_device, monkeypatch):
   kind = jax.devices()[0].device_kind
   monkeypatch.setitem(engine_lib._BANDWIDTH, kind, 1e9)
   engine = Engine(cfg, one_device, OPTIONS)
-  engine.generate(params, [Request([5] * 7, 0, 1, Sampling(10)),
-                           Request([5] * 3, 1, 1, Sampling(10))],
-                  jax.random.key(0))
+  engine.generate(params, [
+      Request([5] * 7, 0, 1, Sampling(10)),
+      Request([5] * 3, 1, 1, Sampling(10))
+  ], jax.random.key(0))
   weights = sum(x.nbytes for x in jax.tree.leaves(params))
   token = 2 * 2 * 2 * 16 * 4  # k and v, layers, kv heads, head_dim, bytes
   context = 10 * 7 + 10 * 3 + 2 * 50  # lengths before, and what is added
-  want = (10 * weights + context * token) / (
-      engine.stats.decode_seconds * 1e9)
+  want = (10 * weights + context * token) / (engine.stats.decode_seconds * 1e9)
   np.testing.assert_allclose(engine.metrics()['perf/decode_roofline_frac'],
                              want, rtol=1e-6)
 
@@ -390,8 +440,10 @@ def test_mistakes_are_named(small, one_device):
     generate(small, one_device,
              [Request([1, 2, 3], 0, 1, DRAWN, [Fork(4, [])])])
   with pytest.raises(InputError, match='sample 0 and its trunk need 16'):
-    generate(small, one_device, [Request(
-        [5] * 16, 0, 2, DRAWN, [Fork(0, [5] * 18), Fork(16, [5])])], pages=14)
+    generate(
+        small, one_device,
+        [Request([5] * 16, 0, 2, DRAWN,
+                 [Fork(0, [5] * 18), Fork(16, [5])])], pages=14)
   with pytest.raises(InputError, match='prompt 0 is empty'):
     generate(small, one_device, [Request([], 0, 1, DRAWN)])
   with pytest.raises(InputError, match='9 end and stop tokens; at most 8'):
@@ -405,22 +457,26 @@ def test_mistakes_are_named(small, one_device):
 P = np.array([0.02, 0.3, 0.05, 0.25, 0.2, 0.1, 0.08])
 
 
-@pytest.mark.parametrize('how, kept', [
-    (dict(), range(7)), (dict(temperature=0.5), range(7)),
-    (dict(top_k=3), (1, 3, 4)), (dict(top_p=0.6), (1, 3, 4)),
-    (dict(top_p=0.55), (1, 3)), (dict(min_p=0.3), (1, 3, 4, 5)),
-    (dict(top_k=4, top_p=0.6), (1, 3)), (dict(top_p=1e-6), (1,)),
-    (dict(temperature=2.0, top_k=1), (1,))], ids=str)
+@pytest.mark.parametrize('how, kept', [(dict(), range(7)),
+                                       (dict(temperature=0.5), range(7)),
+                                       (dict(top_k=3), (1, 3, 4)),
+                                       (dict(top_p=0.6), (1, 3, 4)),
+                                       (dict(top_p=0.55), (1, 3)),
+                                       (dict(min_p=0.3), (1, 3, 4, 5)),
+                                       (dict(top_k=4, top_p=0.6), (1, 3)),
+                                       (dict(top_p=1e-6), (1,)),
+                                       (dict(temperature=2.0, top_k=1), (1,))],
+                         ids=str)
 def test_frequencies_are_those_of_the_truncated_softmax(how, kept):
   """20,000 draws against p; seed 0; five standard errors."""
   n = 20_000
   how = dict(temperature=1.0, top_k=0, top_p=1.0, min_p=0.0) | how
   want = np.where(np.isin(np.arange(7), list(kept)),
-                  P ** (1 / how['temperature']), 0)
+                  P**(1 / how['temperature']), 0)
   want /= want.sum()
-  settings = sampling.Settings(*(
-      jnp.full(n, how[k], jnp.int32 if k == 'top_k' else jnp.float32)
-      for k in sampling.Settings._fields))
+  settings = sampling.Settings(
+      *(jnp.full(n, how[k], jnp.int32 if k == 'top_k' else jnp.float32)
+        for k in sampling.Settings._fields))
   keys = jax.random.split(jax.random.key(0), n)
   logits = jnp.tile(jnp.log(P)[None] + 3.0, (n, 1))
   token, logprob = jax.jit(sampling.draw)(logits, keys, jnp.arange(n), settings)
@@ -440,9 +496,8 @@ def test_a_large_vocabulary(rng):
   u = jax.vmap(lambda k: jax.random.uniform(jax.random.fold_in(k, 5)))(keys)
   one = jnp.ones(n)
   token, _ = sampling.draw(
-      jnp.tile(jnp.float32(logits)[None], (n, 1)), keys,
-      jnp.full(n, 5), sampling.Settings(one, jnp.zeros(n, jnp.int32), one,
-                                        one * 0))
+      jnp.tile(jnp.float32(logits)[None], (n, 1)), keys, jnp.full(n, 5),
+      sampling.Settings(one, jnp.zeros(n, jnp.int32), one, one * 0))
   p = np.exp(logits - logits.max())
   cumulative = np.cumsum(p / p.sum())
   want = np.searchsorted(cumulative, np.asarray(u, np.float64), side='right')
@@ -458,6 +513,7 @@ def test_the_ends_of_the_unit_interval_draw_possible_tokens(u):
 
 
 # Pages.
+
 
 @seed(0)
 @settings(max_examples=2000, deadline=None)

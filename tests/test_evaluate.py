@@ -18,7 +18,7 @@ from exprl_jax.evals import policy_statistics as diagnose
 from exprl_jax.models import hf, lora
 from exprl_jax.models import references as source
 from exprl_jax.rl import losses
-from exprl_jax.rollout.scheduler import Sample
+from exprl_jax.rollout.requests import Sample
 from exprl_jax.runs import evaluate as compare
 from exprl_jax.runtime import checkpoints as checkpoint
 from exprl_jax.runtime import metrics as metrics_lib
@@ -28,8 +28,8 @@ from tests.conftest import POLICY
 TEST = 'asset:tiny_problems/test.jsonl'
 
 
-@pytest.mark.parametrize('n, c, k', [
-    (5, 2, 1), (5, 2, 3), (6, 0, 2), (6, 6, 4), (7, 5, 3), (4, 1, 4)])
+@pytest.mark.parametrize('n, c, k', [(5, 2, 1), (5, 2, 3), (6, 0, 2), (6, 6, 4),
+                                     (7, 5, 3), (4, 1, 4)])
 def test_pass_at_k_is_the_enumeration(n, c, k):
   right = [i < c for i in range(n)]
   draws = list(itertools.combinations(right, k))
@@ -51,23 +51,26 @@ def vote(answers, gold):
   return winners.count(gold) / len(winners) if winners else 0.0
 
 
-@pytest.mark.parametrize('answers, gold, want', [
-    ('aab', 'a', 1.0), ('abb', 'a', 0.0), ('abc', 'c', 1 / 3),
-    (['a', '', 'b'], 'a', 0.5), (['', '', ''], 'a', 0.0),
-    (['a', '', ''], 'a', 1.0), ('aabb', 'b', 0.5)])
+@pytest.mark.parametrize('answers, gold, want', [('aab', 'a', 1.0),
+                                                 ('abb', 'a', 0.0),
+                                                 ('abc', 'c', 1 / 3),
+                                                 (['a', '', 'b'], 'a', 0.5),
+                                                 (['', '', ''], 'a', 0.0),
+                                                 (['a', '', ''], 'a', 1.0),
+                                                 ('aabb', 'b', 0.5)])
 def test_a_majority_by_hand(answers, gold, want):
   correct = [a == gold for a in answers]
   assert vote(answers, gold) == pytest.approx(want)
-  assert evaluate.maj_at_k(answers, correct, len(answers)) == pytest.approx(
-      want)
+  assert evaluate.maj_at_k(answers, correct,
+                           len(answers)) == pytest.approx(want)
 
 
 @pytest.mark.parametrize('k', [1, 2, 3, 4, 5, 6])
 def test_maj_at_k_is_the_enumeration(k, rng):
   for _ in range(20):
     answers = list(rng.choice(['', 'a', 'b', 'c'], 6))
-    want = np.mean([vote(draw, 'a')
-                    for draw in itertools.combinations(answers, k)])
+    want = np.mean(
+        [vote(draw, 'a') for draw in itertools.combinations(answers, k)])
     got = evaluate.maj_at_k(answers, [a == 'a' for a in answers], k)
     assert got == pytest.approx(want)
 
@@ -75,8 +78,8 @@ def test_maj_at_k_is_the_enumeration(k, rng):
 def test_maj_at_k_of_many_samples_is_close_and_always_the_same(rng):
   answers = list(rng.choice(['', 'a', 'b', 'c'], 14, p=[.1, .4, .3, .2]))
   correct = [a == 'a' for a in answers]
-  want = np.mean([vote(draw, 'a')
-                  for draw in itertools.combinations(answers, 6)])
+  want = np.mean(
+      [vote(draw, 'a') for draw in itertools.combinations(answers, 6)])
   got = evaluate.maj_at_k(answers, correct, 6)
   assert got == pytest.approx(want, abs=0.5 / np.sqrt(200) * 2)
   assert got == evaluate.maj_at_k(answers, correct, 6)
@@ -87,7 +90,8 @@ def marks(*problems, tokens=5):
   status = {'r': 'correct', 'w': 'wrong', '-': 'no_answer', 't': 'timeout'}
   return evaluate.marks_of(
       [(status[c], c.strip('-t'), tokens, 'length' if c == '-' else 'eos')
-       for row in problems for c in row], len(problems[0]))
+       for row in problems
+       for c in row], len(problems[0]))
 
 
 def test_summary_by_hand():
@@ -114,11 +118,13 @@ def test_bootstrap_covers_the_mean_and_shrinks_with_more_problems(rng):
 
 def test_paired_intervals():
   items = [evaluate.Item('', Problem(str(i), 'q')) for i in range(4)]
-  a, b = marks('rrww', 'wwww', 'rwww', 'rrrr'), marks(
-      'rrrw', 'rwww', 'rrww', 'rrrr')
+  a, b = marks('rrww', 'wwww', 'rwww', 'rrrr'), marks('rrrw', 'rwww', 'rrww',
+                                                      'rrrr')
   same = compare.differences(a, a, items, (1, 3))
-  assert same == {name: {'mean': 0, 'low': 0, 'high': 0}
-                  for name in ('pass@1', 'pass@3', 'maj@3')}
+  assert same == {
+      name: {'mean': 0, 'low': 0, 'high': 0}
+      for name in ('pass@1', 'pass@3', 'maj@3')
+  }
   paired = compare.differences(b, a, items, (1,))['pass@1']
   assert paired['mean'] == pytest.approx(3 / 16)
   # Problems differ much, the models by a quarter at most in each of them.
@@ -131,9 +137,11 @@ def test_paired_intervals():
 
 
 def write_set(path, ids, **more):
-  path.write_text(''.join(json.dumps(
-      {'id': i, 'question': f'ann has {i} pens . how many ?', 'answer': str(i),
-       **more}) + '\n' for i in ids))
+  path.write_text(''.join(
+      json.dumps({
+          'id': i, 'question': f'ann has {i} pens . how many ?', 'answer': str(
+              i), **more
+      }) + '\n' for i in ids))
   return path
 
 
@@ -141,8 +149,9 @@ def test_sets_and_domains_have_names_of_their_own(tmp_path):
   a = write_set(tmp_path / 'a.jsonl', [1, 2])
   b = write_set(tmp_path / 'b.jsonl', [1, 2, 3], domain='odd/one')
   items = evaluate.read_items(config_lib.Eval(problems=f'A-1={a},b_2={b}'))
-  assert [(i.set, i.problem.id) for i in items] == [
-      ('A-1', '1'), ('A-1', '2'), ('b_2', '1'), ('b_2', '2'), ('b_2', '3')]
+  assert [(i.set, i.problem.id) for i in items] == [('A-1', '1'), ('A-1', '2'),
+                                                    ('b_2', '1'), ('b_2', '2'),
+                                                    ('b_2', '3')]
   values = evaluate.all_metrics(marks('rw', 'ww', 'rr', 'rr', 'ww'), items,
                                 (1,))
   assert values['eval/pass@1'] == pytest.approx(0.5)  # of problems, not sets
@@ -174,8 +183,8 @@ def no_prefixes(names):
 def test_bad_sets_are_named(tmp_path, problems, message):
   file = write_set(tmp_path / 'a.jsonl', [1])
   with pytest.raises(InputError, match=message) as e:
-    evaluate.read_items(config_lib.Eval(
-        problems=problems.replace('F', str(file))))
+    evaluate.read_items(
+        config_lib.Eval(problems=problems.replace('F', str(file))))
   assert '\n' not in str(e.value)
 
 
@@ -205,20 +214,24 @@ def test_a_model_that_is_not_better_unlocks_what_the_null_unlocks(rng):
 
 # Whole runs.
 
-TINY = ['--config.eval.limit=4', '--config.eval.samples=3',
-        '--config.eval.ks=(1,3)', '--config.eval.unlocked_k=3',
-        '--config.eval.wave=3', '--config.rollout.temperature=1.0']
+TINY = [
+    '--config.eval.limit=4', '--config.eval.samples=3',
+    '--config.eval.ks=(1,3)', '--config.eval.unlocked_k=3',
+    '--config.eval.wave=3', '--config.rollout.temperature=1.0'
+]
 
 
 def run(workdir, *flags):
-  main.main(['--config=configs/tiny_evaluate.py', f'--workdir={workdir}',
-             *TINY, *flags])
+  main.main([
+      '--config=configs/tiny_evaluate.py', f'--workdir={workdir}', *TINY, *flags
+  ])
   return metrics_lib.read(workdir / 'metrics.jsonl')
 
 
 def without_times(rows):
-  return [{k: v for k, v in r.items() if not k.startswith('time/')}
-          for r in rows]
+  return [
+      {k: v for k, v in r.items() if not k.startswith('time/')} for r in rows
+  ]
 
 
 @pytest.fixture(scope='module')
@@ -226,8 +239,9 @@ def trained(tmp_path_factory, policy):
   """A workdir with a checkpoint of step 3: the shipped policy, disturbed."""
   folder = tmp_path_factory.mktemp('run')
   rng = np.random.default_rng(0)
-  params = jax.tree.map(lambda x: x * jnp.asarray(
-      rng.normal(1, 0.2, x.shape), x.dtype), policy[1])
+  params = jax.tree.map(
+      lambda x: x * jnp.asarray(rng.normal(1, 0.2, x.shape), x.dtype),
+      policy[1])
   return write_run(folder, params)
 
 
@@ -238,8 +252,8 @@ def write_run(folder, params, **policy):
   checkpoints = checkpoint.Checkpoints(folder, config_lib.Checkpoint())
   checkpoints.save(3, TrainState(zero, zero, params, {}), last=True)
   checkpoints.close()
-  (folder / 'config.json').write_text(json.dumps(
-      {'policy': {'init': 'asset:tiny_policy'} | policy}))
+  (folder / 'config.json').write_text(
+      json.dumps({'policy': {'init': 'asset:tiny_policy'} | policy}))
   return folder
 
 
@@ -247,18 +261,21 @@ QUESTIONS = {  # from easy to hard
     'max has 12 pens . dec loses 8 . jan buys 3 . how many ?': 7,
     'max has 12 pens . dec loses 8 . jan doubles . how many ?': 8,
     'zoe has 9 nuts . feb lends 3 . mar buys 5 . how many ?': 11,
-    'sam has 8 toys . feb halves . mar repays 5 . how many ?': 9}
+    'sam has 8 toys . feb halves . mar repays 5 . how many ?': 9
+}
 
 
 @pytest.fixture(scope='module')
 def whole(tmp_path_factory, trained):
   """(workdir, rows, flags) of an uninterrupted run of three models."""
   folder, data = (tmp_path_factory.mktemp(n) for n in ('whole', 'data'))
-  (data / 'test.jsonl').write_text(''.join(json.dumps(
-      {'id': f'test-{i}', 'question': q, 'answer': a}) + '\n'
-                            for i, (q, a) in enumerate(QUESTIONS.items())))
-  flags = [f"--config.eval.models=('asset:tiny_policy', '{trained}@3')",
-           f'--config.eval.problems={data}/test.jsonl']
+  (data / 'test.jsonl').write_text(''.join(
+      json.dumps({'id': f'test-{i}', 'question': q, 'answer': a}) + '\n'
+      for i, (q, a) in enumerate(QUESTIONS.items())))
+  flags = [
+      f"--config.eval.models=('asset:tiny_policy', '{trained}@3')",
+      f'--config.eval.problems={data}/test.jsonl'
+  ]
   return folder, run(folder, *flags), flags
 
 
@@ -285,8 +302,8 @@ def test_a_model_does_not_differ_from_itself(whole, trained):
   no_prefixes(names)
   assert all(n.count('/') == 1 for n in names)
   found = json.loads((folder / 'comparison.json').read_text())
-  assert [m['name'] for m in found['models']] == [
-      'tiny_policy', 'tiny_policy-2', f'{trained.name}@3']
+  assert [m['name'] for m in found['models']
+         ] == ['tiny_policy', 'tiny_policy-2', f'{trained.name}@3']
   assert found['models'][2]['step'] == 3
   assert found['models'][2]['difference']['pass@1']['mean'] == pytest.approx(
       other['eval/pass@1'] - first['eval/pass@1'])
@@ -295,16 +312,24 @@ def test_a_model_does_not_differ_from_itself(whole, trained):
 
 
 def test_rows_say_what_became_of_each_sample(whole):
-  rows = [json.loads(line) for line in (
-      whole[0] / 'samples/tiny_policy.jsonl').read_text().splitlines()]
-  assert [(r['id'], r['sample']) for r in rows] == [
-      (f'test-{i}', s) for i in range(4) for s in range(3)]
-  assert {'id', 'set', 'sample', 'text', 'tokens', 'status', 'answer',
-          'correct', 'ended'} <= set(rows[0])
-  assert np.mean([r['correct'] for r in rows]) == pytest.approx(
-      whole[1][0]['eval/pass@1'])
-  fresh = [json.loads(line) for line in (
-      whole[0] / 'fresh/tiny_policy.jsonl').read_text().splitlines()]
+  rows = [
+      json.loads(line)
+      for line in (whole[0] /
+                   'samples/tiny_policy.jsonl').read_text().splitlines()
+  ]
+  assert [(r['id'], r['sample']) for r in rows
+         ] == [(f'test-{i}', s) for i in range(4) for s in range(3)]
+  assert {
+      'id', 'set', 'sample', 'text', 'tokens', 'status', 'answer', 'correct',
+      'ended'
+  } <= set(rows[0])
+  assert np.mean([r['correct'] for r in rows
+                 ]) == pytest.approx(whole[1][0]['eval/pass@1'])
+  fresh = [
+      json.loads(line)
+      for line in (whole[0] /
+                   'fresh/tiny_policy.jsonl').read_text().splitlines()
+  ]
   texts = {(r['id'], r['sample']): r['text'] for r in rows}
   assert any(r['text'] != texts[r['id'], r['sample']] for r in fresh)
   right = {r['id'] for r in rows if r['correct']}
@@ -318,8 +343,9 @@ def test_resumed_is_uninterrupted(whole, tmp_path, capsys):
   (tmp_path / 'config.json').write_text((folder / 'config.json').read_text())
   lines = (folder / 'samples/tiny_policy.jsonl').read_text().splitlines(True)
   old = json.loads(lines[5]) | {'of': 'another prompt'}
-  (tmp_path / 'samples/tiny_policy.jsonl').write_text(
-      ''.join(lines[:4]) + json.dumps(old) + '\n' + lines[6][:40])
+  (tmp_path / 'samples/tiny_policy.jsonl').write_text(''.join(lines[:4]) +
+                                                      json.dumps(old) + '\n' +
+                                                      lines[6][:40])
   got = run(tmp_path, *flags, '--config.eval.wave=1')
   assert '4 of 12 there already' in capsys.readouterr().out
   assert without_times(got) == without_times(rows)
@@ -328,15 +354,18 @@ def test_resumed_is_uninterrupted(whole, tmp_path, capsys):
   for file in files:
     assert sorted((tmp_path / file).read_text().splitlines()) == sorted(
         (folder / file).read_text().splitlines())
-  assert (tmp_path / 'comparison.json').read_text() == (
-      folder / 'comparison.json').read_text()
+  assert (tmp_path /
+          'comparison.json').read_text() == (folder /
+                                             'comparison.json').read_text()
 
 
 def test_a_model_may_be_added_and_several_sets_asked(whole, tmp_path, capsys):
   a = write_set(tmp_path / 'a.jsonl', [3, 4])
   b = write_set(tmp_path / 'b.jsonl', [3])
-  flags = [f'--config.eval.problems=a={a},b={b}', '--config.eval.diagnose=0',
-           '--config.eval.behaviours=words']
+  flags = [
+      f'--config.eval.problems=a={a},b={b}', '--config.eval.diagnose=0',
+      '--config.eval.behaviours=words'
+  ]
   workdir = tmp_path / 'w'
   (row,) = run(workdir, '--config.eval.models=()', *flags)
   assert row['eval/pass@1'] == pytest.approx(
@@ -362,8 +391,8 @@ def test_a_model_may_be_added_and_several_sets_asked(whole, tmp_path, capsys):
     ('judge.delimiter=%%', "judge.delimiter='%%': not a token"),
     ('eval.problems=none.jsonl', 'no such problem file'),
 ])
-def test_mistakes_are_named_before_anything_is_written(
-    tmp_path, trained, flag, message):
+def test_mistakes_are_named_before_anything_is_written(tmp_path, trained, flag,
+                                                       message):
   with pytest.raises(InputError, match=message) as e:
     run(tmp_path / 'w', '--config.' + flag.replace('WORKDIR', str(trained)))
   assert '\n' not in str(e.value)
@@ -382,10 +411,10 @@ def test_another_file_is_left_alone(whole, tmp_path):
 
 def test_names_of_models():
   taken = set()
-  for path, name in [
-      ('asset:tiny_policy', 'tiny_policy'), ('/runs/a b/model/', 'a_b'),
-      ('gs://x/run@40', 'run@40'), ('other/run@40', 'run@40-2'),
-      ('more/run@40', 'run@40-3'), ('null', 'null'), ('/', 'model')]:
+  for path, name in [('asset:tiny_policy', 'tiny_policy'),
+                     ('/runs/a b/model/', 'a_b'), ('gs://x/run@40', 'run@40'),
+                     ('other/run@40', 'run@40-2'), ('more/run@40', 'run@40-3'),
+                     ('null', 'null'), ('/', 'model')]:
     assert compare._name(path, taken) == name
     taken.add(name)
 
@@ -406,8 +435,9 @@ def test_sources(trained, policy, one_device, tmp_path):
                                      frozen=True, attention='einsum')
   assert found == POLICY and model.attention == 'einsum'
   want = hf.load(POLICY, one_device, 'bfloat16', frozen=True)[1]
-  assert jax.tree.map(lambda x: (x.shape, x.dtype), params) == jax.tree.map(
-      lambda x: (x.shape, x.dtype), want)
+  assert jax.tree.map(lambda x: (x.shape, x.dtype),
+                      params) == jax.tree.map(lambda x: (x.shape, x.dtype),
+                                              want)
   moved = source.load(str(trained), one_device)[2]['embedding']
   assert 0.1 < np.abs(moved / policy[1]['embedding'] - 1).mean() < 0.3
 
@@ -443,21 +473,20 @@ def test_diagnosis_is_that_of_whole_rows(policy, one_device, rng):
   model, params, tokenizer = policy
   other = jax.tree.map(lambda x: x * 1.02, params)
   config = config_lib.Config(rollout=config_lib.Rollout(temperature=0.8))
-  samples = [(rng.integers(5, 40, n).tolist(), Sample(
-      rng.integers(5, 40, m).astype(np.int32), None, 'length'))
-      for n, m in ((9, 30), (4, 1), (20, 130))]
-  found = diagnose.diagnose(
-      config, (model, params), (model, other), one_device,
-      Segmenter(tokenizer, 'every:10', 10**9), samples)
+  samples = [(rng.integers(5, 40, n).tolist(),
+              Sample(rng.integers(5, 40, m).astype(np.int32), None, 'length'))
+             for n, m in ((9, 30), (4, 1), (20, 130))]
+  found = diagnose.diagnose(config, (model, params), (model, other), one_device,
+                            Segmenter(tokenizer, 'every:10', 10**9), samples)
   assert [r['step_count'] for r in found] == [3, 1, 13]
   tokens, valid = np.zeros((2, 3, 150), np.int32)
   for i, (prompt, sample) in enumerate(samples):
     whole = [*prompt, *sample.tokens]
     tokens[i, :len(whole)], valid[i, :len(whole)] = whole, 1
-  of = jax.jit(lambda params: losses.token_logprobs(model, params, tokens,
-                                                    valid, 0.8))
-  (mine, entropy), (theirs, _) = jax.tree.map(np.asarray, (
-      of(params), of(other)))
+  of = jax.jit(
+      lambda params: losses.token_logprobs(model, params, tokens, valid, 0.8))
+  (mine, entropy), (theirs, _) = jax.tree.map(np.asarray,
+                                              (of(params), of(other)))
   for i, ((prompt, sample), row) in enumerate(zip(samples, found)):
     written = slice(len(prompt), len(prompt) + len(sample.tokens))
     d = (theirs - mine)[i, written]
@@ -470,13 +499,19 @@ def test_diagnosis_is_that_of_whole_rows(policy, one_device, rng):
 def test_a_diagnosis_is_a_mean_over_tokens():
   row = lambda tokens, kl, correct, steps: {
       'tokens': tokens, 'entropy': 2 * kl, 'kl_k1': kl, 'kl_k3': kl,
-      'correct': correct, 'step_count': steps}
-  found = diagnose.summary([row(1, 4, True, 0), row(3, 0, False, 5),
-                            row(5, 0, False, 11), row(1, 6, False, 3)])
+      'correct': correct, 'step_count': steps
+  }
+  found = diagnose.summary([
+      row(1, 4, True, 0),
+      row(3, 0, False, 5),
+      row(5, 0, False, 11),
+      row(1, 6, False, 3)
+  ])
   assert found['kl_k1'] == 1 and found['entropy'] == 2
   assert found['length_correct'] == 1 and found['length_wrong'] == 3
   assert found['steps_mean'] == 4.75
   assert found['steps_histogram'] == {
-      '0': .25, '1': 0, '2': 0, '3-5': .5, '6-10': 0, '>10': .25}
+      '0': .25, '1': 0, '2': 0, '3-5': .5, '6-10': 0, '>10': .25
+  }
   found = diagnose.summary([row(1, 4, True, 0)])
   assert np.isnan(found['length_wrong'])

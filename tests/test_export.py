@@ -25,8 +25,10 @@ def workdir(tmp_path_factory):
 
 
 def export(source, out, *flags):
-  main.main(['--config=configs/export.py', f'--config.policy.init={source}',
-             f'--config.export.out={out}', *flags])
+  main.main([
+      '--config=configs/export.py', f'--config.policy.init={source}',
+      f'--config.export.out={out}', *flags
+  ])
   return out
 
 
@@ -42,9 +44,12 @@ def test_the_newest_checkpoint_is_the_trained_model(workdir, tmp_path,
 
 
 def test_an_earlier_step_differs(workdir, tmp_path, one_device):
-  steps = [hf.load(export(workdir, tmp_path / str(i), '--config.export.step='
-                          f'{i}', '--config.export.dtype=float32'),
-                   one_device)[1]['embedding'] for i in (1, 3)]
+  steps = [
+      hf.load(
+          export(workdir, tmp_path / str(i), '--config.export.step='
+                 f'{i}', '--config.export.dtype=float32'),
+          one_device)[1]['embedding'] for i in (1, 3)
+  ]
   difference = np.abs(steps[0] - steps[1]).max()
   assert 0 < difference < 0.1
 
@@ -53,8 +58,10 @@ def test_bfloat16_is_the_default_and_a_model_may_be_exported(
     tmp_path, one_device, policy):
   out = export('asset:tiny_policy', tmp_path / 'out')
   loaded = hf.load(out, one_device)[1]
-  jax.tree.map(lambda a, b: np.testing.assert_array_equal(
-      a, b.astype('bfloat16').astype('float32')), loaded, policy[1])
+  jax.tree.map(
+      lambda a, b: np.testing.assert_array_equal(
+          a,
+          b.astype('bfloat16').astype('float32')), loaded, policy[1])
 
 
 def test_mistakes_are_named(workdir, tmp_path):

@@ -21,8 +21,8 @@ from exprl_jax.runs import export
 from exprl_jax.types import InputError
 from tests.conftest import POLICY
 
-pytestmark = pytest.mark.filterwarnings(
-    'ignore::DeprecationWarning', 'ignore::FutureWarning')
+pytestmark = pytest.mark.filterwarnings('ignore::DeprecationWarning',
+                                        'ignore::FutureWarning')
 
 
 @pytest.fixture(scope='module')
@@ -32,15 +32,16 @@ def bucket():
     s.bind(('127.0.0.1', 0))
     port = s.getsockname()[1]
   url = f'http://127.0.0.1:{port}'
-  child = subprocess.Popen(
-      [sys.executable, '-c', 'from gcp_storage_emulator.server import '
-       f'create_server as c; c("127.0.0.1", {port}, in_memory=True, '
-       'default_bucket="models").run()'],
-      stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+  child = subprocess.Popen([
+      sys.executable, '-c', 'from gcp_storage_emulator.server import '
+      f'create_server as c; c("127.0.0.1", {port}, in_memory=True, '
+      'default_bucket="models").run()'
+  ], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
   saved = dict(os.environ)
   os.environ |= {  # read when gcsfs is first imported
       'STORAGE_EMULATOR_HOST': url, 'GOOGLE_CLOUD_PROJECT': 'test',
-      'NO_GCE_CHECK': 'true', 'GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT': 'false'}
+      'NO_GCE_CHECK': 'true', 'GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT': 'false'
+  }
   for _ in range(100):
     try:
       urllib.request.urlopen(url, timeout=1).close()
@@ -64,8 +65,8 @@ def test_models_come_and_go(bucket, small, small_folder, one_device):
   cfg, params = hf.load(str(folder), one_device)
   assert cfg == small[0]
   jax.tree.map(np.testing.assert_array_equal, params, small[1])
-  assert Tokenizer(folder).encode('Tom has') == Tokenizer(
-      small_folder).encode('Tom has')
+  assert Tokenizer(folder).encode('Tom has') == Tokenizer(small_folder).encode(
+      'Tom has')
   with pytest.raises(InputError, match='gs://models/nothing: no config.json'):
     hf.load('gs://models/nothing', one_device)
 
@@ -77,10 +78,11 @@ def test_export_to_a_bucket(bucket, policy, one_device):
       export=config_lib.Export(out=str(out), dtype='float32'))
   export.export(config)
   assert config_lib.resolve(str(out)) == out
-  jax.tree.map(np.testing.assert_array_equal, hf.load(out, one_device)[1],
-               policy[1])
-  assert (out / 'tokenizer.json').read_bytes() == (
-      POLICY / 'tokenizer.json').read_bytes()
+  jax.tree.map(np.testing.assert_array_equal,
+               hf.load(out, one_device)[1], policy[1])
+  assert (out /
+          'tokenizer.json').read_bytes() == (POLICY /
+                                             'tokenizer.json').read_bytes()
   with pytest.raises(InputError, match='is not empty'):
     export.export(config)
 

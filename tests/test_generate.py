@@ -15,11 +15,14 @@ QUESTION = 'ben has 19 figs . mar borrows 2 . how many ?'
 def sample(tmp_path, lines, *flags, out='out.jsonl'):
   path = tmp_path / 'in.jsonl'
   path.write_text(''.join(json.dumps(line) + '\n' for line in lines))
-  main.main(['--config=configs/sample.py', f'--config.sample.prompts={path}',
-             f'--config.sample.out={tmp_path / out}',
-             '--config.rollout.max_new_tokens=24', *flags])
-  return [json.loads(line) for line in (tmp_path / out).read_text()
-          .splitlines()]
+  main.main([
+      '--config=configs/sample.py', f'--config.sample.prompts={path}',
+      f'--config.sample.out={tmp_path / out}',
+      '--config.rollout.max_new_tokens=24', *flags
+  ])
+  return [
+      json.loads(line) for line in (tmp_path / out).read_text().splitlines()
+  ]
 
 
 def test_text_chats_and_tokens(tmp_path, policy, capsys):
@@ -27,19 +30,20 @@ def test_text_chats_and_tokens(tmp_path, policy, capsys):
   chat = [{'role': 'user', 'content': QUESTION}]
   text = tokenizer.render(chat)
   ids = tokenizer.encode(text, special=True)
-  rows = sample(tmp_path, [{'id': 'a', 'prompt': text},
-                           {'id': 'b', 'messages': chat},
-                           {'id': 'c', 'tokens': ids}],
-                '--config.rollout.temperature=0', '--config.policy.init='
+  rows = sample(tmp_path,
+                [{'id': 'a', 'prompt': text}, {'id': 'b', 'messages': chat},
+                 {'id': 'c', 'tokens': ids}], '--config.rollout.temperature=0',
+                '--config.policy.init='
                 'asset:tiny_policy')
   assert 'tokens/s' in capsys.readouterr().out
   assert sorted((r['id'], r['sample']) for r in rows) == [
-      (i, n) for i in 'abc' for n in (0, 1)]
+      (i, n) for i in 'abc' for n in (0, 1)
+  ]
   for row in rows:  # greedy: all the same
     assert row['tokens'] == rows[0]['tokens']
     assert row['text'] == tokenizer.decode(row['tokens'])
-    assert row['ended'] == ('eos' if row['tokens'][-1] in tokenizer.eos_ids
-                            else 'length')
+    assert row['ended'] == ('eos' if row['tokens'][-1] in tokenizer.eos_ids else
+                            'length')
   whole = np.array([ids + rows[0]['tokens']])
   lp, _ = losses.token_logprobs(cfg, params, whole, np.ones_like(whole))
   np.testing.assert_allclose(lp[0, len(ids):], rows[0]['logprobs'], atol=1e-4)

@@ -37,8 +37,7 @@ def test_the_library_reads_what_we_write(small_folder):
   ours = hf.safetensors.open_folder(hf.epath.Path(small_folder))
   assert set(theirs) == set(ours)
   for name, tensor in ours.items():
-    np.testing.assert_array_equal(tensor.rows(0, tensor.shape[0]),
-                                  theirs[name])
+    np.testing.assert_array_equal(tensor.rows(0, tensor.shape[0]), theirs[name])
 
 
 def test_many_files(small, small_folder, one_device, tmp_path):
@@ -54,19 +53,23 @@ def test_many_files(small, small_folder, one_device, tmp_path):
   assert_same(hf.load(tmp_path / 'many', one_device)[1], small[1])
 
 
-@pytest.mark.parametrize('sizes', [
-    dict(fsdp=8), dict(fsdp=2, tensor=4), dict(data=2, fsdp=2, expert=2)])
+@pytest.mark.parametrize(
+    'sizes',
+    [dict(fsdp=8),
+     dict(fsdp=2, tensor=4),
+     dict(data=2, fsdp=2, expert=2)])
 def test_loading_onto_eight_devices(small, small_folder, sizes, tmp_path):
   mesh = mesh_lib.make_mesh(config_lib.Mesh(**({'data': 1} | sizes)))
   cfg, params = hf.load(small_folder, mesh)
   want = mesh_lib.shardings(transformer.logical_axes(cfg), params, mesh)
-  jax.tree.map(lambda x, s: pytest.fail('resharded') if x.sharding != s
-               else None, params, want)
+  jax.tree.map(
+      lambda x, s: pytest.fail('resharded')
+      if x.sharding != s else None, params, want)
   assert_same(params, small[1])
   hf.save(tmp_path / 'again', cfg, params, small_folder)
   for file in ('model.safetensors', 'config.json'):
-    assert (tmp_path / 'again' / file).read_bytes() == (
-        small_folder / file).read_bytes()
+    assert (tmp_path / 'again' / file).read_bytes() == (small_folder /
+                                                        file).read_bytes()
 
 
 def test_each_row_is_read_once(small_folder, monkeypatch):
@@ -84,8 +87,8 @@ def test_each_row_is_read_once(small_folder, monkeypatch):
   for name, tensor in hf.safetensors.open_folder(
       hf.epath.Path(small_folder)).items():
     spans = sorted((a, b) for n, a, b in read if n == name)
-    assert [s for a, b in spans for s in range(a, b)] == list(
-        range(tensor.shape[0])), name
+    assert [s for a, b in spans for s in range(a, b)
+           ] == list(range(tensor.shape[0])), name
   assert len([n for n, _, _ in read if n == 'model.embed_tokens.weight']) == 8
 
 
@@ -97,8 +100,8 @@ def test_bfloat16_files_and_frozen_models(small, small_folder, one_device,
                          small[1])
   assert_same(loaded, rounded)
   cfg, frozen = hf.load(small_folder, one_device, 'bfloat16', frozen=True)
-  assert_same(frozen, jax.jit(functools.partial(transformer.cast, cfg))(
-      small[1]))
+  assert_same(frozen,
+              jax.jit(functools.partial(transformer.cast, cfg))(small[1]))
 
 
 @pytest.fixture
@@ -136,14 +139,17 @@ def test_a_config_that_does_not_fit_is_named(folder, one_device, values,
 def test_both_spellings_of_rope():
   old = SMALL_JSON | {'rope_scaling': {'type': 'linear', 'factor': 4.0}}
   new = {k: v for k, v in SMALL_JSON.items() if k != 'rope_theta'} | {
-      'rope_parameters': {'rope_theta': 1e4, 'rope_type': 'linear',
-                          'factor': 4.0}}
+      'rope_parameters': {
+          'rope_theta': 1e4, 'rope_type': 'linear', 'factor': 4.0
+      }
+  }
   read = [config.parse_config(dict(raw), '') for raw in (old, new)]
   assert read[0] == read[1]
   assert read[0].rope == Rope(1e4, 'linear', factor=4.0)
 
 
 def test_missing_and_corrupt_files_are_named(folder, one_device):
+
   def fails(message):
     with pytest.raises(InputError, match=message):
       hf.load(folder, one_device)

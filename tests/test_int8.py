@@ -24,7 +24,8 @@ from tests.test_models import RICH, logits
 MATRICES = {'q', 'k', 'v', 'o', 'gate', 'up', 'down'}
 MOE_JSON = SMALL_JSON | {
     'model_type': 'qwen3_moe', 'num_experts': 4, 'num_experts_per_tok': 2,
-    'moe_intermediate_size': 16, 'norm_topk_prob': True}
+    'moe_intermediate_size': 16, 'norm_topk_prob': True
+}
 GREEDY = engine.Sampling(max_new_tokens=30, temperature=0.0, eos_ids=(1, 2))
 
 
@@ -50,8 +51,8 @@ def folder(model, tmp_path):
   cfg, params = model
   base = tmp_path / 'base'
   base.mkdir()
-  (base / 'config.json').write_text(json.dumps(
-      MOE_JSON if cfg.num_experts else SMALL_JSON))
+  (base / 'config.json').write_text(
+      json.dumps(MOE_JSON if cfg.num_experts else SMALL_JSON))
   for file in ('tokenizer.json', 'tokenizer_config.json'):
     shutil.copy(POLICY / file, base)
   hf.save(tmp_path / 'model', cfg, params, base)
@@ -67,9 +68,11 @@ def kl(cfg, exact, params, rows):
 def test_no_value_is_off_by_more_than_half_a_step(model):
   cfg, params = model
   got, cast = transformer.quantise(cfg, params), transformer.cast(cfg, params)
-  wide = {'q': (cfg.num_heads, cfg.head_dim), 'down': (cfg.embed_dim,),
-          'v': (cfg.num_kv_heads, cfg.head_dim), 'o': (cfg.embed_dim,),
-          'gate': (cfg.mlp_dim,)}
+  wide = {
+      'q': (cfg.num_heads, cfg.head_dim), 'down': (cfg.embed_dim,),
+      'v': (cfg.num_kv_heads, cfg.head_dim), 'o': (cfg.embed_dim,),
+      'gate': (cfg.mlp_dim,)
+  }
   wide |= {'k': wide['v'], 'up': wide['gate']}
   experts = (cfg.num_experts,) if cfg.num_experts else ()
   for key, x in got['layers'].items():
@@ -79,15 +82,15 @@ def test_no_value_is_off_by_more_than_half_a_step(model):
       assert x.values.dtype == jnp.int8 and x.scale.dtype == jnp.float32
       lead = experts if key in ('gate', 'up', 'down') else ()
       # One scale for each layer, expert and output channel, and nothing else.
-      assert tuple(n for n in x.scale.shape if n > 1) == (
-          cfg.num_layers, *lead, *wide[key])
+      assert tuple(n for n in x.scale.shape if n > 1) == (cfg.num_layers, *lead,
+                                                          *wide[key])
       assert jnp.all(jnp.abs(w - x.astype('float32')) <= 0.5001 * x.scale)
       inputs = tuple(np.flatnonzero(np.array(x.scale.shape) == 1))
       assert jnp.all(jnp.abs(x.values).max(axis=inputs) == 127)
   assert_same({k: x for k, x in got['layers'].items() if k not in MATRICES},
               {k: x for k, x in cast['layers'].items() if k not in MATRICES})
-  assert_same(*({k: v for k, v in x.items() if k != 'layers'}
-                for x in (got, cast)))
+  assert_same(
+      *({k: v for k, v in x.items() if k != 'layers'} for x in (got, cast)))
   zero = transformer.int8('q', jnp.zeros((1, 3, 2, 2))).astype('bfloat16')
   assert zero.dtype == jnp.bfloat16 and not zero.any()
 
@@ -97,8 +100,9 @@ def test_a_quarter_of_float32_and_its_scales(model):
   got = transformer.quantise(cfg, params)['layers']
   for key in MATRICES:
     w = params['layers'][key]
-    assert sum(x.nbytes for x in jax.tree.leaves(got[key])) == (
-        w.nbytes // 4 + got[key].scale.nbytes)
+    assert sum(
+        x.nbytes for x in jax.tree.leaves(got[key])) == (w.nbytes // 4 +
+                                                         got[key].scale.nbytes)
 
 
 def test_logits_are_close(model, rng):
@@ -126,11 +130,13 @@ def test_the_shipped_judge_says_the_same(one_device):
   tokenizer, fence = Tokenizer(JUDGE), '11 22 33 44'
   rows, last = np.zeros((32, 224), np.int32), np.zeros(32, int)
   for i, story in enumerate(world.stories('judge_accept')[:32]):
-    text = tokenizer.render([
-        {'role': 'system', 'content': 'rate from 1 to 5 how much of the '
-         'reference the trace reaches'},
-        {'role': 'user', 'content': f'problem {story.question()} reference '
-         f'{story.reference()} trace {fence} {story.worked()} {fence}'}])
+    text = tokenizer.render([{
+        'role': 'system', 'content': 'rate from 1 to 5 how much of the '
+        'reference the trace reaches'
+    }, {
+        'role': 'user', 'content': f'problem {story.question()} reference '
+        f'{story.reference()} trace {fence} {story.worked()} {fence}'
+    }])
     ids = tokenizer.encode(text + 'score ', special=True)
     last[i], rows[i, :len(ids)] = len(ids) - 1, ids
   cfg, exact = hf.load(JUDGE, one_device)
@@ -157,8 +163,9 @@ def test_the_engine_counts_bytes_and_prepare_copies_nothing(model, one_device):
   cfg, params = model
   params = transformer.quantise(cfg, params)
   assert decode.prepare(cfg, params, one_device) is params
-  generator = engine.Engine(cfg, one_device, engine.Options(
-      slots=4, max_tokens=16, page=4, prefill=4))
+  generator = engine.Engine(
+      cfg, one_device, engine.Options(slots=4, max_tokens=16, page=4,
+                                      prefill=4))
   generator.generate(params, [engine.Request([5], 0, 1, engine.Sampling(2))],
                      jax.random.key(0))
   assert generator.weight_bytes == sum(
@@ -174,14 +181,16 @@ def test_no_copy_outside_of_int8_while_decoding(one_device, unrolled):
       transformer.quantise(cfg, transformer.init(cfg, jax.random.key(0))),
       decode.empty(cfg, layout, one_device, 2), jax.random.key(0)))
   columns = len(decode.INTS) + decode.MAX_ENDS + decode.MAX_READS
-  inputs = decode.Inputs(*(jax.ShapeDtypeStruct((2, n), dtype) for n, dtype in (
-      (columns, 'int32'), (3, 'float32'), (2, 'int32'))))
+  inputs = decode.Inputs(*(jax.ShapeDtypeStruct((2, n), dtype)
+                           for n, dtype in ((columns, 'int32'), (3, 'float32'),
+                                            (2, 'int32'))))
   with jax.set_mesh(one_device):
-    memory = decode.decode.lower(
-        cfg, layout, 8, unrolled, params, pool, state, inputs, key,
-        jax.ShapeDtypeStruct((), 'int32')).compile().memory_analysis()
+    memory = decode.decode.lower(cfg, layout, 8, unrolled, params, pool, state,
+                                 inputs, key, jax.ShapeDtypeStruct(
+                                     (), 'int32')).compile().memory_analysis()
   layer = sum(x.values.size * 4 // cfg.num_layers
-              for key, x in params['layers'].items() if key in MATRICES)
+              for key, x in params['layers'].items()
+              if key in MATRICES)
   assert memory.temp_size_in_bytes < 3 * layer
 
 
@@ -200,10 +209,10 @@ def test_new_weights(small_folder, one_device):
   assert form(params) == form(want) and params['layers']['q'].values.any()
 
 
-@pytest.mark.parametrize('sizes, tensor', [
-    (dict(fsdp=4, tensor=2), 0), (dict(fsdp=4, expert=2), 2)])
-def test_eight_devices_are_one(model, folder, reference, one_device, rng,
-                               sizes, tensor):
+@pytest.mark.parametrize('sizes, tensor', [(dict(fsdp=4, tensor=2), 0),
+                                           (dict(fsdp=4, expert=2), 2)])
+def test_eight_devices_are_one(model, folder, reference, one_device, rng, sizes,
+                               tensor):
   """Loaded, resharded for sampling, forward, decoded."""
   cfg, params = model
   want = transformer.quantise(cfg, params)
@@ -218,8 +227,7 @@ def test_eight_devices_are_one(model, folder, reference, one_device, rng,
     assert x.values.sharding == sharding
     # A device has the scales of its output channels.
     assert x.scale.sharding.shard_shape(x.scale.shape) == tuple(
-        min(n, m) for n, m in zip(sharding.shard_shape(x.shape),
-                                  x.scale.shape))
+        min(n, m) for n, m in zip(sharding.shard_shape(x.shape), x.scale.shape))
   sampling = mesh_lib.rollout_mesh(mesh, tensor)
   copy = decode.prepare(cfg, loaded, sampling)
   assert (copy is loaded) == (sampling is mesh)
@@ -230,5 +238,5 @@ def test_eight_devices_are_one(model, folder, reference, one_device, rng,
   exact = logits(cfg, want, rows)
   np.testing.assert_allclose(got, exact, atol=1e-5 * float(exact.max()))
   samples = generate((cfg, copy), sampling, requests(GREEDY, samples=1))
-  assert [s.tokens.tolist() for s in samples] == [
-      s.tokens.tolist() for s in reference]
+  assert [s.tokens.tolist() for s in samples
+         ] == [s.tokens.tolist() for s in reference]

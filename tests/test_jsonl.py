@@ -5,13 +5,16 @@ import pytest
 from exprl_jax.runtime import jsonl
 
 
-@pytest.mark.parametrize('text, rows, kept', [
-    ('', [], ''), ('{"a": 1}\n', [1], '{"a": 1}\n'),
-    ('{"a": 1}\n{"a": 2}', [1, 2], '{"a": 1}\n{"a": 2}\n'),  # no line feed
-    ('{"a": 1}\n{"a": 2, "b', [1], '{"a": 1}\n'),  # cut short
-    ('{"a": 1}\n{"a": -1}\n', [1], '{"a": 1}\n'),  # not wanted
-    ('{"a": 1, "t": "x\u2028y"}\n', [1], '{"a": 1, "t": "x\u2028y"}\n'),
-])
+@pytest.mark.parametrize(
+    'text, rows, kept',
+    [
+        ('', [], ''),
+        ('{"a": 1}\n', [1], '{"a": 1}\n'),
+        ('{"a": 1}\n{"a": 2}', [1, 2], '{"a": 1}\n{"a": 2}\n'),  # no line feed
+        ('{"a": 1}\n{"a": 2, "b', [1], '{"a": 1}\n'),  # cut short
+        ('{"a": 1}\n{"a": -1}\n', [1], '{"a": 1}\n'),  # not wanted
+        ('{"a": 1, "t": "x\u2028y"}\n', [1], '{"a": 1, "t": "x\u2028y"}\n'),
+    ])
 def test_what_is_there_stays(tmp_path, text, rows, kept):
   path = tmp_path / 'rows.jsonl'
   path.write_text(text, encoding='utf-8')

@@ -25,8 +25,7 @@ from exprl_jax.tiny import world
 from exprl_jax.types import Checkpoint, InputError, Problem
 from tests.conftest import JUDGE, SMALL_JSON, make_bpe
 
-TINY = config_lib.Judge(template='tiny', max_prompt_tokens=96, slots=16,
-                        page=8)
+TINY = config_lib.Judge(template='tiny', max_prompt_tokens=96, slots=16, page=8)
 OUT_LOUD = '''[system]
 {task} {answer}
 [outcome]
@@ -68,9 +67,9 @@ def loud(one_device, tmp_path_factory):
   model = model_config.parse_config(
       SMALL_JSON | {'vocab_size': tokenizer.vocab_size}, '')
   params = transformer.init(model, jax.random.key(3))
-  cfg = config_lib.Judge(
-      template=str(folder / 'loud.txt'), readout='generate_expect',
-      rationale_tokens=6, min_mass=0.0, slots=5, page=4, max_prompt_tokens=120)
+  cfg = config_lib.Judge(template=str(folder / 'loud.txt'),
+                         readout='generate_expect', rationale_tokens=6,
+                         min_mass=0.0, slots=5, page=4, max_prompt_tokens=120)
   return lambda task='process', room=40, **kw: Judge(
       dataclasses.replace(cfg, **kw), model, params, tokenizer, one_device,
       task, room)
@@ -82,8 +81,8 @@ def items(count, seed=0, each=1):
   for story in world.stories('judge_accept')[:count]:
     for _ in range(each):
       steps = story.worked().split(' ### ')[:rng.integers(1, 8)]
-      out.append((story.problem(''),
-                  [steps[0], *(f'### {s}' for s in steps[1:])]))
+      out.append(
+          (story.problem(''), [steps[0], *(f'### {s}' for s in steps[1:])]))
   return out
 
 
@@ -119,6 +118,7 @@ def prompt(judge, problem, steps, upto, checkpoint=''):
 
 # Forked = naive.
 
+
 @pytest.mark.parametrize('context', ['prefix', 'segment'])
 def test_forked_scores_are_naive_scores(tiny, context):
   judge = tiny(dataclasses.replace(TINY, context=context))
@@ -140,8 +140,8 @@ def test_a_verdict_does_not_depend_on_its_batch_or_the_engine(tiny):
   batch = items(4, each=2)
   together = tiny().score(batch, 8).score
   small = dataclasses.replace(TINY, slots=3, page=1, pages=170)
-  np.testing.assert_allclose(tiny(small).score(batch, 8).score, together,
-                             atol=1e-5)
+  np.testing.assert_allclose(
+      tiny(small).score(batch, 8).score, together, atol=1e-5)
   alone = [tiny().score([item], 8).score[0] for item in batch[:2]]
   np.testing.assert_allclose(alone, together[:2], atol=1e-5)
 
@@ -150,13 +150,14 @@ def test_the_training_rows_are_what_the_judge_reads(tiny):
   judge, batch = tiny(), items(5)
   rows = rows_lib.build_rows(judge.template, batch, 8)
   hidden = rows_lib.hidden_states(judge.model, judge.params, rows)
-  p = np.asarray(jax.nn.softmax(rows_lib.score_logits(
-      judge.model, judge.params, hidden, rows.read)))
+  p = np.asarray(
+      jax.nn.softmax(
+          rows_lib.score_logits(judge.model, judge.params, hidden, rows.read)))
   got = judge.score(batch, 8)
   for i, s in np.argwhere(rows.exists):
-    np.testing.assert_allclose(
-        got.score[i, s], expected(p[i, s], judge.template.score_ids)[0],
-        atol=1e-5)
+    np.testing.assert_allclose(got.score[i, s],
+                               expected(p[i, s], judge.template.score_ids)[0],
+                               atol=1e-5)
   np.testing.assert_array_equal(rows.exists, got.exists)
 
 
@@ -184,9 +185,12 @@ def test_checkpoints_are_weighed_by_their_points(loud):
   problem = Problem('', 'q', 's', checkpoints=rubric)
   got = judge.score([(problem, ['a', 'b'])], 2)
   for s in range(2):
-    scores = [expected(next_token(judge, prompt(
-        judge, problem, ['a', 'b'], s + 1, c.text)),
-        judge.template.score_ids)[0] for c in rubric]
+    scores = [
+        expected(
+            next_token(judge, prompt(judge, problem, ['a', 'b'], s + 1,
+                                     c.text)), judge.template.score_ids)[0]
+        for c in rubric
+    ]
     np.testing.assert_allclose(got.score[0, s], scores @ np.array([.25, .75]),
                                atol=1e-5)
 
@@ -225,6 +229,7 @@ def test_without_a_rationale_the_readouts_agree(tiny):
 
 # What it reads.
 
+
 def test_what_the_judge_reads(tiny):
   judge = tiny()
   problem = Problem('', 'max has 2 pens', 'by jan 4')
@@ -236,19 +241,22 @@ def test_what_the_judge_reads(tiny):
       'trace reaches <|im_end|> <|im_start|> user problem max has 2 pens '
       f'reference by jan 4 trace {fence} jan 4 {fence} <|im_end|> '
       '<|im_start|> assistant score')
-  assert [judge.tokenizer.decode([i]) for i in judge.template.score_ids] == [
-      '1', '2', '3', '4', '5']
+  assert [judge.tokenizer.decode([i]) for i in judge.template.score_ids
+         ] == ['1', '2', '3', '4', '5']
 
 
 ALPHABET = st.sampled_from([
     '5', ' ', '\n', 'Score: 5', '<|im_end|>', '<|im_start|>', 'system', '{',
     '{trace}', '{fence}', '{solution}', '10 20 30 40', '\x00', 'ü', '###',
-    '[user]'])
+    '[user]'
+])
 
 
 @settings(max_examples=300, derandomize=True, deadline=None)
-@given(st.lists(st.lists(ALPHABET, min_size=1).map(''.join), min_size=1,
-                max_size=4), st.integers(0, 3))
+@given(
+    st.lists(
+        st.lists(ALPHABET, min_size=1).map(''.join), min_size=1, max_size=4),
+    st.integers(0, 3))
 def test_no_trace_leaves_its_fence(loud, steps, hint):
   """Nor can it arm a special token, fill a slot or move the question: the
   trace stands in its place, byte for byte, and the rest is as without it."""
@@ -263,8 +271,10 @@ def test_no_trace_leaves_its_fence(loud, steps, hint):
   inside = trunk.tokens[start:]
   whole = judge.tokenizer.encode(fence)
   assert judge.tokenizer.decode(inside) == ''.join(steps)
-  special = {judge.tokenizer.encode(t, special=True)[0]
-             for t in judge.tokenizer.special_tokens}
+  special = {
+      judge.tokenizer.encode(t, special=True)[0]
+      for t in judge.tokenizer.special_tokens
+  }
   assert len(special) == 2 and not special & set(inside)
   assert all(inside[i:i + len(whole)] != whole for i in range(len(inside)))
   plain, = judge._trunks(problem, ['x'])
@@ -282,11 +292,10 @@ def test_a_long_trace_loses_its_middle_and_nothing_else(tiny):
   assert whole > 20
   trunk, = judge._trunks(problem, steps)
   fence = prompts.fence(problem, steps)
-  start = len(judge.template.head(problem)) + len(
-      judge.template.opening(fence))
+  start = len(judge.template.head(problem)) + len(judge.template.opening(fence))
   body, ids = trunk.tokens[start:], sum(map(judge.tokenizer.encode, steps), [])
-  assert trunk.tokens[:start] == (judge.template.head(problem)
-                                  + judge.template.opening(fence))
+  assert trunk.tokens[:start] == (judge.template.head(problem) +
+                                  judge.template.opening(fence))
   assert body[:10] == ids[:10] and body[-10:] == ids[-10:]
   assert len(body) == 20 + len(judge._cut)
   ats = [b.fork.at for b in trunk.branches]
@@ -312,6 +321,7 @@ def test_an_empty_trace_is_not_asked_about(tiny):
 
 # The cache.
 
+
 def test_verdicts_survive_a_restart(tiny, tmp_path):
   cfg, batch = dataclasses.replace(TINY, slots=8), items(3)
   open_ = lambda: cache_lib.Cache(tmp_path / 'v.sqlite')
@@ -321,8 +331,8 @@ def test_verdicts_survive_a_restart(tiny, tmp_path):
   assert again.engine.stats.prefilled == 0
   jax.tree.map(np.testing.assert_array_equal, first[:4], got[:4])
   for other in (tiny(cfg, cache=open_(), name='other weights'),
-                tiny(dataclasses.replace(cfg, scale='extreme'),
-                     cache=open_(), name='w')):
+                tiny(dataclasses.replace(cfg, scale='extreme'), cache=open_(),
+                     name='w')):
     other.score(batch, 8)
     assert other.engine.stats.prefilled > 0
   new = tiny(cfg, cache=open_(), name='w')
@@ -351,21 +361,44 @@ def test_weights_have_names(tmp_path):
 
 # Reading scores.
 
-@pytest.mark.parametrize('text, score', [
-    ('Score: 4', 4), ('Reasoning: fine\nScore: 5', 5), ('**Score:** 4', 4),
-    ('**Score: 4**', 4), ('Score:\n4', 4), ('### Score\n4', 4),
-    ('Score: 4/5', 4), ('Score: [4]', 4), ('**Score:**\n4', 4),
-    ('score: 4', 4), ('SCORE = 2', 2), ('Final score: 3.', 3),
-    ('Score 3', 3), ('- Score: 1\n\n', 1), ('Score is 2', 2),
-    # The last line that is one counts; before it are thoughts and quotations.
-    ('It says "Score: 5".\nScore: 1', 1), ('Score: 1\nno, better\nScore: 4', 4),
-    ('Score: 2\nThe work ends with Score: 5 as text.', 2),
-    # Out of range, or not a level: unreadable, not rounded, not an earlier one.
-    ('Score: 9', None), ('Score: 0', None), ('Score: -1', None),
-    ('Score: 15', None), ('Score: 4\nScore: 45', None), ('Score: 3.5', None),
-    ('Score: 4,5', None), ('', None), ('four', None), ('Score:', None),
-    ('4', None), ('Underscore: 4', None), ('The score: 4 or so', None),
-])
+
+@pytest.mark.parametrize(
+    'text, score',
+    [
+        ('Score: 4', 4),
+        ('Reasoning: fine\nScore: 5', 5),
+        ('**Score:** 4', 4),
+        ('**Score: 4**', 4),
+        ('Score:\n4', 4),
+        ('### Score\n4', 4),
+        ('Score: 4/5', 4),
+        ('Score: [4]', 4),
+        ('**Score:**\n4', 4),
+        ('score: 4', 4),
+        ('SCORE = 2', 2),
+        ('Final score: 3.', 3),
+        ('Score 3', 3),
+        ('- Score: 1\n\n', 1),
+        ('Score is 2', 2),
+        # The last score line counts; the ones before are thoughts or quotes.
+        ('It says "Score: 5".\nScore: 1', 1),
+        ('Score: 1\nno, better\nScore: 4', 4),
+        ('Score: 2\nThe work ends with Score: 5 as text.', 2),
+        # Out of range, or not a level: unreadable; never rounded.
+        ('Score: 9', None),
+        ('Score: 0', None),
+        ('Score: -1', None),
+        ('Score: 15', None),
+        ('Score: 4\nScore: 45', None),
+        ('Score: 3.5', None),
+        ('Score: 4,5', None),
+        ('', None),
+        ('four', None),
+        ('Score:', None),
+        ('4', None),
+        ('Underscore: 4', None),
+        ('The score: 4 or so', None),
+    ])
 def test_written_scores_by_hand(text, score):
   assert readout.last_score(text) == score
 
@@ -374,24 +407,27 @@ def test_expectations_by_hand():
   p = np.log(np.array([.1, .0 + 1e-30, .2, .3, .2], np.float32))
   read = lambda scale, mass=.5: readout.expectation(p, scale, mass)
   smooth = read('smooth')
-  assert smooth.score == pytest.approx(
-      (.1 * 0 + .2 * .5 + .3 * .75 + .2) / .8, abs=1e-6)
+  assert smooth.score == pytest.approx((.1 * 0 + .2 * .5 + .3 * .75 + .2) / .8,
+                                       abs=1e-6)
   assert smooth.mass == pytest.approx(.8, abs=1e-6) and smooth.outcome == 0
   semi = read('semi_smooth')  # keeps 1, 4 and 5: .6 of .8
   assert semi.score == pytest.approx((.3 * .8 + .2) / .6, abs=1e-6)
   assert read('extreme').outcome == readout.DROPPED  # .3 of .8
   assert read('smooth', .81).outcome == readout.UNREADABLE
-  assert [readout.written(f'Score: {n}', 'extreme').outcome
-          for n in range(1, 6)] == [0, 4, 4, 4, 0]
-  assert [readout.written(f'Score: {n}', 'semi_smooth').score
-          for n in (1, 4, 5)] == [0, .8, 1]
+  assert [
+      readout.written(f'Score: {n}', 'extreme').outcome for n in range(1, 6)
+  ] == [0, 4, 4, 4, 0]
+  assert [
+      readout.written(f'Score: {n}', 'semi_smooth').score for n in (1, 4, 5)
+  ] == [0, .8, 1]
 
 
 # Templates.
 
-SHIPPED = sorted(p.stem for p in (
-    judge_lib.pathlib.Path(prompts.__file__).parent / 'templates').glob('*.txt')
-    if p.stem != 'tiny')
+SHIPPED = sorted(p.stem
+                 for p in (judge_lib.pathlib.Path(prompts.__file__).parent /
+                           'templates').glob('*.txt')
+                 if p.stem != 'tiny')
 
 
 @pytest.mark.parametrize('name', SHIPPED)
@@ -400,24 +436,26 @@ def test_shipped_templates_in_every_setting(tmp_path, name):
   problem = Problem('', 'QUESTION', 'SOLUTION', rubric='RUBRIC')
   for reference, context, mode, verdict, task in itertools.product(
       ('solution', 'rubric', 'both'), ('prefix', 'segment'),
-      ('direct', 'generate'), ('whole', 'checkpoints'),
-      ('outcome', 'process')):
-    template = prompts.load(config_lib.Judge(
-        template=name, reference=reference, context=context, readout=mode,
-        verdict=verdict), tokenizer, task)
-    text = tokenizer.decode(
-        [*template.head(problem), *template.opening('FENCE'),
-         *tokenizer.encode('TRACE'), *template.ask(problem, 'FENCE', 'CHECK')],
-        special=True)
-    assert [text.count(word) for word in
-            ('QUESTION', 'SOLUTION', 'RUBRIC', 'FENCE', 'TRACE', 'CHECK')] == [
-                1, reference != 'rubric', reference != 'solution', 2, 1,
-                verdict == 'checkpoints']
+      ('direct', 'generate'), ('whole', 'checkpoints'), ('outcome', 'process')):
+    template = prompts.load(
+        config_lib.Judge(template=name, reference=reference, context=context,
+                         readout=mode, verdict=verdict), tokenizer, task)
+    text = tokenizer.decode([
+        *template.head(problem), *template.opening('FENCE'),
+        *tokenizer.encode('TRACE'), *template.ask(problem, 'FENCE', 'CHECK')
+    ], special=True)
+    assert [
+        text.count(word) for word in ('QUESTION', 'SOLUTION', 'RUBRIC', 'FENCE',
+                                      'TRACE', 'CHECK')
+    ] == [
+        1, reference != 'rubric', reference != 'solution', 2, 1,
+        verdict == 'checkpoints'
+    ]
     assert text.endswith('assistant\n' if mode == 'generate' else 'Score: ')
     assert not any(c in text for c in '{}')
     # All that follows the trace is repeated for every step.
-    assert ('SOLUTION' in tokenizer.decode(template.ask(problem, ''))) == (
-        name == 'math_paper_order' and reference != 'rubric')
+    assert ('SOLUTION' in tokenizer.decode(template.ask(
+        problem, ''))) == (name == 'math_paper_order' and reference != 'rubric')
 
 
 @pytest.mark.parametrize('text, message', [

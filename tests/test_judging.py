@@ -20,8 +20,10 @@ def frozen(*flags):
 
 def run(tmp_path, *flags):
   main.main(['--config=configs/judge.py', f'--workdir={tmp_path}', *flags])
-  return [json.loads(line) for line in
-          (tmp_path / 'verdicts.jsonl').read_text().splitlines()]
+  return [
+      json.loads(line)
+      for line in (tmp_path / 'verdicts.jsonl').read_text().splitlines()
+  ]
 
 
 @pytest.fixture
@@ -32,9 +34,11 @@ def file(tmp_path):
     problem = story.problem(str(i))
     wrong = problem.solution.replace('by ', '').replace(' \\', ' ### \\')
     for kind, text in (('right', story.worked()), ('wrong', wrong)):
-      rows.append({'id': f'{i}-{kind}', 'question': problem.question,
-                   'solution': problem.solution, 'trace': text,
-                   'correct': kind == 'right'})
+      rows.append({
+          'id': f'{i}-{kind}', 'question': problem.question,
+          'solution': problem.solution, 'trace': text,
+          'correct': kind == 'right'
+      })
   rows[3]['trace'] = ' '
   path = tmp_path / 'in.jsonl'
   path.write_text(''.join(json.dumps(row) + '\n' for row in rows))
@@ -42,9 +46,10 @@ def file(tmp_path):
 
 
 def test_traces_of_a_file(tmp_path, file, capsys):
-  out = {r['id']: r for r in run(
-      tmp_path / 'w', f'--config.judge.traces={file}', '--config.policy.init=',
-      '--config.data.train=')}
+  out = {
+      r['id']: r for r in run(tmp_path / 'w', f'--config.judge.traces={file}',
+                              '--config.policy.init=', '--config.data.train=')
+  }
   assert len(out) == 10
   for i, story in enumerate(world.stories('judge_accept')[:5]):
     row = out[f'{i}-right']
@@ -83,20 +88,21 @@ def test_traces_of_the_policy(tmp_path):
 
 def test_continuations_go_on_from_their_prefix(one_device):
   """Greedily, the policy goes on from its own prefix as it did before."""
-  policy = judging.Policy(frozen(
-      '--config.data.limit=6', '--config.rollout.group_size=1',
-      '--config.rollout.temperature=0.0'), one_device)
+  policy = judging.Policy(
+      frozen('--config.data.limit=6', '--config.rollout.group_size=1',
+             '--config.rollout.temperature=0.0'), one_device)
   found = policy.traces()
   prefixes = [(t, s) for t in found for s in range(len(t.ends) - 1)]
   success = policy.success(prefixes, 2)
   assert [float(t.correct) for t, _ in prefixes] == success.tolist()
 
 
-@pytest.mark.parametrize('row, message', [
-    ('{', 'in.jsonl:1: not JSON'), ('{"question": "q"}', 'no solution'),
-    ('{"question": "q", "solution": "s"}', 'in.jsonl:1: row has no trace'),
-    ('{"question": "q", "solution": "s", "trace": "t", "correct": "yes"}',
-     'true or false'), ('', 'no traces in it')])
+@pytest.mark.parametrize(
+    'row, message',
+    [('{', 'in.jsonl:1: not JSON'), ('{"question": "q"}', 'no solution'),
+     ('{"question": "q", "solution": "s"}', 'in.jsonl:1: row has no trace'),
+     ('{"question": "q", "solution": "s", "trace": "t", "correct": "yes"}',
+      'true or false'), ('', 'no traces in it')])
 def test_bad_traces_are_named(tmp_path, row, message):
   path = tmp_path / 'in.jsonl'
   path.write_text(row + '\n')
@@ -126,15 +132,17 @@ def test_a_judge_that_can_be_fooled_is_refused(one_device):
 
 
 def rows(judge, accuracy):
-  return [{'reward/mean': float(j), 'reward/accuracy': float(a),
-           'reward/std': 0.2} for j, a in zip(judge, accuracy)]
+  return [{
+      'reward/mean': float(j), 'reward/accuracy': float(a), 'reward/std': 0.2
+  } for j, a in zip(judge, accuracy)]
 
 
-@pytest.mark.parametrize('judge, accuracy, fires', [
-    (np.linspace(.2, .6, 80), np.full(80, .1), True),
-    (np.linspace(.2, .6, 80), np.linspace(.1, .5, 80), False),
-    (np.full(80, .3), np.full(80, .1), False),
-    (np.linspace(.2, .25, 80), np.full(80, .1), False)])
+@pytest.mark.parametrize(
+    'judge, accuracy, fires',
+    [(np.linspace(.2, .6, 80), np.full(80, .1), True),
+     (np.linspace(.2, .6, 80), np.linspace(.1, .5, 80), False),
+     (np.full(80, .3), np.full(80, .1), False),
+     (np.linspace(.2, .25, 80), np.full(80, .1), False)])
 def test_the_alarm(judge, accuracy, fires):
   alarm, steps = defence.Alarm(frozen()), rows(judge, accuracy)
   said = [alarm(step) for step in steps]
@@ -152,8 +160,10 @@ def test_a_run_without_verdicts_says_why(tmp_path, file):
 
 
 def test_a_dry_run_shows_what_the_judge_reads(tmp_path, file, capsys):
-  main.main(['--config=configs/judge.py', '--dry_run', '--config.policy.init=',
-             f'--config.judge.traces={file}'])
+  main.main([
+      '--config=configs/judge.py', '--dry_run', '--config.policy.init=',
+      f'--config.judge.traces={file}'
+  ])
   out = capsys.readouterr().out
   assert 'run judge, 10 traces' in out
   assert world.stories('judge_accept')[0].reference() in out
@@ -162,6 +172,6 @@ def test_a_dry_run_shows_what_the_judge_reads(tmp_path, file, capsys):
 
 def test_one_problem_is_not_probed(one_device):
   judge = judge_lib.load(frozen(), one_device)
-  assert defence.refuse_fooled(
-      frozen('--config.judge.max_probe_score=0.0'), judge,
-      world.problems('judge_accept')[:1]) == {}
+  assert defence.refuse_fooled(frozen('--config.judge.max_probe_score=0.0'),
+                               judge,
+                               world.problems('judge_accept')[:1]) == {}

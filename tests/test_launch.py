@@ -41,7 +41,8 @@ def test_jobset_runs_the_command_on_the_whole_slice(gke):
     assert container['command'] == ['python', '-m', 'exprl_jax.main']
     assert container['args'] == [
         '--config=configs/tiny.py', '--config.seed=1',
-        '--workdir=/bucket/runs/run-1']
+        '--workdir=/bucket/runs/run-1'
+    ]
     assert container['resources']['limits']['google.com/tpu'] == chips
     sizes = [int(n) for n in topology.split('x')]
     product = 1
@@ -63,23 +64,29 @@ def test_gke_rejects_bad_names_and_no_config(gke):
 
 
 def test_sweep_is_the_product():
+
   def run(*args):
-    return subprocess.run(
-        [sys.executable, LAUNCH / 'sweep.py', '--dry_run', '--config=c.py',
-         '--root=/r', *args], text=True, capture_output=True)
+    return subprocess.run([
+        sys.executable, LAUNCH / 'sweep.py', '--dry_run', '--config=c.py',
+        '--root=/r', *args
+    ], text=True, capture_output=True)
+
   out = run('--set=config.seed=0,1', '--set=config.optim.lr=1', '--',
             '--config.compare=')
-  assert [line.split()[3:] for line in out.stdout.splitlines()] == [
-      ['--config=c.py', f'--config.seed={s}', '--config.optim.lr=1',
-       '--config.compare=', f'--workdir=/r/seed={s}-lr=1'] for s in '01']
+  assert [line.split()[3:] for line in out.stdout.splitlines()] == [[
+      '--config=c.py', f'--config.seed={s}', '--config.optim.lr=1',
+      '--config.compare=', f'--workdir=/r/seed={s}-lr=1'
+  ] for s in '01']
   bad = run('--set=config.seed')
   assert bad.returncode == 1 and 'KEY=VALUE' in bad.stdout + bad.stderr
 
 
 def test_tpu_vm_dry_run_prints_the_command():
+
   def run(*args):
     return subprocess.run(['bash', LAUNCH / 'tpu_vm.sh', *args], text=True,
                           capture_output=True)
+
   out = run('--dry_run', 'n', 'zone', 'v6e-8', '--config=configs/tiny.py',
             "--config.run=a b")
   assert out.returncode == 0
@@ -89,8 +96,8 @@ def test_tpu_vm_dry_run_prints_the_command():
 
 
 def test_gke_dry_run_prints_yaml():
-  out = subprocess.run(
-      [sys.executable, LAUNCH / 'gke.py', '--dry_run', '--name=n', '--image=i',
-       '--bucket=b', '--', '--config=c.py'], text=True, capture_output=True,
-      check=True)
+  out = subprocess.run([
+      sys.executable, LAUNCH / 'gke.py', '--dry_run', '--name=n', '--image=i',
+      '--bucket=b', '--', '--config=c.py'
+  ], text=True, capture_output=True, check=True)
   assert yaml.safe_load(out.stdout)['kind'] == 'JobSet'

@@ -12,9 +12,11 @@ from exprl_jax.rl import learner, losses
 from exprl_jax.runtime import mesh as mesh_lib
 from tests import conftest, test_losses
 
-MOE = model_config.parse_config(conftest.SMALL_JSON | {
-    'model_type': 'qwen3_moe', 'num_experts': 4, 'num_experts_per_tok': 2,
-    'moe_intermediate_size': 16, 'norm_topk_prob': True}, 'MOE')
+MOE = model_config.parse_config(
+    conftest.SMALL_JSON | {
+        'model_type': 'qwen3_moe', 'num_experts': 4, 'num_experts_per_tok': 2,
+        'moe_intermediate_size': 16, 'norm_topk_prob': True
+    }, 'MOE')
 
 
 def adapted(cfg, seed=0):
@@ -59,9 +61,8 @@ def test_the_gradient_is_that_of_the_merged_matrices(small, rng, one_device):
   weight = losses.token_weights(batch.weight > 0, 'token_mean', 1)
 
   def loss(adapters):
-    lp, _ = losses.token_logprobs(
-        cfg, lora.merge(params, adapters, 0.5), batch.tokens,
-        batch.segment_ids, 0.8)
+    lp, _ = losses.token_logprobs(cfg, lora.merge(params, adapters, 0.5),
+                                  batch.tokens, batch.segment_ids, 0.8)
     kl = losses.kl_estimate(lp, batch.ref_logprobs, 'k3', 10.0)
     return jnp.sum(weight * (-lp * batch.advantages + 1e-3 * kl))
 
@@ -76,8 +77,8 @@ def test_an_update_of_adapters_on_a_mesh(small, rng, one_device):
   want, _ = learner.whole_gradient(run, cfg, adapters, batch, one_device,
                                    params)
   mesh = mesh_lib.make_mesh(Mesh(data=2, fsdp=2, tensor=2))
-  params = jax.device_put(params, mesh_lib.shardings(
-      transformer.logical_axes(cfg), params, mesh))
+  params = jax.device_put(
+      params, mesh_lib.shardings(transformer.logical_axes(cfg), params, mesh))
   with jax.set_mesh(mesh):
     fresh = lora.init(cfg, params, 3, jax.random.key(1))
   adapters = jax.tree.map(lambda x, like: jax.device_put(x, like.sharding),

@@ -8,58 +8,64 @@ from exprl_jax.models.config import parse_config, read_config
 from exprl_jax.models.rope import Rope
 from exprl_jax.types import InputError
 
-QWEN = {'attention_dropout': 0.0, 'bos_token_id': 151643,
-        'eos_token_id': 151645, 'hidden_act': 'silu',
-        'initializer_range': 0.02, 'max_position_embeddings': 32768,
-        'rms_norm_eps': 1e-6, 'sliding_window': None,
-        'torch_dtype': 'bfloat16', 'transformers_version': '4.51.0',
-        'use_cache': True, 'use_sliding_window': False, 'vocab_size': 151936}
+QWEN = {
+    'attention_dropout': 0.0, 'bos_token_id': 151643, 'eos_token_id': 151645,
+    'hidden_act': 'silu', 'initializer_range': 0.02,
+    'max_position_embeddings': 32768, 'rms_norm_eps': 1e-6,
+    'sliding_window': None, 'torch_dtype': 'bfloat16',
+    'transformers_version': '4.51.0', 'use_cache': True,
+    'use_sliding_window': False, 'vocab_size': 151936
+}
 QWEN3_4B = QWEN | {
     'architectures': ['Qwen3ForCausalLM'], 'attention_bias': False,
     'head_dim': 128, 'hidden_size': 2560, 'intermediate_size': 9728,
     'max_position_embeddings': 262144, 'max_window_layers': 36,
     'model_type': 'qwen3', 'num_attention_heads': 32, 'num_hidden_layers': 36,
     'num_key_value_heads': 8, 'rope_scaling': None, 'rope_theta': 5000000,
-    'tie_word_embeddings': True}
+    'tie_word_embeddings': True
+}
 QWEN25_MATH = QWEN | {
     'architectures': ['Qwen2ForCausalLM'], 'hidden_size': 3584,
-    'intermediate_size': 18944, 'max_window_layers': 28,
-    'model_type': 'qwen2', 'num_attention_heads': 28, 'num_hidden_layers': 28,
+    'intermediate_size': 18944, 'max_window_layers': 28, 'model_type': 'qwen2',
+    'num_attention_heads': 28, 'num_hidden_layers': 28,
     'num_key_value_heads': 4, 'rope_theta': 10000, 'sliding_window': 4096,
-    'tie_word_embeddings': False, 'use_mrope': False, 'vocab_size': 152064}
+    'tie_word_embeddings': False, 'use_mrope': False, 'vocab_size': 152064
+}
 QWEN3_MOE = QWEN | {
     'architectures': ['Qwen3MoeForCausalLM'], 'attention_bias': False,
     'decoder_sparse_step': 1, 'head_dim': 128, 'hidden_size': 2048,
     'intermediate_size': 6144, 'max_window_layers': 48, 'mlp_only_layers': [],
     'model_type': 'qwen3_moe', 'moe_intermediate_size': 768,
     'norm_topk_prob': True, 'num_attention_heads': 32, 'num_experts': 128,
-    'num_experts_per_tok': 8, 'num_hidden_layers': 48,
-    'num_key_value_heads': 4, 'output_router_logits': False,
-    'qkv_bias': False, 'rope_scaling': None, 'rope_theta': 10000000,
-    'router_aux_loss_coef': 0.001, 'shared_expert_intermediate_size': 0,
-    'tie_word_embeddings': False, 'use_qk_norm': True}
+    'num_experts_per_tok': 8, 'num_hidden_layers': 48, 'num_key_value_heads': 4,
+    'output_router_logits': False, 'qkv_bias': False, 'rope_scaling': None,
+    'rope_theta': 10000000, 'router_aux_loss_coef': 0.001,
+    'shared_expert_intermediate_size': 0, 'tie_word_embeddings': False,
+    'use_qk_norm': True
+}
 LLAMA31 = {
-    'architectures': ['LlamaForCausalLM'], 'attention_bias': False,
-    'attention_dropout': 0.0, 'bos_token_id': 128000,
-    'eos_token_id': [128001, 128008, 128009], 'hidden_act': 'silu',
-    'hidden_size': 4096, 'initializer_range': 0.02,
+    'architectures': ['LlamaForCausalLM'
+                     ], 'attention_bias': False, 'attention_dropout': 0.0,
+    'bos_token_id': 128000, 'eos_token_id': [128001, 128008, 128009],
+    'hidden_act': 'silu', 'hidden_size': 4096, 'initializer_range': 0.02,
     'intermediate_size': 14336, 'max_position_embeddings': 131072,
     'mlp_bias': False, 'model_type': 'llama', 'num_attention_heads': 32,
     'num_hidden_layers': 32, 'num_key_value_heads': 8, 'pretraining_tp': 1,
     'rms_norm_eps': 1e-5, 'rope_scaling': {
         'factor': 8.0, 'low_freq_factor': 1.0, 'high_freq_factor': 4.0,
-        'original_max_position_embeddings': 8192, 'rope_type': 'llama3'},
-    'rope_theta': 500000.0, 'tie_word_embeddings': False,
-    'torch_dtype': 'bfloat16', 'use_cache': True, 'vocab_size': 128256}
+        'original_max_position_embeddings': 8192, 'rope_type': 'llama3'
+    }, 'rope_theta': 500000.0, 'tie_word_embeddings': False,
+    'torch_dtype': 'bfloat16', 'use_cache': True, 'vocab_size': 128256
+}
 MISTRAL = {
     'architectures': ['MistralForCausalLM'], 'hidden_act': 'silu',
-    'hidden_size': 4096, 'initializer_range': 0.02,
-    'intermediate_size': 14336, 'max_position_embeddings': 32768,
-    'model_type': 'mistral', 'num_attention_heads': 32,
-    'num_hidden_layers': 32, 'num_key_value_heads': 8, 'rms_norm_eps': 1e-5,
-    'rope_theta': 10000.0, 'sliding_window': 4096,
-    'tie_word_embeddings': False, 'torch_dtype': 'bfloat16',
-    'use_cache': True, 'vocab_size': 32000}
+    'hidden_size': 4096, 'initializer_range': 0.02, 'intermediate_size': 14336,
+    'max_position_embeddings': 32768, 'model_type': 'mistral',
+    'num_attention_heads': 32, 'num_hidden_layers': 32,
+    'num_key_value_heads': 8, 'rms_norm_eps': 1e-5, 'rope_theta': 10000.0,
+    'sliding_window': 4096, 'tie_word_embeddings': False,
+    'torch_dtype': 'bfloat16', 'use_cache': True, 'vocab_size': 32000
+}
 GEMMA2_9B = {
     'architectures': ['Gemma2ForCausalLM'], 'attention_bias': False,
     'attention_dropout': 0.0, 'attn_logit_softcapping': 50.0,
@@ -67,41 +73,43 @@ GEMMA2_9B = {
     'head_dim': 256, 'hidden_act': 'gelu_pytorch_tanh',
     'hidden_activation': 'gelu_pytorch_tanh', 'hidden_size': 3584,
     'intermediate_size': 14336, 'max_position_embeddings': 8192,
-    'model_type': 'gemma2', 'num_attention_heads': 16,
-    'num_hidden_layers': 42, 'num_key_value_heads': 8,
-    'query_pre_attn_scalar': 256, 'rms_norm_eps': 1e-6,
-    'rope_theta': 10000.0, 'sliding_window': 4096,
-    'sliding_window_size': 4096, 'vocab_size': 256000}
+    'model_type': 'gemma2', 'num_attention_heads': 16, 'num_hidden_layers': 42,
+    'num_key_value_heads': 8, 'query_pre_attn_scalar': 256,
+    'rms_norm_eps': 1e-6, 'rope_theta': 10000.0, 'sliding_window': 4096,
+    'sliding_window_size': 4096, 'vocab_size': 256000
+}
 GEMMA3_1B = {
-    'architectures': ['Gemma3ForCausalLM'], 'attention_bias': False,
-    'attn_logit_softcapping': None, 'cache_implementation': 'hybrid',
-    'final_logit_softcapping': None, 'head_dim': 256,
-    'hidden_activation': 'gelu_pytorch_tanh', 'hidden_size': 1152,
-    'intermediate_size': 6912, 'max_position_embeddings': 32768,
-    'model_type': 'gemma3_text', 'num_attention_heads': 4,
-    'num_hidden_layers': 26, 'num_key_value_heads': 1,
+    'architectures': ['Gemma3ForCausalLM'
+                     ], 'attention_bias': False, 'attn_logit_softcapping': None,
+    'cache_implementation': 'hybrid', 'final_logit_softcapping': None,
+    'head_dim': 256, 'hidden_activation': 'gelu_pytorch_tanh',
+    'hidden_size': 1152, 'intermediate_size': 6912,
+    'max_position_embeddings': 32768, 'model_type': 'gemma3_text',
+    'num_attention_heads': 4, 'num_hidden_layers': 26, 'num_key_value_heads': 1,
     'query_pre_attn_scalar': 256, 'rms_norm_eps': 1e-6,
-    'rope_local_base_freq': 10000, 'rope_scaling': None,
-    'rope_theta': 1000000, 'sliding_window': 512,
-    'sliding_window_pattern': 6, 'vocab_size': 262144}
+    'rope_local_base_freq': 10000, 'rope_scaling': None, 'rope_theta': 1000000,
+    'sliding_window': 512, 'sliding_window_pattern': 6, 'vocab_size': 262144
+}
 
 
 @pytest.mark.parametrize('raw, want', [
-    (QWEN3_4B, dict(qk_norm=True, rope=Rope(5e6), windows=(),
-                    tied_embedding=True, qkv_bias=False)),
-    (QWEN25_MATH, dict(qkv_bias=True, qk_norm=False, windows=(),
-                       head_dim=128)),
-    (QWEN3_MOE, dict(num_experts=128, experts_per_token=8, mlp_dim=768,
-                     norm_topk=True, windows=())),
+    (QWEN3_4B,
+     dict(qk_norm=True, rope=Rope(5e6), windows=(), tied_embedding=True,
+          qkv_bias=False)),
+    (QWEN25_MATH, dict(qkv_bias=True, qk_norm=False, windows=(), head_dim=128)),
+    (QWEN3_MOE,
+     dict(num_experts=128, experts_per_token=8, mlp_dim=768, norm_topk=True,
+          windows=())),
     (LLAMA31, dict(rope=Rope(5e5, 'llama3', 8.0, 1.0, 4.0, 8192),
                    head_dim=128)),
     (MISTRAL, dict(windows=(4096,) * 32)),
-    (GEMMA2_9B, dict(windows=(4096, 0) * 21, attention_softcap=50.0,
-                     logit_softcap=30.0, attention_scale=1 / 16,
-                     activation='gelu_tanh', tied_embedding=True,
-                     embed_scaled=True)),
-    (GEMMA3_1B, dict(windows=((512,) * 5 + (0,)) * 4 + (512,) * 2,
-                     rope=Rope(1e6), local_rope=Rope(1e4), qk_norm=True)),
+    (GEMMA2_9B,
+     dict(windows=(4096, 0) * 21, attention_softcap=50.0, logit_softcap=30.0,
+          attention_scale=1 / 16, activation='gelu_tanh', tied_embedding=True,
+          embed_scaled=True)),
+    (GEMMA3_1B,
+     dict(windows=((512,) * 5 + (0,)) * 4 +
+          (512,) * 2, rope=Rope(1e6), local_rope=Rope(1e4), qk_norm=True)),
 ], ids=lambda x: x.get('model_type', ''))
 def test_hub_configs(raw, want):
   cfg = parse_config(dict(raw), 'config.json')
@@ -117,10 +125,12 @@ YARN = {'rope_type': 'yarn', 'factor': 4.0}
     (QWEN3_4B | {'rope_scaling': {'rope_type': 'yarn'}}, "'factor of rope_typ"),
     (LLAMA31 | {'rope_scaling': {'rope_type': 'llama3', 'factor': 8.0}},
      'low_freq_factor of rope_type llama3'),
-    (QWEN3_4B | {'use_sliding_window': True, 'sliding_window': 8,
-                 'layer_types': ['full_attention']}, '1 entries for 36 layers'),
-    ({k: v for k, v in QWEN3_4B.items() if k != 'max_window_layers'}
-     | {'use_sliding_window': True, 'sliding_window': 8}, 'max_window_layers'),
+    (QWEN3_4B | {
+        'use_sliding_window': True, 'sliding_window': 8,
+        'layer_types': ['full_attention']
+    }, '1 entries for 36 layers'),
+    ({k: v for k, v in QWEN3_4B.items() if k != 'max_window_layers'} |
+     {'use_sliding_window': True, 'sliding_window': 8}, 'max_window_layers'),
     (GEMMA2_9B | {'sliding_window_size': 5}, 'sliding_window_size=5: only'),
     (GEMMA2_9B | {'hidden_activation': 'gelu'}, "hidden_activation='gelu'"),
     (QWEN3_4B | {'num_attention_heads': 'x'}, 'wrong type'),

@@ -16,11 +16,12 @@ from exprl_jax.types import InputError
 from tests.conftest import SMALL
 
 # A model with everything: windows, soft-caps, experts, biases, post-norms.
-RICH = dataclasses.replace(
-    SMALL, num_layers=3, windows=(3, 0, 3), attention_softcap=5.0,
-    logit_softcap=10.0, qkv_bias=True, norm_offset=True, post_norms=True,
-    embed_scaled=True, num_experts=4, experts_per_token=2, mlp_dim=16,
-    num_heads=8, num_kv_heads=4)
+RICH = dataclasses.replace(SMALL, num_layers=3, windows=(3, 0, 3),
+                           attention_softcap=5.0, logit_softcap=10.0,
+                           qkv_bias=True, norm_offset=True, post_norms=True,
+                           embed_scaled=True, num_experts=4,
+                           experts_per_token=2, mlp_dim=16, num_heads=8,
+                           num_kv_heads=4)
 
 
 @pytest.fixture(scope='module', params=['small', 'rich'])
@@ -33,9 +34,9 @@ def model(request, small):
 @functools.partial(jax.jit, static_argnums=0)
 def logits(cfg, params, rows):
   b, t = rows.shape
-  hidden = transformer.forward(
-      cfg, params, rows, jnp.broadcast_to(jnp.arange(t)[None], (b, t)),
-      segment_ids=jnp.ones((b, t), jnp.int32))
+  hidden = transformer.forward(cfg, params, rows,
+                               jnp.broadcast_to(jnp.arange(t)[None], (b, t)),
+                               segment_ids=jnp.ones((b, t), jnp.int32))
   return transformer.project(cfg, params, hidden)
 
 
@@ -46,16 +47,21 @@ def test_padding_and_packing_do_not_reach_into_a_segment(model, rng):
   positions = jnp.array([[*range(5), *range(6), 0, 0]])
   segments = jnp.array([[1] * 5 + [2] * 6 + [0] * 2])
   hidden = transformer.forward(cfg, params, tokens, positions,
-                                  segment_ids=segments)
+                               segment_ids=segments)
   packed = transformer.project(cfg, params, hidden)[0]
   for part, ids in ((packed[:5], a), (packed[5:11], b)):
-    np.testing.assert_allclose(part, logits(cfg, params, jnp.array([ids]))[0],
+    np.testing.assert_allclose(part,
+                               logits(cfg, params, jnp.array([ids]))[0],
                                atol=1e-5)
 
 
 @pytest.mark.parametrize('sizes', [
-    dict(fsdp=8), dict(fsdp=4, tensor=2), dict(data=2, fsdp=2, tensor=2),
-    dict(fsdp=2, expert=2, tensor=2), dict(fsdp=2, expert=4)])
+    dict(fsdp=8),
+    dict(fsdp=4, tensor=2),
+    dict(data=2, fsdp=2, tensor=2),
+    dict(fsdp=2, expert=2, tensor=2),
+    dict(fsdp=2, expert=4)
+])
 def test_eight_devices_are_one(model, rng, sizes):
   """Logits and gradients, with parameters sharded by their logical axes."""
   cfg, params = model
@@ -84,8 +90,8 @@ def test_sampling_shards_differently_than_training(model, rng, tensor):
   mesh = mesh_lib.make_mesh(config_lib.Mesh(data=1, fsdp=8))
   sampling = mesh_lib.rollout_mesh(mesh, tensor)
   assert sampling.shape['data'] * sampling.shape['tensor'] == 8
-  trained = jax.device_put(params, mesh_lib.shardings(
-      transformer.logical_axes(cfg), params, mesh))
+  trained = jax.device_put(
+      params, mesh_lib.shardings(transformer.logical_axes(cfg), params, mesh))
   copy = decode.prepare(cfg, trained, sampling)
   q = copy['layers']['q']  # [L, D, N, H], heads over tensor, the rest whole
   assert q.sharding.shard_shape(q.shape)[2] == cfg.num_heads // tensor
@@ -98,8 +104,8 @@ def test_sampling_shards_differently_than_training(model, rng, tensor):
 def test_prepare_is_no_copy_where_nothing_changes(small):
   cfg, params = small
   mesh = mesh_lib.make_mesh(config_lib.Mesh(data=1, fsdp=8))
-  params = jax.device_put(params, mesh_lib.shardings(
-      transformer.logical_axes(cfg), params, mesh))
+  params = jax.device_put(
+      params, mesh_lib.shardings(transformer.logical_axes(cfg), params, mesh))
   assert decode.prepare(cfg, params, mesh) is params
   # Also as an update leaves them, with shardings spelt in another way.
   updated = jax.jit(lambda p: jax.tree.map(lambda x: x * 2.0, p))(params)
@@ -111,8 +117,8 @@ def test_remat_changes_nothing(model, rng, remat):
   cfg, params = model
   rows = rng.integers(0, 40, (2, 9))
   loss = lambda c: jax.jit(jax.grad(lambda p: logits(c, p, rows).sum()))(params)
-  for x, y in zip(jax.tree.leaves(loss(cfg)), jax.tree.leaves(
-      loss(dataclasses.replace(cfg, remat=remat)))):
+  for x, y in zip(jax.tree.leaves(loss(cfg)),
+                  jax.tree.leaves(loss(dataclasses.replace(cfg, remat=remat)))):
     np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-4)
 
 
@@ -123,8 +129,8 @@ def test_remat_saves_what_its_name_says(small):
 
   def size(remat):
     c = dataclasses.replace(cfg, remat=remat)
-    out = jax.eval_shape(lambda p: jax.vjp(
-        lambda p: logits(c, p, rows).sum(), p)[1], params)
+    out = jax.eval_shape(
+        lambda p: jax.vjp(lambda p: logits(c, p, rows).sum(), p)[1], params)
     return sum(x.size for x in jax.tree.leaves(out))
 
   sizes = [size(r) for r in ('full', 'save_attention', 'dots', 'none')]
@@ -148,14 +154,12 @@ def test_bfloat16_products_are_close(small, rng):
 
 def attention_case(windows, softcap, rng):
   """(config, function of (q, k, v) under an implementation, q, k, v)."""
-  cfg = dataclasses.replace(
-      SMALL, num_layers=len(windows), windows=windows, head_dim=64,
-      attention_softcap=softcap)
+  cfg = dataclasses.replace(SMALL, num_layers=len(windows), windows=windows,
+                            head_dim=64, attention_softcap=softcap)
   q, k, v = (jnp.asarray(rng.normal(size=(2, 150, n, 64)), jnp.float32)
              for n in (4, 2, 2))
   segments = jnp.asarray(np.repeat([[1, 2, 0], [1, 1, 2]], 50, axis=1))
-  view = attention.View(jnp.tile(jnp.arange(150)[None], (2, 1)),
-                        segments, None)
+  view = attention.View(jnp.tile(jnp.arange(150)[None], (2, 1)), segments, None)
 
   def run(name, kind, q, k, v):
     out = attention.attend(dataclasses.replace(cfg, attention=name), q, k, v,
@@ -166,15 +170,15 @@ def attention_case(windows, softcap, rng):
 
 
 @pytest.mark.parametrize('name', ['dot_product', 'splash'])
-@pytest.mark.parametrize('windows, softcap', [
-    ((0,), 0.0), ((0, 33), 0.0), ((0, 33), 4.0)])
+@pytest.mark.parametrize('windows, softcap', [((0,), 0.0), ((0, 33), 0.0),
+                                              ((0, 33), 4.0)])
 def test_implementations_of_attention_agree(name, windows, softcap, rng):
   """Values and gradients; off a TPU splash is interpreted."""
   run, *qkv = attention_case(windows, softcap, rng)
   for kind in range(len(windows)):
     value = lambda name, *x, kind=kind: jnp.sum(jnp.sin(run(name, kind, *x)))
-    got = jax.jit(jax.value_and_grad(value, (1, 2, 3)), static_argnums=0)(
-        name, *qkv)
+    got = jax.jit(jax.value_and_grad(value, (1, 2, 3)), static_argnums=0)(name,
+                                                                          *qkv)
     want = jax.value_and_grad(value, (1, 2, 3))('einsum', *qkv)
     for x, y in zip(jax.tree.leaves(got), jax.tree.leaves(want)):
       np.testing.assert_allclose(x, y, rtol=2e-3, atol=2e-3)

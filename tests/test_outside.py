@@ -20,8 +20,8 @@ from exprl_jax.types import Experience, Scores
 from tests.test_losses import close
 
 SIZES = dict(vocab_size=97, num_hidden_layers=3, hidden_size=48,
-             intermediate_size=56, num_attention_heads=4,
-             num_key_value_heads=2, head_dim=20)
+             intermediate_size=56, num_attention_heads=4, num_key_value_heads=2,
+             head_dim=20)
 GROUP, COLUMNS, BETA, TEMPERATURE = 4, 20, 0.04, 0.8
 AGGREGATIONS = ('token_mean', 'seq_mean_token_mean')
 # Policy, before the updates, at the sampler, and the reference: so far apart.
@@ -30,24 +30,28 @@ MODELS = {'policy': 0.0, 'old': 0.2, 'sampler': 0.21, 'reference': 0.1}
 
 def make_model(distance):
   """A random Qwen3, moved by `distance` from the one that 0 gives."""
-  model = transformers.Qwen3ForCausalLM(transformers.Qwen3Config(
-      **SIZES, eos_token_id=None, pad_token_id=None, bos_token_id=None)).eval()
+  model = transformers.Qwen3ForCausalLM(
+      transformers.Qwen3Config(**SIZES, eos_token_id=None, pad_token_id=None,
+                               bos_token_id=None)).eval()
   start = torch.Generator().manual_seed(0)
   way = torch.Generator().manual_seed(1 + int(1000 * distance))
   with torch.no_grad():
     for path, p in model.named_parameters():
       spread = 0.3 if p.ndim == 1 else p.shape[-1]**-0.5
-      p.copy_(float('norm' in path) + spread * (
-          torch.randn(p.shape, generator=start)
-          + distance * torch.randn(p.shape, generator=way)))
+      p.copy_(
+          float('norm' in path) + spread *
+          (torch.randn(p.shape, generator=start) +
+           distance * torch.randn(p.shape, generator=way)))
   return model
 
 
 @pytest.fixture(scope='module')
 def models(tmp_path_factory, one_device):
   """By name: (theirs, our config, our parameters)."""
-  return {name: ours_of(make_model(distance), tmp_path_factory, one_device)
-          for name, distance in MODELS.items()}
+  return {
+      name: ours_of(make_model(distance), tmp_path_factory, one_device)
+      for name, distance in MODELS.items()
+  }
 
 
 def ours_of(theirs, tmp_path_factory, mesh):
@@ -65,8 +69,8 @@ def rows():
   length = prompt + rng.integers(1, 14, (len(prompt), 1))
   column = np.arange(COLUMNS)[None]
   tokens = rng.integers(0, SIZES['vocab_size'], (len(prompt), COLUMNS))
-  return (tokens.astype(np.int32), column < length,
-          (column >= prompt) & (column < length),
+  return (tokens.astype(np.int32), column
+          < length, (column >= prompt) & (column < length),
           rng.random(len(prompt)).round(1))
 
 
@@ -93,12 +97,12 @@ def loss_of(models, rows, aggregation):
   """The loss of models['policy'], and what happens to its tokens."""
   tokens, valid, completion, rewards = rows
   with torch.no_grad():
-    old, sampler, ref = (
-        logprobs_of(models[name][0], tokens, valid)
-        for name in ('old', 'sampler', 'reference'))
+    old, sampler, ref = (logprobs_of(models[name][0], tokens, valid)
+                         for name in ('old', 'sampler', 'reference'))
   each, facts = [], []
-  for i, (lp, a) in enumerate(zip(logprobs_of(
-      models['policy'][0], tokens, valid), advantages_of(rewards))):
+  for i, (lp, a) in enumerate(
+      zip(logprobs_of(models['policy'][0], tokens, valid),
+          advantages_of(rewards))):
     ratio = (lp - old[i]).exp()
     gain = torch.minimum(ratio * a, ratio.clamp(0.8, 1.28) * a)
     if a < 0:
@@ -107,14 +111,17 @@ def loss_of(models, rows, aggregation):
     k3 = (ref[i] - lp).exp() - (ref[i] - lp) - 1
     trains = torch.tensor(completion[i][valid[i]][1:])
     each.append((-weight * gain + BETA * k3)[trains])
-    fact = [-weight * gain, k3, (ratio < 0.8) & (a < 0),
-            (ratio > 1.28) & (a > 0), (ratio > 3) & (a < 0), weight > 1.999]
+    fact = [
+        -weight * gain, k3, (ratio < 0.8) & (a < 0), (ratio > 1.28) & (a > 0),
+        (ratio > 3) & (a < 0), weight > 1.999
+    ]
     facts.append(torch.stack([x[trains].float() for x in fact]).detach())
   if aggregation == 'token_mean':
     return torch.cat(each).mean(), torch.cat(facts, 1).mean(1)
-  return torch.stack([x.mean() for x in each]).mean(), torch.cat(
-      [torch.stack([x[0].mean() for x in facts]).mean()[None],
-       torch.cat(facts, 1).mean(1)[1:]])
+  return torch.stack([x.mean() for x in each]).mean(), torch.cat([
+      torch.stack([x[0].mean() for x in facts]).mean()[None],
+      torch.cat(facts, 1).mean(1)[1:]
+  ])
 
 
 # The same, ours.
@@ -133,18 +140,20 @@ def experience(models, rows, config, mesh):
   there = np.ones((len(rewards), 1), bool)
   scores = Scores(rewards[:, None].astype(np.float32),
                   last[:, None].astype(np.int32), there)
-  credit = np.asarray(advantages.assign(
-      scores, Credit(), GROUP, completion, ~there[:, 0], scores))
-  old, sampler, ref = (
-      learner.logprobs(*models[name][1:], tokens, valid, config, mesh)
-      for name in ('old', 'sampler', 'reference'))
+  credit = np.asarray(
+      advantages.assign(scores, Credit(), GROUP, completion, ~there[:, 0],
+                        scores))
+  old, sampler, ref = (learner.logprobs(*models[name][1:], tokens, valid,
+                                        config, mesh)
+                       for name in ('old', 'sampler', 'reference'))
   return Experience(tokens, valid.astype(np.int32),
                     completion.astype(np.float32), sampler, old, ref, credit)
 
 
 @pytest.mark.parametrize('aggregation', AGGREGATIONS)
-def test_loss_and_gradient_are_those_of_plain_torch(
-    aggregation, models, rows, one_device, tmp_path_factory):
+def test_loss_and_gradient_are_those_of_plain_torch(aggregation, models, rows,
+                                                    one_device,
+                                                    tmp_path_factory):
   theirs, cfg, params = models['policy']
   theirs.zero_grad()
   loss, facts = loss_of(models, rows, aggregation)
@@ -174,8 +183,8 @@ def gradient_of(model, tmp_path_factory, mesh):
   return ours_of(copy, tmp_path_factory, mesh)[2]
 
 
-def test_two_updates_are_those_of_plain_torch(
-    models, rows, one_device, tmp_path_factory):
+def test_two_updates_are_those_of_plain_torch(models, rows, one_device,
+                                              tmp_path_factory):
   """AdamW behind a clipped gradient, each update on half of the groups."""
   _, cfg, params = models['policy']
   # A large epsilon: else a sign decides where the gradient is 0.
@@ -212,19 +221,19 @@ def make_trainer(models, loss_type, folder):
   words = {str(i): i for i in range(SIZES['vocab_size'])}
   tokenizer = transformers.PreTrainedTokenizerFast(
       tokenizer_object=tokenizers.Tokenizer(
-          tokenizers.models.WordLevel(words, unk_token='0')),
-      pad_token='0', eos_token='1')
+          tokenizers.models.WordLevel(words, unk_token='0')), pad_token='0',
+      eos_token='1')
   model = make_model(0.0)
   # From where the trainer loads its reference.
   model.config._name_or_path = models['reference'][0].config._name_or_path
   trainer = trl.GRPOTrainer(
       model, lambda completions, **_: [0.0] * len(completions),
-      trl.GRPOConfig(
-          str(folder), loss_type=loss_type, beta=BETA, epsilon=0.2,
-          epsilon_high=0.28, delta=3.0, temperature=TEMPERATURE,
-          num_generations=GROUP, per_device_train_batch_size=3 * GROUP,
-          use_bias_correction_kl=False, use_cpu=True, bf16=False,
-          gradient_checkpointing=False, report_to='none'),
+      trl.GRPOConfig(str(folder), loss_type=loss_type, beta=BETA, epsilon=0.2,
+                     epsilon_high=0.28, delta=3.0, temperature=TEMPERATURE,
+                     num_generations=GROUP,
+                     per_device_train_batch_size=3 * GROUP,
+                     use_bias_correction_kl=False, use_cpu=True, bf16=False,
+                     gradient_checkpointing=False, report_to='none'),
       datasets.Dataset.from_dict({'prompt': ['2'] * 3 * GROUP}),
       processing_class=tokenizer)
   trainer.current_gradient_accumulation_steps = 1
@@ -254,20 +263,22 @@ def trl_batch(trainer, models, rows):
   trainer.model.load_state_dict(models['old'][0].state_dict())
   old = logprobs(trainer.model)
   trainer.model.load_state_dict(now)
-  return {'prompt_ids': ids, 'prompt_mask': mask, 'completion_ids': more,
-          'completion_mask': more_mask, 'old_per_token_logps': old,
-          'ref_per_token_logps': logprobs(trainer.ref_model),
-          'advantages': advantages_of(rewards.numpy())}
+  return {
+      'prompt_ids': ids, 'prompt_mask': mask, 'completion_ids': more,
+      'completion_mask': more_mask, 'old_per_token_logps': old,
+      'ref_per_token_logps': logprobs(trainer.ref_model),
+      'advantages': advantages_of(rewards.numpy())
+  }
 
 
 @pytest.mark.filterwarnings('ignore')
-@pytest.mark.parametrize('loss_type, aggregation', [
-    ('bnpo', 'token_mean'), ('grpo', 'seq_mean_token_mean')])
-def test_loss_and_gradient_are_those_of_trl(
-    loss_type, aggregation, models, rows, one_device, tmp_path_factory):
+@pytest.mark.parametrize('loss_type, aggregation',
+                         [('bnpo', 'token_mean'),
+                          ('grpo', 'seq_mean_token_mean')])
+def test_loss_and_gradient_are_those_of_trl(loss_type, aggregation, models,
+                                            rows, one_device, tmp_path_factory):
   trainer = make_trainer(models, loss_type, tmp_path_factory.mktemp('trl'))
-  loss = trainer.compute_loss(trainer.model,
-                              trl_batch(trainer, models, rows))
+  loss = trainer.compute_loss(trainer.model, trl_batch(trainer, models, rows))
   loss.backward()
   config = config_of(aggregation)
   batch = experience(models | {'sampler': models['old']}, rows, config,
@@ -279,9 +290,11 @@ def test_loss_and_gradient_are_those_of_trl(
         logs['policy/loss'] + BETA * logs['policy/ref_kl'], loss.item(),
         rtol=1e-4)
   seen = trainer._metrics['eval']  # no dropout
-  np.testing.assert_allclose(
-      [logs['policy/' + x] for x in ('ref_kl', 'entropy', 'clip_frac_low',
-                                     'clip_frac_high')],
-      [seen[x][-1] for x in ('kl', 'entropy', 'clip_ratio/low_mean',
-                             'clip_ratio/high_mean')], rtol=1e-4)
+  np.testing.assert_allclose([
+      logs['policy/' + x]
+      for x in ('ref_kl', 'entropy', 'clip_frac_low', 'clip_frac_high')
+  ], [
+      seen[x][-1]
+      for x in ('kl', 'entropy', 'clip_ratio/low_mean', 'clip_ratio/high_mean')
+  ], rtol=1e-4)
   close(grads, gradient_of(trainer.model, tmp_path_factory, one_device), 1e-4)

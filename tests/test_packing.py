@@ -55,8 +55,7 @@ def test_long_tails_cost_their_tokens():
 def test_holes_are_padding():
   valid = np.array([[0, 1, 0, 1, 1, 0], [0, 0, 1, 1, 0, 0]], bool)
   plan = packing.plan(valid, 6, 1)
-  np.testing.assert_array_equal(plan.segment_ids(valid),
-                                [[[1, 0, 1, 1, 2, 2]]])
+  np.testing.assert_array_equal(plan.segment_ids(valid), [[[1, 0, 1, 1, 2, 2]]])
 
 
 def test_the_last_micro_batch_may_have_empty_rows():

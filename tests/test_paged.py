@@ -19,6 +19,7 @@ from tests.conftest import SMALL
 @pytest.mark.parametrize('window, softcap', [(0, 0.0), (3, 2.0)])
 def test_the_kernels_arguments(one_device, monkeypatch, window, softcap):
   """A prefill with a short and an idle row, then two tokens of each."""
+
   def reference(*args, num_kv_pages_per_block, num_queries_per_block,
                 vmem_limit_bytes, **options):
     assert min(num_kv_pages_per_block, num_queries_per_block,
@@ -37,8 +38,8 @@ def test_the_kernels_arguments(one_device, monkeypatch, window, softcap):
                         paged.abstract_pool(cfg, layout, one_device))
     found = []
     prefill = [[0, 1, 2, 3, 4, 5], [0, 1, 2, -1, -1, -1], [-1] * 6]
-    for i, positions in enumerate((prefill, [[6], [3], [-1]],
-                                   [[7], [4], [-1]])):
+    for i, positions in enumerate((prefill, [[6], [3], [-1]], [[7], [4],
+                                                               [-1]])):
       positions = jnp.array(positions)
       q, k, v = (jax.random.normal(keys[3 * i + j], (*positions.shape, n, 16))
                  for j, n in enumerate((4, 2, 2)))

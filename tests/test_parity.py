@@ -17,8 +17,8 @@ from tests.test_models import logits
 
 # Odd sizes: grouped heads, head_dim unequal hidden_size / heads.
 SIZES = dict(vocab_size=97, num_hidden_layers=3, hidden_size=48,
-             intermediate_size=56, num_attention_heads=4,
-             num_key_value_heads=2, head_dim=20)
+             intermediate_size=56, num_attention_heads=4, num_key_value_heads=2,
+             head_dim=20)
 QWEN2_SIZES = {k: v for k, v in SIZES.items() if k != 'head_dim'}
 T = 24  # tokens; windows are shorter, and stretched ropes started at 16
 
@@ -36,20 +36,20 @@ FAMILIES = {
         rope_type='llama3', factor=8.0, low_freq_factor=1.0,
         high_freq_factor=4.0, original_max_position_embeddings=16))),
     'llama, linear rope, tied': ('LlamaConfig', SIZES | dict(
-        tie_word_embeddings=True,
-        rope_scaling=dict(rope_type='linear', factor=2.0))),
+        tie_word_embeddings=True, rope_scaling=dict(rope_type='linear',
+                                                    factor=2.0))),
     'mistral, window': ('MistralConfig', SIZES | dict(sliding_window=5)),
-    'gemma 2': ('Gemma2Config', SIZES | dict(
-        sliding_window=5, query_pre_attn_scalar=24, attn_logit_softcapping=2.0,
-        final_logit_softcapping=3.0)),
+    'gemma 2': ('Gemma2Config', SIZES |
+                dict(sliding_window=5, query_pre_attn_scalar=24,
+                     attn_logit_softcapping=2.0, final_logit_softcapping=3.0)),
     'gemma 3': ('Gemma3TextConfig', SIZES | dict(
         num_hidden_layers=7, sliding_window=5, query_pre_attn_scalar=24,
         rope_parameters=dict(
             full_attention=dict(rope_type='linear', factor=8.0, rope_theta=1e6),
             sliding_attention=dict(rope_type='default', rope_theta=1e4)))),
-    'qwen3 moe': ('Qwen3MoeConfig', SIZES | dict(
-        num_experts=6, num_experts_per_tok=3, moe_intermediate_size=24,
-        norm_topk_prob=True)),
+    'qwen3 moe': ('Qwen3MoeConfig',
+                  SIZES | dict(num_experts=6, num_experts_per_tok=3,
+                               moe_intermediate_size=24, norm_topk_prob=True)),
 }
 
 
@@ -90,9 +90,10 @@ def test_padding_and_packing(both, rng):
   tokens = np.concatenate([*parts, np.zeros(4, int)])
   positions = np.concatenate([*(np.arange(len(p)) for p in parts), np.zeros(4)])
   segments = np.repeat([1, 2, 3, 0], [len(p) for p in parts] + [4])
-  hidden = jax.jit(transformer.forward, static_argnums=0)(
-      cfg, params, tokens[None], positions[None].astype(np.int32),
-      segment_ids=jnp.asarray(segments)[None])
+  hidden = jax.jit(transformer.forward,
+                   static_argnums=0)(cfg, params, tokens[None],
+                                     positions[None].astype(np.int32),
+                                     segment_ids=jnp.asarray(segments)[None])
   got = np.asarray(transformer.project(cfg, params, hidden))[0]
   for i, part in enumerate(parts):
     with torch.no_grad():
@@ -106,10 +107,13 @@ def test_the_same_greedy_tokens(both, rng, one_device):
   want = theirs.generate(
       torch.tensor(prompt)[None], do_sample=False, max_new_tokens=32,
       attention_mask=torch.ones(1, 6, dtype=torch.int64))[0, 6:].tolist()
-  ours = engine.Engine(cfg, one_device, engine.Options(
-      slots=2, max_tokens=38, page=8, prefill=8))
-  (sample,) = ours.generate(params, [engine.Request(
-      prompt, 0, 1, engine.Sampling(32, temperature=0.0))], jax.random.key(0))
+  ours = engine.Engine(
+      cfg, one_device, engine.Options(slots=2, max_tokens=38, page=8,
+                                      prefill=8))
+  (sample,) = ours.generate(
+      params,
+      [engine.Request(prompt, 0, 1, engine.Sampling(32, temperature=0.0))],
+      jax.random.key(0))
   assert sample.tokens.tolist() == want
   assert len(set(want)) > 1
 

@@ -106,10 +106,12 @@ COMPLETIONS = [  # and how likely they are
     (A, '- (2 points) adds 3 and 4\n- (1 point) says 7', 1),
     (B, REFUSAL, 1),
     (C, REFUSAL, .6),  # greedily; at a temperature in vain no longer
-    (C, '1. **(3 pts)** 9 is 2 * 4 + 1\n2. (1 pt) says yes', .4)]
+    (C, '1. **(3 pts)** 9 is 2 * 4 + 1\n2. (1 pt) says yes', .4)
+]
 CHECKPOINTS = {
     'a': (Checkpoint('adds 3 and 4', 2), Checkpoint('says 7', 1)),
-    'c': (Checkpoint('9 is 2 * 4 + 1', 3), Checkpoint('says yes', 1))}
+    'c': (Checkpoint('9 is 2 * 4 + 1', 3), Checkpoint('says yes', 1))
+}
 
 
 @pytest.fixture(scope='module')
@@ -117,11 +119,13 @@ def judge(tmp_path_factory):
   """The model's folder."""
   base, folder = (tmp_path_factory.mktemp(name) for name in ('base', 'judge'))
   tokenizer = make_bpe(base, merges([prepare.TEMPLATE.read_text()] * 2, 900))
-  (base / 'config.json').write_text(json.dumps({
-      'model_type': 'qwen3', 'vocab_size': tokenizer.vocab_size,
-      'num_hidden_layers': 2, 'hidden_size': 32, 'intermediate_size': 64,
-      'num_attention_heads': 2, 'num_key_value_heads': 1, 'head_dim': 16,
-      'rope_theta': 1e4, 'rms_norm_eps': 1e-6, 'tie_word_embeddings': True}))
+  (base / 'config.json').write_text(
+      json.dumps({
+          'model_type': 'qwen3', 'vocab_size': tokenizer.vocab_size,
+          'num_hidden_layers': 2, 'hidden_size': 32, 'intermediate_size': 64,
+          'num_attention_heads': 2, 'num_key_value_heads': 1, 'head_dim': 16,
+          'rope_theta': 1e4, 'rms_norm_eps': 1e-6, 'tie_word_embeddings': True
+      }))
   prompt = prepare.Prompt(tokenizer)
   rows, weights = np.zeros((2, len(COMPLETIONS), 580))
   for i, (problem, text, weight) in enumerate(COMPLETIONS):
@@ -139,8 +143,9 @@ def merges(texts, size):
   model = tokenizers.Tokenizer(tokenizers.models.BPE())
   model.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(
       add_prefix_space=False)
-  model.train_from_iterator(texts, tokenizers.trainers.BpeTrainer(
-      vocab_size=size, show_progress=False))
+  model.train_from_iterator(
+      texts, tokenizers.trainers.BpeTrainer(vocab_size=size,
+                                            show_progress=False))
   return [' '.join(m) for m in json.loads(model.to_str())['model']['merges']]
 
 
@@ -150,18 +155,20 @@ def learned(cfg, rows, weights):
 
   @jax.jit
   def step(params, state):
+
     def loss(params):
       logprobs, _ = losses.token_logprobs(cfg, params, rows, rows > 0,
                                           chunk=1024)
       return -jnp.sum(logprobs * weights) / weights.sum()
+
     value, gradient = jax.value_and_grad(loss)(params)
     updates, state = optimiser.update(gradient, state)
     return optax.apply_updates(params, updates), state, value
 
   rng = np.random.default_rng(0)  # transformer.init takes longer to compile
   params = jax.tree_util.tree_map_with_path(
-      lambda path, x: (rng.normal(0, 0.15, x.shape) + (
-          'norm' in path[-1].key)).astype(x.dtype),
+      lambda path, x: (rng.normal(0, 0.15, x.shape) +
+                       ('norm' in path[-1].key)).astype(x.dtype),
       transformer.abstract_params(cfg))
   state = jax.jit(optimiser.init)(params)
   for _ in range(60):
@@ -172,18 +179,23 @@ def learned(cfg, rows, weights):
 
 def run(judge, folder, problems, *flags, out='out.jsonl'):
   """The rows that the command has written, by id."""
-  (folder / 'in.jsonl').write_text(''.join(json.dumps(
-      {'id': p.id, 'question': p.question, 'solution': p.solution,
-       'rubric': [c._asdict() for c in p.checkpoints] or p.rubric}) + '\n'
-                                           for p in problems))
+  (folder / 'in.jsonl').write_text(''.join(
+      json.dumps({
+          'id': p.id, 'question': p.question, 'solution': p.solution,
+          'rubric': [c._asdict() for c in p.checkpoints] or p.rubric
+      }) + '\n' for p in problems))
   main.main([
-      '--config=configs/prepare.py', f'--config.judge.init={judge}',
-      '--config.judge.dtype=float32', '--config.judge.slots=8',
+      '--config=configs/prepare.py',
+      f'--config.judge.init={judge}',
+      '--config.judge.dtype=float32',
+      '--config.judge.slots=8',
       '--config.judge.page=1024',  # so that all runs share their programs
       f'--config.data.train={folder}/in.jsonl',
       f'--config.prepare.rubrics={folder / out}',
-      '--config.prepare.max_new_tokens=64', '--config.prepare.tries=12',
-      *flags])
+      '--config.prepare.max_new_tokens=64',
+      '--config.prepare.tries=12',
+      *flags
+  ])
   rows = [json.loads(line) for line in (folder / out).read_text().splitlines()]
   assert len({row['id'] for row in rows}) == len(rows)
   return {row['id']: row for row in rows}
@@ -201,12 +213,15 @@ def test_rubrics_are_written(whole):
   assert sorted(rows) == ['a', 'b', 'c']
   for problem in (A, C):
     row = rows[problem.id]
-    assert row == {'id': problem.id, 'digest': rubrics.digest(problem),
-                   'checkpoints': [c._asdict() for c in
-                                   CHECKPOINTS[problem.id]]}
-  assert rows['b'] == {'id': 'b', 'digest': rubrics.digest(B), 'failed':
-                       'no checkpoint in it, no line such as '
-                       '`- (2 points) ...`'}
+    assert row == {
+        'id': problem.id, 'digest': rubrics.digest(problem),
+        'checkpoints': [c._asdict() for c in CHECKPOINTS[problem.id]]
+    }
+  assert rows['b'] == {
+      'id': 'b', 'digest': rubrics.digest(B),
+      'failed': 'no checkpoint in it, no line such as '
+      '`- (2 points) ...`'
+  }
   a, b, c = data.with_rubrics([A, B, C], folder / 'out.jsonl')
   assert (a.checkpoints, c.checkpoints) == tuple(CHECKPOINTS.values())
   assert a.rubric == '1. (2 points) adds 3 and 4\n2. (1 point) says 7'
@@ -239,8 +254,8 @@ def test_nothing_is_done_twice(whole, judge, tmp_path, capsys):
 def test_a_changed_problem_has_its_rubric_written_anew(whole, judge, tmp_path):
   stale = whole[1]['a'] | {'digest': 'of another text'}
   other = whole[1]['c'] | {'id': 'elsewhere'}  # as by a larger data.limit
-  (tmp_path / 'out.jsonl').write_text(
-      ''.join(json.dumps(row) + '\n' for row in (stale, other)))
+  (tmp_path / 'out.jsonl').write_text(''.join(
+      json.dumps(row) + '\n' for row in (stale, other)))
   assert run(judge, tmp_path, [A]) == {'a': whole[1]['a'], 'elsewhere': other}
 
 
@@ -267,17 +282,18 @@ def test_another_file_is_left_alone(judge, tmp_path):
 
 
 def test_what_it_needs_is_named(tmp_path):
-  for flag, message in (
-      ('prepare.rubrics=', 'prepare.rubrics is empty'),
-      ('judge.init=', 'judge.init is empty'),
-      ('data.train=', 'data.train is empty'),
-      ('prepare.tries=0', 'prepare.tries=0: at least 1')):
+  for flag, message in (('prepare.rubrics=', 'prepare.rubrics is empty'),
+                        ('judge.init=', 'judge.init is empty'),
+                        ('data.train=', 'data.train is empty'),
+                        ('prepare.tries=0', 'prepare.tries=0: at least 1')):
     with pytest.raises(InputError, match=message):
       main.main(['--config=configs/prepare.py', f'--config.{flag}'])
   (tmp_path / 'in.jsonl').write_text('{"question": "q", "answer": "1"}\n')
   with pytest.raises(InputError, match='in.jsonl:1: row has no solution'):
-    main.main(['--config=configs/prepare.py', '--config.judge.init='
-               'asset:tiny_judge', f'--config.data.train={tmp_path}/in.jsonl'])
+    main.main([
+        '--config=configs/prepare.py', '--config.judge.init='
+        'asset:tiny_judge', f'--config.data.train={tmp_path}/in.jsonl'
+    ])
 
 
 def test_nothing_in_a_problem_is_read_as_template(tmp_path):

@@ -6,21 +6,27 @@ from exprl_jax.judge.probes import probes
 from exprl_jax.tiny import world
 from exprl_jax.types import Problem
 
-TEMPLATES = {p.stem: p.read_text() for p in (
-    pathlib.Path(world.__file__).parents[1] / 'judge' / 'templates'
-).glob('*.txt')}
+TEMPLATES = {
+    p.stem: p.read_text() for p in (pathlib.Path(world.__file__).parents[1] /
+                                    'judge' / 'templates').glob('*.txt')
+}
 SPECIAL = ('<|endoftext|>', '<|im_start|>', '<|im_end|>')
-FAMILIES = {'empty', 'filler', 'forged_score', 'forged_fence', 'chat', 'copy',
-            'template', 'box', 'repeat', 'other', 'plea'}
-SUM = Problem('a', 'What is the sum of the first 8 odd numbers?',
-              'The first n odd numbers add up to n squared, as adding an L of '
-              r'2n + 1 cells to a square shows. So it is \boxed{64}.', '64')
-CHOICE = Problem('b', 'Which gas do plants take in? A oxygen B carbon dioxide',
-                 'In photosynthesis a plant turns water and carbon dioxide '
-                 r'into sugar and oxygen, so it takes in \boxed{B}.', 'B')
-OPEN = Problem('c', 'Why is the sky blue?',
-               'Air scatters short waves of light far more than long ones, and '
-               'the light that reaches us sideways is what was scattered.')
+FAMILIES = {
+    'empty', 'filler', 'forged_score', 'forged_fence', 'chat', 'copy',
+    'template', 'box', 'repeat', 'other', 'plea'
+}
+SUM = Problem(
+    'a', 'What is the sum of the first 8 odd numbers?',
+    'The first n odd numbers add up to n squared, as adding an L of '
+    r'2n + 1 cells to a square shows. So it is \boxed{64}.', '64')
+CHOICE = Problem(
+    'b', 'Which gas do plants take in? A oxygen B carbon dioxide',
+    'In photosynthesis a plant turns water and carbon dioxide '
+    r'into sugar and oxygen, so it takes in \boxed{B}.', 'B')
+OPEN = Problem(
+    'c', 'Why is the sky blue?',
+    'Air scatters short waves of light far more than long ones, and '
+    'the light that reaches us sideways is what was scattered.')
 TINY = world.problems('validation')
 PAIRS = [(SUM, CHOICE), (CHOICE, SUM), (OPEN, SUM), (SUM, OPEN),
          (TINY[0], TINY[1])]
@@ -62,9 +68,9 @@ def test_the_right_answer_stands_where_the_names_say_so(pair):
   assert by_name['box/wrong_spaced'] != world.box(problem.answer)
 
 
-@pytest.mark.parametrize('right, wrong', [
-    ('64', '63'), ('0', '1'), ('-3', '-2'), ('D', 'A'), ('x + 1', 'B'),
-    ('', 'B')])
+@pytest.mark.parametrize('right, wrong', [('64', '63'), ('0', '1'),
+                                          ('-3', '-2'), ('D', 'A'),
+                                          ('x + 1', 'B'), ('', 'B')])
 def test_a_wrong_answer_looks_like_a_right_one(right, wrong):
   problem = Problem('', 'A question', 'A solution', right)
   texts = [p.text for p in probes(problem, CHOICE, '', ())]
@@ -80,8 +86,8 @@ def test_the_template_is_quoted_and_its_slots_are_not():
   got = {p.name: p.text for p in probes(SUM, CHOICE, TEMPLATES['math'], ())}
   assert got['template/level_5_0'].startswith('5 - complete and right')
   assert got['template/level_5_0'] in TEMPLATES['math']
-  assert not any('{' in text for name, text in got.items()
-                 if name.startswith('template/'))
+  assert not any(
+      '{' in text for name, text in got.items() if name.startswith('template/'))
 
 
 def test_special_tokens_make_turns_and_are_limited():

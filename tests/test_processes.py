@@ -35,22 +35,27 @@ def run(folder, out, sizes):
     return jnp.sum(jax.nn.log_softmax(value)[..., 3]), value
 
   with jax.set_mesh(mesh):
-    (_, value), gradient = jax.value_and_grad(loss, 1, has_aux=True)(
-        cfg, params, mesh_lib.shard_rows(rows, mesh))
+    (_, value), gradient = jax.value_and_grad(loss, 1,
+                                              has_aux=True)(cfg, params,
+                                                            mesh_lib.shard_rows(
+                                                                rows, mesh))
   hf.save(out / 'model', cfg, params, folder)
   sampling = mesh_lib.rollout_mesh(mesh, sizes.get('tensor', 0))
-  generator = engine.Engine(cfg, sampling, engine.Options(
-      slots=8, max_tokens=40, page=4, pages=22, chunk=7, prefill=8))
-  samples = generator.generate(
-      decode.prepare(cfg, params, sampling),
-      [engine.Request([3 + i] * (i + 1), i * 4, 4, engine.Sampling(
-          20, eos_ids=(1,))) for i in range(8)], jax.random.key(0))
+  generator = engine.Engine(
+      cfg, sampling,
+      engine.Options(slots=8, max_tokens=40, page=4, pages=22, chunk=7,
+                     prefill=8))
+  samples = generator.generate(decode.prepare(cfg, params, sampling), [
+      engine.Request([3 + i] *
+                     (i + 1), i * 4, 4, engine.Sampling(20, eos_ids=(1,)))
+      for i in range(8)
+  ], jax.random.key(0))
   value, gradient = mesh_lib.fetch((value, gradient))
   if jax.process_index() == 0:
     leaves = jax.tree.leaves((value, gradient))
     np.savez(out / 'arrays.npz', *leaves)
-    (out / 'samples.json').write_text(json.dumps(
-        [s.tokens.tolist() for s in samples]))
+    (out / 'samples.json').write_text(
+        json.dumps([s.tokens.tolist() for s in samples]))
 
 
 def two_processes(*command):
@@ -58,17 +63,22 @@ def two_processes(*command):
   with socket.socket() as s:
     s.bind(('127.0.0.1', 0))
     port = s.getsockname()[1]
-  children = [subprocess.Popen(
-      [sys.executable, '-m', 'tests.test_processes', str(port), str(i),
-       *map(str, command)], cwd=ROOT, stdout=subprocess.PIPE,
-      stderr=subprocess.STDOUT, text=True) for i in range(2)]
+  children = [
+      subprocess.Popen([
+          sys.executable, '-m', 'tests.test_processes',
+          str(port),
+          str(i), *map(str, command)
+      ], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+      for i in range(2)
+  ]
   said = [child.communicate(timeout=300)[0] for child in children]
   assert [child.returncode for child in children] == [0, 0], '\n'.join(said)
   return said
 
 
-@pytest.mark.parametrize('sizes', [
-    dict(data=1, fsdp=8), dict(data=2, fsdp=2, tensor=2)])
+@pytest.mark.parametrize(
+    'sizes',
+    [dict(data=1, fsdp=8), dict(data=2, fsdp=2, tensor=2)])
 def test_two_processes_are_one(small_folder, tmp_path, sizes):
   one, two = tmp_path / 'one', tmp_path / 'two'
   for out in (one, two):
@@ -80,19 +90,21 @@ def test_two_processes_are_one(small_folder, tmp_path, sizes):
   for name in a.files:
     np.testing.assert_allclose(a[name], b[name],
                                atol=1e-5 * np.abs(a[name]).max())
-  assert (one / 'samples.json').read_text() == (
-      two / 'samples.json').read_text()
+  assert (one / 'samples.json').read_text() == (two /
+                                                'samples.json').read_text()
   for file in ('model.safetensors', 'config.json', 'tokenizer.json'):
-    assert (one / 'model' / file).read_bytes() == (
-        two / 'model' / file).read_bytes()
+    assert (one / 'model' / file).read_bytes() == (two / 'model' /
+                                                   file).read_bytes()
 
 
 def test_two_processes_train_as_one(tmp_path):
   """The whole command, two steps: the same samples, and losses that agree."""
-  flags = ['--config=configs/tiny.py', '--config.compare=', '--config.steps=2',
-           '--config.data.batch=8', '--config.eval.limit=8',
-           '--config.eval.samples=2', '--config.eval.ks=(1,2)',
-           '--config.mesh.data=8']
+  flags = [
+      '--config=configs/tiny.py', '--config.compare=', '--config.steps=2',
+      '--config.data.batch=8', '--config.eval.limit=8',
+      '--config.eval.samples=2', '--config.eval.ks=(1,2)',
+      '--config.mesh.data=8'
+  ]
   main.main([*flags, f'--workdir={tmp_path}/one'])
   said = two_processes('main', *flags, f'--workdir={tmp_path}/two')
   assert 'pass@1' in said[0] and 'pass@1' not in said[1]
@@ -104,8 +116,9 @@ def test_two_processes_train_as_one(tmp_path):
     for key in a.keys():
       if not key.startswith(('time/', 'perf/')):
         np.testing.assert_allclose(a[key], b[key], rtol=1e-3, atol=1e-5)
-  a, b = (np.frombuffer((tmp_path / f'{name}/model/model.safetensors')
-                        .read_bytes(), np.uint8) for name in ('one', 'two'))
+  a, b = (np.frombuffer(
+      (tmp_path / f'{name}/model/model.safetensors').read_bytes(), np.uint8)
+          for name in ('one', 'two'))
   assert len(a) == len(b)
 
 

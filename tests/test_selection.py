@@ -19,11 +19,18 @@ def scores(value, valid=None):
 
 
 def test_a_group_has_a_spread_if_any_two_scores_differ():
-  s = scores([[0.5, 0.5], [0.5, 0.5],  # equal
-              [0.5, 0.5], [0.5, 0.6],  # one step differs
-              [0.5, 9.0], [0.5, 9.0],  # only what is not valid differs
-              [0.1, 0.2], [0.3, 0.4]],  # nothing is valid
-             [[1, 1], [1, 1], [1, 1], [1, 1], [1, 0], [1, 0], [0, 0], [0, 0]])
+  s = scores(
+      [
+          [0.5, 0.5],
+          [0.5, 0.5],  # equal
+          [0.5, 0.5],
+          [0.5, 0.6],  # one step differs
+          [0.5, 9.0],
+          [0.5, 9.0],  # only what is not valid differs
+          [0.1, 0.2],
+          [0.3, 0.4]
+      ],  # nothing is valid
+      [[1, 1], [1, 1], [1, 1], [1, 1], [1, 0], [1, 0], [0, 0], [0, 0]])
   np.testing.assert_array_equal(selection.zero_spread(s, 2),
                                 [True, False, True, True])
   np.testing.assert_array_equal(selection.zero_spread(s, 2, tolerance=0.2),
@@ -53,7 +60,8 @@ def test_rates_move_towards_what_is_seen():
   assert table.save()['0'] == 0.75
   assert table.metrics() == {
       'data/tried_frac': 0.1, 'data/never_solved_frac': 0.5,
-      'data/always_solved_frac': 0.0}
+      'data/always_solved_frac': 0.0
+  }
   other = selection.SolveRates(PROBLEMS, config())
   other.restore(table.save())
   assert other.draw(4, (1, 2)) == table.draw(4, (1, 2))

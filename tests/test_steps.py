@@ -15,8 +15,10 @@ from tests.conftest import JUDGE, make_bpe
 
 # Byte-level names: 'Ċ' is a line feed, 'Ġ' a blank. The last two are glued as
 # no pre-tokenizer of today would; the rules have to live with them.
-MERGES = ['Ċ Ċ', '. ĊĊ', '. Ċ', 'Ġ Ġ', 'Ġ b', '# #', '## ##', '## #', 'Ġ ###',
-          '### ĊĊ', '* *', 'S t', 'St e', 'Ste p', 'Ġ 2', 'Ċ 2', 'ĊĊ b']
+MERGES = [
+    'Ċ Ċ', '. ĊĊ', '. Ċ', 'Ġ Ġ', 'Ġ b', '# #', '## ##', '## #', 'Ġ ###',
+    '### ĊĊ', '* *', 'S t', 'St e', 'Ste p', 'Ġ 2', 'Ċ 2', 'ĊĊ b'
+]
 DELIMITERS = ['', 'blank_line', 'numbered', 'every:1', 'every:3', '###']
 
 
@@ -42,31 +44,38 @@ def cut(tokenizer, ids, delimiter, max_steps=99, min_tokens=1):
   return Segmenter(tokenizer, delimiter, max_steps, min_tokens).texts(ids)
 
 
-@pytest.mark.parametrize('delimiter, steps', [
-    ('', ['a\n\n### 1. b']),
-    ('', ['\n']),
-    ('blank_line', ['a.\n\n', 'b']),  # glued to the full stop
-    ('blank_line', ['a\n \t\n', 'b']),  # blanks between the line feeds
-    ('blank_line', ['a\r\n\r\n', 'b']),
-    ('blank_line', ['a\n\n\n\n', 'b\nc']),  # one blank line is as good as four
-    ('blank_line', ['a\n\n  ', ' b']),  # ' b' is a token: its blank comes along
-    ('blank_line', ['\n\na.\n\n', 'b\n\n']),  # at the ends there is no step
-    ('blank_line', ['\n\n']),
-    ('blank_line', ['é\n\n', '→ ü']),  # tokens that are no characters
-    ('numbered', ['1. a\n', '2. b\n', '10) c']),
-    ('numbered', ['a:\n\n', '1. b\n  ', '2. c']),  # indented, after a preamble
-    ('numbered', ['Step 1: a\n', 'step 2 b\n', 'STEP 3. c\n', 'Step 4\nd']),
-    ('numbered', ['**Step 1** a\n', '**Step 2:** b\n', '**3.** c\n', '# 4. d']),
-    ('numbered', ['a\n', '3. b\n3.14 c\n3 d\nin 4. e\nSteps 5 f\nstep 6th']),
-    ('numbered', ['1.\n2. a\n', '3. b\n4.\n**Step 5:**\n']),  # bare ones
-    ('numbered', ['1.']),
-    ('every:2', ['ab', 'cd', 'e']),
-    ('every:2', ['ab', '\n\n \n \nc', 'd']),  # white space goes to the next
-    ('every:9', ['abc']),
-    ('###', ['a', ' ### b', ' ### c']),
-    ('###', ['a #### b ##### c']),  # other tokens
-    ('###', ['a\n', '###\n\nb\n', '### c ### ###']),
-])
+@pytest.mark.parametrize(
+    'delimiter, steps',
+    [
+        ('', ['a\n\n### 1. b']),
+        ('', ['\n']),
+        ('blank_line', ['a.\n\n', 'b']),  # glued to the full stop
+        ('blank_line', ['a\n \t\n', 'b']),  # blanks between the line feeds
+        ('blank_line', ['a\r\n\r\n', 'b']),
+        ('blank_line', ['a\n\n\n\n', 'b\nc'
+                       ]),  # one blank line is as good as four
+        ('blank_line', ['a\n\n  ', ' b'
+                       ]),  # ' b' is a token: its blank comes along
+        ('blank_line', ['\n\na.\n\n', 'b\n\n']),  # at the ends there is no step
+        ('blank_line', ['\n\n']),
+        ('blank_line', ['é\n\n', '→ ü']),  # tokens that are no characters
+        ('numbered', ['1. a\n', '2. b\n', '10) c']),
+        ('numbered', ['a:\n\n', '1. b\n  ', '2. c'
+                     ]),  # indented, after a preamble
+        ('numbered', ['Step 1: a\n', 'step 2 b\n', 'STEP 3. c\n', 'Step 4\nd']),
+        ('numbered',
+         ['**Step 1** a\n', '**Step 2:** b\n', '**3.** c\n', '# 4. d']),
+        ('numbered', ['a\n', '3. b\n3.14 c\n3 d\nin 4. e\nSteps 5 f\nstep 6th'
+                     ]),
+        ('numbered', ['1.\n2. a\n', '3. b\n4.\n**Step 5:**\n']),  # bare ones
+        ('numbered', ['1.']),
+        ('every:2', ['ab', 'cd', 'e']),
+        ('every:2', ['ab', '\n\n \n \nc', 'd']),  # white space goes to the next
+        ('every:9', ['abc']),
+        ('###', ['a', ' ### b', ' ### c']),
+        ('###', ['a #### b ##### c']),  # other tokens
+        ('###', ['a\n', '###\n\nb\n', '### c ### ###']),
+    ])
 def test_texts_by_hand(bpe, delimiter, steps):
   assert cut(bpe, bpe.encode(''.join(steps)), delimiter) == steps
 
@@ -79,19 +88,22 @@ def test_the_texts_by_hand_have_the_tokens_they_are_about(bpe):
   assert len(bpe.encode('→')) == 3
 
 
-@pytest.mark.parametrize('delimiter, steps', [
-    ('blank_line', [['a', '\n', '\n'], ['b']]),  # spread over tokens
-    ('blank_line', [['a', '\n', ' ', '\n', '\n\n', '  '], ['b']]),
-    ('blank_line', [['a', '\n\nb'], ['c']]),  # begins after the run
-    ('blank_line', [['a', '\n', '2']]),
-    ('numbered', [['1', '.', 'a'], ['\n2', '.', 'b']]),  # holds the '2'
-    ('numbered', [['1', '.', 'a', '\n'], [' 2', '.', 'b']]),
-    ('numbered', [['1', '.', 'a', '\n', ' '], ['2', ')', 'b']]),
-    ('numbered', [['1', '.', 'a', '\n2', '\n'], ['2', '.', 'b']]),
-    ('numbered', [['a', '\n'], ['', '2', '.', 'b']]),  # '' is <eos>
-    ('###', [['a', '\n'], ['###', '##'], [' ###', '.'], ['###', ' ###', ')']]),
-    ('###', [[' '], ['###', '\n'], ['###', 'a']]),  # white space, as ever
-])
+@pytest.mark.parametrize(
+    'delimiter, steps',
+    [
+        ('blank_line', [['a', '\n', '\n'], ['b']]),  # spread over tokens
+        ('blank_line', [['a', '\n', ' ', '\n', '\n\n', '  '], ['b']]),
+        ('blank_line', [['a', '\n\nb'], ['c']]),  # begins after the run
+        ('blank_line', [['a', '\n', '2']]),
+        ('numbered', [['1', '.', 'a'], ['\n2', '.', 'b']]),  # holds the '2'
+        ('numbered', [['1', '.', 'a', '\n'], [' 2', '.', 'b']]),
+        ('numbered', [['1', '.', 'a', '\n', ' '], ['2', ')', 'b']]),
+        ('numbered', [['1', '.', 'a', '\n2', '\n'], ['2', '.', 'b']]),
+        ('numbered', [['a', '\n'], ['', '2', '.', 'b']]),  # '' is <eos>
+        ('###', [['a', '\n'], ['###', '##'], [' ###', '.'],
+                 ['###', ' ###', ')']]),
+        ('###', [[' '], ['###', '\n'], ['###', 'a']]),  # white space, as ever
+    ])
 def test_tokens_by_hand(bpe, delimiter, steps):
   ids = [named(bpe)[t] for t in itertools.chain(*steps)]
   if delimiter == 'numbered' and '' in steps[1]:
@@ -100,23 +112,26 @@ def test_tokens_by_hand(bpe, delimiter, steps):
   assert Segmenter(bpe, delimiter, 99)(ids) == want
 
 
-@pytest.mark.parametrize('delimiter, min_tokens, steps', [
-    ('blank_line', 3, ['a\n\nbc\n\n', 'def']),  # two tokens go to the next
-    ('blank_line', 3, ['abc\n\nd']),  # the last to the previous
-    ('blank_line', 9, ['a\n\nb']),
-    ('blank_line', 4, ['a\n\nb\n\n', 'cde\n\nf']),  # merged ones count as one
-    ('every:2', 3, ['abcd', 'efgh']),
-    ('numbered', 4, ['1. a\n', '2. b\n', '3. c']),
-    ('###', 3, ['a ### b', ' ### cd ###e']),
-])
+@pytest.mark.parametrize(
+    'delimiter, min_tokens, steps',
+    [
+        ('blank_line', 3, ['a\n\nbc\n\n', 'def']),  # two tokens go to the next
+        ('blank_line', 3, ['abc\n\nd']),  # the last to the previous
+        ('blank_line', 9, ['a\n\nb']),
+        ('blank_line', 4, ['a\n\nb\n\n', 'cde\n\nf'
+                          ]),  # merged ones count as one
+        ('every:2', 3, ['abcd', 'efgh']),
+        ('numbered', 4, ['1. a\n', '2. b\n', '3. c']),
+        ('###', 3, ['a ### b', ' ### cd ###e']),
+    ])
 def test_short_steps_are_merged(bpe, delimiter, min_tokens, steps):
   ids = bpe.encode(''.join(steps))
   assert cut(bpe, ids, delimiter, min_tokens=min_tokens) == steps
 
 
-@pytest.mark.parametrize('max_steps, steps', [
-    (1, ['1. a\n2. b\n3.']), (2, ['1. a\n', '2. b\n3.']),
-    (2, ['1. a\n', '2. b\n3. c\n4. d'])])
+@pytest.mark.parametrize('max_steps, steps',
+                         [(1, ['1. a\n2. b\n3.']), (2, ['1. a\n', '2. b\n3.']),
+                          (2, ['1. a\n', '2. b\n3. c\n4. d'])])
 def test_steps_beyond_the_cap_go_to_the_last(bpe, max_steps, steps):
   assert cut(bpe, bpe.encode(''.join(steps)), 'numbered', max_steps) == steps
 
@@ -132,7 +147,8 @@ def test_a_word_level_tokenizer(words):
 
 @pytest.mark.parametrize('delimiter', [
     '\n\n', '# #', ' ###', 'every:0', 'every:-1', 'every:', 'every:1.5',
-    'every:M', 'blank', 'no_such_token', '<eos>'])
+    'every:M', 'blank', 'no_such_token', '<eos>'
+])
 def test_an_unknown_delimiter_is_named(bpe, delimiter):
   with pytest.raises(InputError, match='every:M') as e:
     Segmenter(bpe, delimiter, 8)
@@ -155,9 +171,11 @@ def test_a_degenerate_trace_takes_no_time(bpe, delimiter, text):
 
 
 # Tokens that matter, by their texts; '' is <eos>.
-TEXTS = ['', 'a', ' b', '.', ')', '1', ' 2', '\n2', 'Step', ' ', '  ', '\t',
-         '\r', '\n', '\n\n', '.\n', '.\n\n', '\n\nb', '*', '**', '##',
-         '###', '####', ' ###', '###\n\n']
+TEXTS = [
+    '', 'a', ' b', '.', ')', '1', ' 2', '\n2', 'Step', ' ', '  ', '\t', '\r',
+    '\n', '\n\n', '.\n', '.\n\n', '\n\nb', '*', '**', '##', '###', '####',
+    ' ###', '###\n\n'
+]
 TRACES = st.lists(st.sampled_from(TEXTS), max_size=40)
 MANY = settings(max_examples=500, deadline=None, derandomize=True)
 
@@ -173,8 +191,8 @@ def test_steps_cover_the_trace(bpe, texts, delimiter, max_steps, min_tokens):
   sizes = [b - a for a, b in itertools.pairwise([0, *ends])]
   assert all(n >= (min_tokens if len(ends) > 1 else 1) for n in sizes)
   if len(ends) > 1 and delimiter != '###':
-    assert all(bpe.decode(ids[a:b]).strip()
-               for a, b in itertools.pairwise([0, *ends]))
+    assert all(
+        bpe.decode(ids[a:b]).strip() for a, b in itertools.pairwise([0, *ends]))
 
 
 def step_ends(ids, delimiters, max_steps):
@@ -201,11 +219,15 @@ def test_a_marker_cuts_as_step_ends_does(bpe, words, data, word_level,
                                          max_steps):
   tokenizer = words if word_level else bpe
   texts = ['max', '2', '###', '.', ''] if word_level else TEXTS
-  ids = [named(tokenizer)[t]
-         for t in data.draw(st.lists(st.sampled_from(texts), max_size=40))]
-  want = step_ends(ids, {
-      i for i in range(tokenizer.vocab_size)
-      if tokenizer.decode([i]).strip() == '###'}, max_steps)
+  ids = [
+      named(tokenizer)[t]
+      for t in data.draw(st.lists(st.sampled_from(texts), max_size=40))
+  ]
+  want = step_ends(
+      ids, {
+          i for i in range(tokenizer.vocab_size)
+          if tokenizer.decode([i]).strip() == '###'
+      }, max_steps)
   assert Segmenter(tokenizer, '###', max_steps)(ids) == want
 
 
@@ -214,8 +236,9 @@ def test_a_marker_cuts_as_step_ends_does(bpe, words, data, word_level,
 def test_four_hashes_do_not_open_a_step(bpe, texts, data):
   """Next to content: between two '###' they are the content of a step."""
   ids = [named(bpe)[t] for t in [*texts, 'a']]
-  place = data.draw(st.sampled_from(
-      [i for i, t in enumerate([*texts, 'a']) if t.strip() != '###']))
+  place = data.draw(
+      st.sampled_from(
+          [i for i, t in enumerate([*texts, 'a']) if t.strip() != '###']))
   segment = Segmenter(bpe, '###', 99)
   more = [*ids[:place], named(bpe)['####'], *ids[place:]]
   assert [end - (end > place) for end in segment(more)] == segment(ids)

@@ -45,8 +45,8 @@ def test_a_question_that_speaks_of_slots_is_left_as_it_is(policy):
   """What looks like a slot inside a question is text."""
   tokenizer = policy[2]
   problem = dataclasses.replace(PROBLEM, question='max {solution} has')
-  (ids,) = teacher.prompts(tokenizer, [problem], Teacher(
-      'asset:tiny_policy/teacher.txt', 30))
+  (ids,) = teacher.prompts(tokenizer, [problem],
+                           Teacher('asset:tiny_policy/teacher.txt', 30))
   assert tokenizer.decode(ids, special=True).count('by dec 4') == 1
 
 
@@ -68,7 +68,8 @@ def test_completions_are_put_behind_other_prompts(rng):
   tokens, valid, completion = teacher.aligned(r, prompts, 4)
   for i, prompt in enumerate(prompts):
     assert tokens[i][valid[i]].tolist() == [
-        *prompt, *r.tokens[i][r.completion[i]]]
+        *prompt, *r.tokens[i][r.completion[i]]
+    ]
   assert completion.any(axis=0).argmax() == 4
   values = rng.standard_normal(tokens.shape)
   back = teacher.moved(values, completion, r.completion, np.zeros((3, 10)))
@@ -80,9 +81,9 @@ def test_completions_are_put_behind_other_prompts(rng):
 def batch_with_teacher(rng, prompts):
   r = rollout(rng)
   f = lambda: rng.standard_normal(r.tokens.shape).astype(np.float32)
-  batch = test_losses.Experience(
-      r.tokens, r.valid.astype(np.int32), r.completion.astype(np.float32),
-      f(), f(), f(), f())
+  batch = test_losses.Experience(r.tokens, r.valid.astype(np.int32),
+                                 r.completion.astype(np.float32), f(), f(), f(),
+                                 f())
   rows = teacher.aligned(r, prompts, 4)
   return r, batch, train.with_teacher(batch, r, *rows)
 
@@ -123,20 +124,21 @@ def test_the_exact_kl_is_the_sum_over_the_vocabulary(small, rng, one_device):
     return total / int(r.completion.sum())
 
   want, gradient = jax.jit(jax.value_and_grad(loss))(params)
-  run = test_losses.config(group=1, loss={'kind': 'exact_kl', 'kl_coef': 0.0,
-                                          'logprob_chunk': 3})
+  run = test_losses.config(
+      group=1, loss={'kind': 'exact_kl', 'kl_coef': 0.0, 'logprob_chunk': 3})
   got, values = learner.whole_gradient(run, cfg, params, both, one_device,
                                        frozen)
   np.testing.assert_allclose(values['policy/loss'], want, rtol=1e-5)
   test_losses.close(got, gradient, 2e-5)
 
 
-def test_a_teacher_with_the_same_prompts_teaches_nothing(small, rng,
-                                                         one_device):
+def test_a_teacher_with_the_same_prompts_teaches_nothing(
+    small, rng, one_device):
   cfg, params = small
   r = rollout(rng)
-  own = [row[m & ~c].tolist() for row, m, c in zip(r.tokens, r.valid,
-                                                   r.completion)]
+  own = [
+      row[m & ~c].tolist() for row, m, c in zip(r.tokens, r.valid, r.completion)
+  ]
   _, _, both = batch_with_teacher(np.random.default_rng(0), own)
   run = test_losses.config(group=1, loss={'kind': 'exact_kl', 'kl_coef': 0.0})
   got, values = learner.whole_gradient(run, cfg, params, both, one_device,

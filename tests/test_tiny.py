@@ -15,8 +15,8 @@ from exprl_jax.judge import tree as judge_lib
 from exprl_jax.tiny import assets, traces, world
 from exprl_jax.types import Problem
 
-STORY = world.Story('max', 'pens', 12, (('dec', 'loses', 8),
-                                        ('jan', 'doubles', 2)))
+STORY = world.Story('max', 'pens', 12,
+                    (('dec', 'loses', 8), ('jan', 'doubles', 2)))
 SOLUTION = 'by dec 4 by jan 8 \\boxed{ 8 }'
 
 
@@ -24,20 +24,21 @@ def test_a_story_by_hand():
   assert STORY.question() == (
       'max has 12 pens . dec loses 8 . jan doubles . how many ?')
   assert STORY.reference() == SOLUTION
-  assert STORY.worked() == (
-      'dec 12 - 8 = 4 ### jan 4 * 2 = 8 ### \\boxed{ 8 }')
+  assert STORY.worked() == ('dec 12 - 8 = 4 ### jan 4 * 2 = 8 ### \\boxed{ 8 }')
 
 
-@pytest.mark.parametrize('trace, labels', [
-    (['dec 12 - 8 = 4', 'jan 4 * 2 = 8', '\\boxed{ 8 }'], [.25, .5, 1]),
-    (['dec 12 + 8 = 20', 'jan 20 * 2 = 40', '\\boxed{ 40 }'], [0, 0, 0]),
-    (['dec 12 - 8 = 5', 'jan 4 * 2 = 8'], [0, .25]),
-    (['dec 12 - 8 = 5', 'dec 12 - 8 = 4'], [0, 0]),  # the first one counts
-    (['dec 12 - 8 = 4', 'dec 12 - 8 = 4'], [.25, .25]),  # once
-    (['dec 4', 'jan = 8', '\\boxed{ 8 }'], [0, 0, .5]),  # no working
-    (['\\boxed{ 8 }', 'dec 12 - 8 = 4'], [.5, .25]),  # the box must be last
-    (['dec 12 - 8 = 4 = 4', 'score 5'], [0, 0]),
-])
+@pytest.mark.parametrize(
+    'trace, labels',
+    [
+        (['dec 12 - 8 = 4', 'jan 4 * 2 = 8', '\\boxed{ 8 }'], [.25, .5, 1]),
+        (['dec 12 + 8 = 20', 'jan 20 * 2 = 40', '\\boxed{ 40 }'], [0, 0, 0]),
+        (['dec 12 - 8 = 5', 'jan 4 * 2 = 8'], [0, .25]),
+        (['dec 12 - 8 = 5', 'dec 12 - 8 = 4'], [0, 0]),  # the first one counts
+        (['dec 12 - 8 = 4', 'dec 12 - 8 = 4'], [.25, .25]),  # once
+        (['dec 4', 'jan = 8', '\\boxed{ 8 }'], [0, 0, .5]),  # no working
+        (['\\boxed{ 8 }', 'dec 12 - 8 = 4'], [.5, .25]),  # the box must be last
+        (['dec 12 - 8 = 4 = 4', 'score 5'], [0, 0]),
+    ])
 def test_labels_by_hand(trace, labels):
   assert world.progress(SOLUTION, trace) == labels
 
@@ -85,8 +86,8 @@ def test_pretraining_text_misreads_hard_verbs_only():
   """Shares of verbs read right, over 4,000 draws; seed 0."""
   rng = random.Random(0)
   for verb, want in world.READ_RIGHT.items():
-    story = world.Story('max', 'pens', 20, (
-        ('dec', verb, world.FIXED_OPERAND.get(verb, 3)),))
+    story = world.Story('max', 'pens', 20,
+                        (('dec', verb, world.FIXED_OPERAND.get(verb, 3)),))
     right = story.worked()
     share = sum(story.worked(rng) == right for _ in range(4000)) / 4000
     assert share == pytest.approx(want, abs=0.04)
@@ -111,15 +112,18 @@ def test_the_shipped_judge_is_right_and_is_not_fooled(one_device):
   for story, problem in zip(stories, problems):
     for text in (story.worked(), story.worked(rng), story.worked(rng, 0.2)):
       steps = text.split(' ### ')
-      items.append(traces.label(
-          problem, [steps[0], *(f'### {step}' for step in steps[1:])]))
+      items.append(
+          traces.label(problem,
+                       [steps[0], *(f'### {step}' for step in steps[1:])]))
   got = judge.score([(x.problem, x.steps) for x in items], 8)
   truth = np.array([x.labels for x in items])
   scores = got.score[:, :7]
   assert np.corrcoef(scores.ravel(), truth.ravel())[0, 1] > 0.98
   assert scores[::3, -1].mean() > 0.95  # right traces
-  other = [dataclasses.replace(p, solution=q.solution)
-           for p, q in zip(problems, [*problems[1:], problems[0]])]
+  other = [
+      dataclasses.replace(p, solution=q.solution)
+      for p, q in zip(problems, [*problems[1:], problems[0]])
+  ]
   wrong = judge.score([(p, x.steps) for p, x in zip(other, items[::3])], 8)
   assert wrong.score[:, 6].mean() < 0.10
   assert max(defence.probe(config, judge, problems).values()) < 0.3

@@ -17,28 +17,39 @@ from exprl_jax.types import InputError
 
 TEXTS = [
     'the sum of primes', ' leading', '  two  blanks  ', '\n', 'a\n\n\nb\t', ' ',
-    'x_1 = \\frac{1}{2}', 'naïve Ünï', '日本 😀', '<0x0A> <s> </s> <unk>']
+    'x_1 = \\frac{1}{2}', 'naïve Ünï', '日本 😀', '<0x0A> <s> </s> <unk>'
+]
 # As Llama 2 and Gemma do, and as sentencepiece does where nothing is asked for.
-KEEP = {'normalization_rule_name': 'identity',
-        'remove_extra_whitespaces': False, 'allow_whitespace_only_pieces': True}
+KEEP = {
+    'normalization_rule_name': 'identity', 'remove_extra_whitespaces': False,
+    'allow_whitespace_only_pieces': True
+}
 MODELS = {
-    'llama': KEEP | {'model_type': 'bpe'},
-    'gemma': KEEP | {
+    'llama': KEEP | {'model_type': 'bpe'}, 'gemma': KEEP | {
         'model_type': 'bpe', 'add_dummy_prefix': False, 'eos_piece': '<eos>',
-        'user_defined_symbols': ['<turn>', '<unused0>', '\n\n', '▁▁']},
-    'unigram': KEEP | {'normalization_rule_name': 'nfkc'},
-    'default': {}}
+        'user_defined_symbols': ['<turn>', '<unused0>', '\n\n', '▁▁']
+    }, 'unigram': KEEP | {'normalization_rule_name': 'nfkc'}, 'default': {}
+}
 # The ways in which a tokenizer.json asks for a blank before a text.
 PREFIX = {
-    'prepend': {'normalizer': {'type': 'Sequence', 'normalizers': [
-        {'type': 'Prepend', 'prepend': '▁'},
-        {'type': 'Replace', 'pattern': {'String': ' '}, 'content': '▁'}]}},
-    'metaspace': {'pre_tokenizer': {
-        'type': 'Metaspace', 'replacement': '▁', 'split': False,
-        'prepend_scheme': 'first'}},
-    'older': {'pre_tokenizer': {
-        'type': 'Metaspace', 'replacement': '▁', 'split': False,
-        'add_prefix_space': True}}}
+    'prepend': {
+        'normalizer': {
+            'type': 'Sequence', 'normalizers': [{
+                'type': 'Prepend', 'prepend': '▁'
+            }, {'type': 'Replace', 'pattern': {'String': ' '}, 'content': '▁'}]
+        }
+    }, 'metaspace': {
+        'pre_tokenizer': {
+            'type': 'Metaspace', 'replacement': '▁', 'split': False,
+            'prepend_scheme': 'first'
+        }
+    }, 'older': {
+        'pre_tokenizer': {
+            'type': 'Metaspace', 'replacement': '▁', 'split': False,
+            'add_prefix_space': True
+        }
+    }
+}
 
 
 @pytest.fixture(scope='session')
@@ -50,9 +61,11 @@ def models(tmp_path_factory):
   for name, options in MODELS.items():
     folders[name] = tmp_path_factory.mktemp(name)
     out = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(corpus), model_writer=out, vocab_size=320,
-        byte_fallback=True, hard_vocab_limit=False, minloglevel=2, **options)
+    sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(corpus),
+                                             model_writer=out, vocab_size=320,
+                                             byte_fallback=True,
+                                             hard_vocab_limit=False,
+                                             minloglevel=2, **options)
     (folders[name] / 'tokenizer.model').write_bytes(out.getvalue())
   return folders
 
@@ -60,21 +73,28 @@ def models(tmp_path_factory):
 @pytest.fixture
 def write(tmp_path):
   """Makes a folder with a tokenizer.json as of Llama 2, and other files."""
+
   def make(config=None, prefix='prepend', **files):
     special = ['<unk>', '<s>', '</s>', '<|end|>']
     vocab = [*special, *(f'<0x{i:02X}>' for i in range(256)), *'▁the', 'th']
-    model = tokenizers.Tokenizer(tokenizers.models.BPE(
-        {t: i for i, t in enumerate(vocab)}, [('t', 'h')], byte_fallback=True))
+    model = tokenizers.Tokenizer(
+        tokenizers.models.BPE({t: i for i, t in enumerate(vocab)}, [('t', 'h')],
+                              byte_fallback=True))
     model.add_special_tokens(special)
     part = tokenizers.decoders
-    model.decoder = part.Sequence([part.Replace('▁', ' '), part.ByteFallback(),
-                                   part.Fuse(), part.Strip(' ', 1, 0)])
+    model.decoder = part.Sequence([
+        part.Replace('▁', ' '),
+        part.ByteFallback(),
+        part.Fuse(),
+        part.Strip(' ', 1, 0)
+    ])
     model.enable_truncation(4)
     files['tokenizer'] = json.loads(model.to_str()) | PREFIX[prefix]
     files['tokenizer_config'] = {'eos_token': '</s>'} | (config or {})
     for name, content in files.items():
       (tmp_path / f'{name}.json').write_text(json.dumps(content))
     return tmp_path
+
   return make
 
 
@@ -109,19 +129,22 @@ def test_special_tokens_of_a_sentencepiece_model(models, tmp_path):
   bare = Tokenizer(tmp_path)
   size, (turn,), (unused,), (blanks,) = bare.vocab_size, *map(
       bare.encode, ('<turn>', '<unused0>', '  '))
-  (tmp_path / 'tokenizer_config.json').write_text(json.dumps({
-      'added_tokens_decoder': {
-          str(unused): {'content': '<image>', 'special': True},
-          str(blanks): {'content': '▁▁', 'special': False},
-          str(size + 1): {'content': '<think>', 'special': False}}}))
-  (tmp_path / 'special_tokens_map.json').write_text(
-      '{"additional_special_tokens": ["<turn>"]}')
+  (tmp_path / 'tokenizer_config.json').write_text(
+      json.dumps({
+          'added_tokens_decoder': {
+              str(unused): {'content': '<image>', 'special': True},
+              str(blanks): {'content': '▁▁', 'special': False},
+              str(size + 1): {'content': '<think>', 'special': False}
+          }
+      }))
+  (tmp_path / 'special_tokens_map.json'
+  ).write_text('{"additional_special_tokens": ["<turn>"]}')
   (tmp_path / 'added_tokens.json').write_text(f'{{"<|end|>": {size}}}')
   tokenizer = Tokenizer(tmp_path)
   text = '<s>the <turn><image>\n<think>  sum<|end|><unused0>'
   ids = tokenizer.encode(text, special=True)
-  assert [i for i in ids if i in (1, turn, unused, size, size + 1)] == [
-      1, turn, unused, size + 1, size, unused]
+  assert [i for i in ids if i in (1, turn, unused, size, size + 1)
+         ] == [1, turn, unused, size + 1, size, unused]
   assert tokenizer.decode(ids) == 'the \n<think>  sum'
   assert tokenizer.decode(ids, special=True) == text.replace('unused0', 'image')
   disarmed = tokenizer.encode(text)
@@ -142,17 +165,22 @@ def test_special_tokens_of_tokenizer_json(write):
   assert tokenizer.decode(disarmed) == '<s>the sum<|end|>'
 
 
-@pytest.mark.parametrize('config, others, eos, pad', [
-    ({}, {}, (2,), 2),
-    ({'eos_token': {'content': '<|end|>', 'lstrip': False}}, {}, (3,), 3),
-    ({'eos_token': None}, {'special_tokens_map': {
-        'eos_token': {'content': '<|end|>'}, 'pad_token': '<unk>'}}, (3,), 0),
-    ({}, {'generation_config': {'eos_token_id': 3}}, (3,), 3),
-    # The tokenizer's own comes first.
-    ({}, {'generation_config': {'eos_token_id': [3, 2]}}, (2, 3), 2),
-    ({'eos_token': None}, {'generation_config': {'eos_token_id': [3, 1]}},
-     (3, 1), 3),
-])
+@pytest.mark.parametrize(
+    'config, others, eos, pad',
+    [
+        ({}, {}, (2,), 2),
+        ({'eos_token': {'content': '<|end|>', 'lstrip': False}}, {}, (3,), 3),
+        ({'eos_token': None}, {
+            'special_tokens_map': {
+                'eos_token': {'content': '<|end|>'}, 'pad_token': '<unk>'
+            }
+        }, (3,), 0),
+        ({}, {'generation_config': {'eos_token_id': 3}}, (3,), 3),
+        # The tokenizer's own comes first.
+        ({}, {'generation_config': {'eos_token_id': [3, 2]}}, (2, 3), 2),
+        ({'eos_token': None}, {'generation_config': {'eos_token_id': [3, 1]}},
+         (3, 1), 3),
+    ])
 def test_eos_and_pad(write, config, others, eos, pad):
   tokenizer = Tokenizer(write(config, **others))
   assert (tokenizer.eos_ids, tokenizer.pad_id) == (eos, pad)
@@ -214,8 +242,12 @@ def chat(*contents, system=False):
   return [{'role': r, 'content': c} for r, c in zip(roles, contents)]
 
 
-CHATS = [chat(' what is 1 < 2 & "ü"?\n'), chat('a', ' b ', 'c'), chat('a', ''),
-         chat('be brief', 'a', '{"b": [1]}', system=True)]
+CHATS = [
+    chat(' what is 1 < 2 & "ü"?\n'),
+    chat('a', ' b ', 'c'),
+    chat('a', ''),
+    chat('be brief', 'a', '{"b": [1]}', system=True)
+]
 
 
 @pytest.mark.parametrize('source', [QWEN, LLAMA, GEMMA])
@@ -224,7 +256,8 @@ def test_chats_read_as_in_transformers(write, source):
   folder = write({
       'bos_token': {'content': '<s>', '__type': 'AddedToken'},
       'unk_token': '<unk>', 'tokenizer_class': 'PreTrainedTokenizerFast',
-      'chat_template': 'not this one', 'add_bos_token': True})
+      'chat_template': 'not this one', 'add_bos_token': True
+  })
   (folder / 'chat_template.jinja').write_text(source, encoding='utf-8')
   ours = Tokenizer(folder)
   theirs = transformers.PreTrainedTokenizerFast.from_pretrained(folder)
@@ -268,7 +301,7 @@ def test_start_up_imports_no_torch(models):
   code = ('import sys, exprl_jax.main; from exprl_jax.tokenizer import *; '
           f'Tokenizer({str(models["llama"])!r}).encode("a"); '
           'print(*{"torch", "transformers"} & {*sys.modules})')
-  out = subprocess.run(
-      [sys.executable, '-c', code], cwd=pathlib.Path(__file__).parent.parent,
-      check=True, capture_output=True, text=True).stdout
+  out = subprocess.run([sys.executable, '-c', code],
+                       cwd=pathlib.Path(__file__).parent.parent, check=True,
+                       capture_output=True, text=True).stdout
   assert not out.strip()

@@ -32,20 +32,23 @@ pytestmark = [
     pytest.mark.skipif(not importlib.util.find_spec('libtpu'),
                        reason='pip install -e ".[tpu]"'),
     # Of libtpu, which looks for the host it is not on.
-    pytest.mark.filterwarnings('ignore')]
+    pytest.mark.filterwarnings('ignore')
+]
 
-QWEN3_4B = ModelConfig(
-    vocab_size=151936, num_layers=36, embed_dim=2560, mlp_dim=9728,
-    num_heads=32, num_kv_heads=8, head_dim=128, norm_eps=1e-6,
-    tied_embedding=True, rope=Rope(5e6), qk_norm=True, dtype='bfloat16',
-    remat='full', attention='splash')
+QWEN3_4B = ModelConfig(vocab_size=151936, num_layers=36, embed_dim=2560,
+                       mlp_dim=9728, num_heads=32, num_kv_heads=8, head_dim=128,
+                       norm_eps=1e-6, tied_embedding=True, rope=Rope(5e6),
+                       qk_norm=True, dtype='bfloat16', remat='full',
+                       attention='splash')
 V5E_BYTES = 15.75 * 2**30  # of a chip, usable
 V5E, V6E, V5P = 'v5e:2x4', 'v6e:2x4', 'v5p:2x2x1'
 GIB = 2**30 / 1e9  # bars are in 1e9 bytes a chip
 # A gradient's program does not know that the optimiser's moments are there as
 # well: without these it is less thrifty (docs/tpu.md).
-FLAGS = {'xla_tpu_scheduler_percent_shared_memory_limit': '70',
-         'xla_tpu_licm_size_inflation_ratio': '0.1'}
+FLAGS = {
+    'xla_tpu_scheduler_percent_shared_memory_limit': '70',
+    'xla_tpu_licm_size_inflation_ratio': '0.1'
+}
 
 
 @pytest.fixture(scope='module')
@@ -66,12 +69,12 @@ def compile_gradient(cfg, devices, rows, tokens, **sizes):
           mesh, mesh_lib.spec(('batch', None), (rows, tokens), mesh)))
 
   def gradient(params, tokens, segment_ids):
-    return jax.grad(lambda p: losses.token_logprobs(
-        cfg, p, tokens, segment_ids)[0].sum())(params)
+    return jax.grad(lambda p: losses.token_logprobs(cfg, p, tokens, segment_ids)
+                    [0].sum())(params)
 
   with jax.set_mesh(mesh):
-    return jax.jit(gradient, out_shardings=shardings).lower(
-        params, ids, ids).compile()
+    return jax.jit(gradient, out_shardings=shardings).lower(params, ids,
+                                                            ids).compile()
 
 
 class Step:
@@ -81,16 +84,15 @@ class Step:
     devices = topology(name)
     rows = len(devices) // tensor
     self.cfg = cfg
-    self.mesh = mesh_lib.make_mesh(
-        config_lib.Mesh(1, rows, 1, tensor), devices)
+    self.mesh = mesh_lib.make_mesh(config_lib.Mesh(1, rows, 1, tensor), devices)
     abstract = transformer.abstract_params(cfg)
-    self.shardings = mesh_lib.shardings(
-        transformer.logical_axes(cfg), abstract, self.mesh)
-    self.params = jax.tree.map(
-        lambda x, s: x.update(sharding=s), abstract, self.shardings)
+    self.shardings = mesh_lib.shardings(transformer.logical_axes(cfg), abstract,
+                                        self.mesh)
+    self.params = jax.tree.map(lambda x, s: x.update(sharding=s), abstract,
+                               self.shardings)
     row = lambda dtype: self.array((rows, tokens), dtype, 'batch', None)
-    self.batch = types.Experience(
-        row(jnp.int32), row(jnp.int32), *(row(jnp.float32) for _ in range(5)))
+    self.batch = types.Experience(row(jnp.int32), row(jnp.int32),
+                                  *(row(jnp.float32) for _ in range(5)))
 
   def array(self, shape, dtype, *axes):
     return jax.ShapeDtypeStruct(
@@ -105,15 +107,14 @@ class Step:
       total = None
       if more:
         logs = jax.eval_shape(run, self.params, batch=self.batch)[1:]
-        total = (self.params, *jax.tree.map(
-            lambda x: self.array((), x.dtype), logs))
+        total = (self.params, *jax.tree.map(lambda x: self.array(
+            (), x.dtype), logs))
       compiled = learner.gradient.lower(
-          self.cfg, self.params, self.batch, config_lib.Loss(),
-          temperature=0.8, total=total).compile(compiler_options=FLAGS)
-    for x, split, wanted in zip(
-        jax.tree.leaves(self.params),
-        jax.tree.leaves(compiled.output_shardings[0]),
-        jax.tree.leaves(self.shardings), strict=True):
+          self.cfg, self.params, self.batch, config_lib.Loss(), temperature=0.8,
+          total=total).compile(compiler_options=FLAGS)
+    for x, split, wanted in zip(jax.tree.leaves(self.params),
+                                jax.tree.leaves(compiled.output_shardings[0]),
+                                jax.tree.leaves(self.shardings), strict=True):
       assert split.is_equivalent_to(wanted, x.ndim), (x.shape, split)
     return compiled
 
@@ -131,8 +132,8 @@ class Step:
     count = self.array((), jnp.int32)
     state = types.TrainState(count, count, self.params, self.moments())
     with jax.set_mesh(self.mesh):
-      return learner._apply.lower(
-          state, self.params, config_lib.Optim(), 100).compile()
+      return learner._apply.lower(state, self.params, config_lib.Optim(),
+                                  100).compile()
 
 
 def gigabytes(compiled):
@@ -144,14 +145,17 @@ def gigabytes(compiled):
 
 def per_chip(tree):
   """1e9 bytes a chip of arrays."""
-  return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
-             for x in jax.tree.leaves(tree)) / 1e9
+  return sum(
+      math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+      for x in jax.tree.leaves(tree)) / 1e9
 
 
-@pytest.mark.parametrize('name, remat, more, bar', [
-    (V5E, 'full', False, 15.7), (V5E, 'offload', False, 13.7),
-    (V5E, 'offload', True, 15.7), (V6E, 'full', True, 31.25 * GIB),
-    (V5P, 'full', True, 95.74 * GIB)])
+@pytest.mark.parametrize('name, remat, more, bar',
+                         [(V5E, 'full', False, 15.7),
+                          (V5E, 'offload', False, 13.7),
+                          (V5E, 'offload', True, 15.7),
+                          (V6E, 'full', True, 31.25 * GIB),
+                          (V5P, 'full', True, 95.74 * GIB)])
 def test_a_train_step_of_qwen3_4b(v5e_8, name, remat, more, bar):
   """Rows of 20,480 tokens, parameters and moments in float32 on the chips."""
   step = Step(dataclasses.replace(QWEN3_4B, remat=remat), name)
@@ -169,13 +173,14 @@ def test_the_gradient_of_the_head_is_added_up_once(v5e_8):
   """
   step = Step(dataclasses.replace(QWEN3_4B, num_layers=2), V5E, tokens=2048)
   text = step.gradient().as_text()
-  moved = [(name, line) for name, line in instructions(text)
-           if re.search(r'\[(151936,2560|2560,151936)\]\S* (all-gather|'
-                        r'all-reduce|reduce-scatter)(-start)?\(', line)]
+  moved = [(name, line) for name, line in instructions(text) if re.search(
+      r'\[(151936,2560|2560,151936)\]\S* (all-gather|'
+      r'all-reduce|reduce-scatter)(-start)?\(', line)]
   assert moved
   loops = set(re.findall(r'(?:body|condition)=(%[\w.-]+)', text))
   assert not [line for name, line in moved if name in loops]
-  assert all('bf16[' in line.split('(')[0] for _, line in moved
+  assert all('bf16[' in line.split('(')[0]
+             for _, line in moved
              if 'all-gather' in line)
 
 
@@ -191,10 +196,10 @@ def instructions(text):
 @pytest.mark.parametrize('head_dim', [64, 128, 256])
 def test_splash_attention_with_segments_windows_and_soft_caps(v5e_8, head_dim):
   """Two kinds of layers in one scan, also where heads do not fill lanes."""
-  cfg = dataclasses.replace(
-      SMALL, vocab_size=512, embed_dim=256, num_layers=4, head_dim=head_dim,
-      windows=(0, 256, 0, 256), attention_softcap=50.0, attention='splash',
-      dtype='bfloat16')
+  cfg = dataclasses.replace(SMALL, vocab_size=512, embed_dim=256, num_layers=4,
+                            head_dim=head_dim, windows=(0, 256, 0, 256),
+                            attention_softcap=50.0, attention='splash',
+                            dtype='bfloat16')
   compiled = compile_gradient(cfg, v5e_8, 4, 1000, data=1, fsdp=4, tensor=2)
   assert compiled.as_text().count('tpu_custom_call') >= 6
 
@@ -205,33 +210,35 @@ def topology(name):
   kind, bounds, chip = {
       'v5e:2x4': ('v5e:2x4', (2, 2, 1), 'default'),
       'v6e:2x4': ('v6e:2x4', (2, 2, 1), 'default'),
-      'v5p:2x2x1': ('v5:2x2x1', (2, 2, 1), 'megacore')}[name]
-  return topologies.get_topology_desc(
-      platform='tpu', topology_name=kind, chip_config_name=chip,
-      chips_per_host_bounds=bounds, num_slices=1,
-      wrap=(False, False, False)).devices
+      'v5p:2x2x1': ('v5:2x2x1', (2, 2, 1), 'megacore')
+  }[name]
+  return topologies.get_topology_desc(platform='tpu', topology_name=kind,
+                                      chip_config_name=chip,
+                                      chips_per_host_bounds=bounds,
+                                      num_slices=1,
+                                      wrap=(False, False, False)).devices
 
 
-@pytest.mark.parametrize('name, data, tensor, slots, pages', [
-    ('v5e:2x4', 2, 4, 64, 1024), ('v6e:2x4', 2, 4, 256, 3000),
-    ('v5p:2x2x1', 1, 4, 256, 12000)])
+@pytest.mark.parametrize('name, data, tensor, slots, pages',
+                         [('v5e:2x4', 2, 4, 64, 1024),
+                          ('v6e:2x4', 2, 4, 256, 3000),
+                          ('v5p:2x2x1', 1, 4, 256, 12000)])
 def test_the_decode_chunk_of_qwen3_4b(v5e_8, name, data, tensor, slots, pages):
   """Updated in place: no second pool, no copy of it."""
   cfg = dataclasses.replace(QWEN3_4B, remat='none')
-  mesh = mesh_lib.make_mesh(config_lib.Mesh(data, 1, 1, tensor),
-                            topology(name))
+  mesh = mesh_lib.make_mesh(config_lib.Mesh(data, 1, 1, tensor), topology(name))
   layout = paged.Layout(pages, 128, 'bfloat16', 'ragged')
 
   def array(shape, dtype, *axes):
     spec = mesh_lib.spec(axes or (None,) * len(shape), shape, mesh)
-    return jax.ShapeDtypeStruct(
-        shape, dtype, sharding=jax.sharding.NamedSharding(mesh, spec))
+    return jax.ShapeDtypeStruct(shape, dtype,
+                                sharding=jax.sharding.NamedSharding(mesh, spec))
 
   params = jax.eval_shape(lambda x: transformer.cast(cfg, x),
                           transformer.abstract_params(cfg))
   params = jax.tree.map(
-      lambda x, s: x.update(sharding=s), params, mesh_lib.shardings(
-          transformer.logical_axes(cfg), params, mesh))
+      lambda x, s: x.update(sharding=s), params,
+      mesh_lib.shardings(transformer.logical_axes(cfg), params, mesh))
   pool = paged.abstract_pool(cfg, layout, mesh)
   rows = functools.partial(array, (slots,))
   state = decode.State(*(rows(jnp.int32, 'batch') for _ in range(3)),
@@ -243,9 +250,8 @@ def test_the_decode_chunk_of_qwen3_4b(v5e_8, name, data, tensor, slots, pages):
   key = jax.eval_shape(lambda: jax.random.key(0)).update(
       sharding=array((), jnp.int32).sharding)
   with jax.set_mesh(mesh):
-    compiled = decode.decode.lower(
-        cfg, layout, 32, False, params, pool, state, inputs, key,
-        array((), jnp.int32)).compile()
+    compiled = decode.decode.lower(cfg, layout, 32, False, params, pool, state,
+                                   inputs, key, array((), jnp.int32)).compile()
   memory = compiled.memory_analysis()
   shard = pool.keys.sharding.shard_shape(pool.keys.shape)
   size = 2 * math.prod(shard)
@@ -258,6 +264,8 @@ def test_the_decode_chunk_of_qwen3_4b(v5e_8, name, data, tensor, slots, pages):
   assert memory.temp_size_in_bytes < 0.2 * size
   assert memory.alias_size_in_bytes >= size
   dims = [','.join(map(str, s)) for s in (shard, shard[1:])]
-  copies = [line for line in text.splitlines() if re.search(
-      rf'= bf16\[({"|".join(dims)})\]\S* copy\(', line)]
+  copies = [
+      line for line in text.splitlines()
+      if re.search(rf'= bf16\[({"|".join(dims)})\]\S* copy\(', line)
+  ]
   assert not copies

@@ -19,16 +19,17 @@ from exprl_jax.runtime import metrics
 from exprl_jax.types import InputError, Problem, Rollout, Scores
 from tests.conftest import POLICY
 
-SHORT = ['--config.steps=3', '--config.eval.limit=4', '--config.eval.samples=2',
-         '--config.eval.ks=(1,2)',
-         '--config.eval.every=0', '--config.data.batch=8',
-         '--config.checkpoint.every=0']
+SHORT = [
+    '--config.steps=3', '--config.eval.limit=4', '--config.eval.samples=2',
+    '--config.eval.ks=(1,2)', '--config.eval.every=0', '--config.data.batch=8',
+    '--config.checkpoint.every=0'
+]
 GROUPS = ['--config.rollout.group_size=4']
 
 
 def run(config, workdir, *flags):
-  main.main([f'--config=configs/{config}.py', f'--workdir={workdir}', *SHORT,
-             *flags])
+  main.main(
+      [f'--config=configs/{config}.py', f'--workdir={workdir}', *SHORT, *flags])
   return metrics.read(workdir / 'metrics.jsonl')
 
 
@@ -37,13 +38,17 @@ def undocumented(rows):
   text = pathlib.Path('docs/metrics.md').read_text()
   known = re.findall(r'`([a-z_]+/[A-Za-z_@]+)`', text)
   pattern = '|'.join(re.sub('[A-Z]+', '[a-z0-9_]+', name) for name in known)
-  return {name for row in rows for name in row
-          if name != 'step' and not re.fullmatch(pattern, name)}
+  return {
+      name for row in rows for name in row
+      if name != 'step' and not re.fullmatch(pattern, name)
+  }
 
 
 def without_times(rows):
-  return [{k: v for k, v in r.items()
-           if not k.startswith(('time/', 'perf/'))} for r in rows]
+  return [{k: v
+           for k, v in r.items()
+           if not k.startswith(('time/', 'perf/'))}
+          for r in rows]
 
 
 def test_the_main_job_in_short(tmp_path, capsys):
@@ -56,9 +61,11 @@ def test_the_main_job_in_short(tmp_path, capsys):
   assert [r['step'] for r in steps] == [1, 2, 3]
   for row in steps:
     assert all(np.isfinite(v) for v in row.values())
-    assert {'reward/mean', 'reward/accuracy', 'judge/score_mass',
-            'policy/ref_kl', 'policy/entropy', 'length/response_mean',
-            'time/rollout', 'time/judge', 'time/update'} <= set(row)
+    assert {
+        'reward/mean', 'reward/accuracy', 'judge/score_mass', 'policy/ref_kl',
+        'policy/entropy', 'length/response_mean', 'time/rollout', 'time/judge',
+        'time/update'
+    } <= set(row)
     assert row['judge/score_mass'] > 0.9 and row['judge/invalid_frac'] == 0
     # The sampler's and the learner's log-probabilities agree.
     assert row['mismatch/logprob_abs_diff'] < 1e-5
@@ -78,22 +85,27 @@ def test_the_main_job_in_short(tmp_path, capsys):
 
 @pytest.mark.parametrize('config, flags, names', [
     ('tiny_outcome', GROUPS, ['judge/score_mass', 'policy/clip_frac_low']),
-    ('tiny_grpo', [*GROUPS, '--config.loss.kl_in=reward',
-                   '--config.loss.kl=k1', '--config.credit.rule=rloo',
-                   '--config.rollout.overlong=mask'], ['mismatch/is_ess']),
+    ('tiny_grpo', [
+        *GROUPS, '--config.loss.kl_in=reward', '--config.loss.kl=k1',
+        '--config.credit.rule=rloo', '--config.rollout.overlong=mask'
+    ], ['mismatch/is_ess']),
     ('tiny_sft', [], ['sft/loss', 'perf/packing_fill']),
     ('tiny_self_distill', GROUPS, ['teacher/gap']),
-    ('tiny_self_distill', [*GROUPS, '--config.loss.kind=exact_kl',
-                           '--config.rollout.overlong=mask'],
-     ['policy/entropy']),
-    ('tiny_stage2', [*GROUPS, '--config.select.drop_zero_spread=True',
-                     '--config.select.tries=1', '--config.select.curriculum=1'],
-     ['data/groups', 'data/attempts', 'reward/unfiltered_mean',
-      'data/never_solved_frac', 'group/zero_spread_frac']),
-    ('tiny', [*GROUPS, '--config.policy.lora_rank=4', '--config.loss.kind=gspo',
-              '--config.loss.aggregation=seq_mean_token_mean',
-              '--config.credit.sparse_weight=0.5',
-              '--config.optim.offload=True'], ['policy/ref_kl']),
+    ('tiny_self_distill', [
+        *GROUPS, '--config.loss.kind=exact_kl', '--config.rollout.overlong=mask'
+    ], ['policy/entropy']),
+    ('tiny_stage2', [
+        *GROUPS, '--config.select.drop_zero_spread=True',
+        '--config.select.tries=1', '--config.select.curriculum=1'
+    ], [
+        'data/groups', 'data/attempts', 'reward/unfiltered_mean',
+        'data/never_solved_frac', 'group/zero_spread_frac'
+    ]),
+    ('tiny', [
+        *GROUPS, '--config.policy.lora_rank=4', '--config.loss.kind=gspo',
+        '--config.loss.aggregation=seq_mean_token_mean',
+        '--config.credit.sparse_weight=0.5', '--config.optim.offload=True'
+    ], ['policy/ref_kl']),
 ], ids=lambda x: x if isinstance(x, str) else '')
 def test_every_recipe_runs(tmp_path, config, flags, names):
   rows = run(config, tmp_path, '--config.compare=', *flags)
@@ -122,10 +134,11 @@ def test_stages_are_handed_over_by_workdir_or_checkpoint(tmp_path):
   """A checkpoint is the model that its run has written, with adapters, too."""
   run('tiny', tmp_path / 'one', *GROUPS, '--config.compare=',
       '--config.policy.lora_rank=2', '--config.steps=1')
-  rows = [run('tiny_stage2', tmp_path / f'two{i}', *GROUPS,
-              f'--config.policy.init={init}', '--config.steps=1')
-          for i, init in enumerate((tmp_path / 'one',
-                                    f'{tmp_path / "one"}@1'))]
+  rows = [
+      run('tiny_stage2', tmp_path / f'two{i}', *GROUPS,
+          f'--config.policy.init={init}', '--config.steps=1')
+      for i, init in enumerate((tmp_path / 'one', f'{tmp_path / "one"}@1'))
+  ]
   assert without_times(rows[0]) == without_times(rows[1])
   before = metrics.read(tmp_path / 'one/metrics.jsonl')[-1]
   assert rows[0][0]['eval/pass@1'] == before['eval/pass@1']
@@ -133,10 +146,12 @@ def test_stages_are_handed_over_by_workdir_or_checkpoint(tmp_path):
 
 def test_domains_have_templates_prompts_and_credit_of_their_own(tmp_path):
   """Half of the problems are judged by steps, the others as a whole."""
-  lines = (config_lib.resolve('asset:tiny_problems/train.jsonl').read_text()
-           .splitlines()[:8])
-  rows = [json.loads(x) | {'domain': 'code' if i % 2 else 'math'}
-          for i, x in enumerate(lines)]
+  lines = (config_lib.resolve(
+      'asset:tiny_problems/train.jsonl').read_text().splitlines()[:8])
+  rows = [
+      json.loads(x) | {'domain': 'code' if i % 2 else 'math'}
+      for i, x in enumerate(lines)
+  ]
   path = tmp_path / 'rows.jsonl'
   path.write_text('\n'.join(map(json.dumps, rows)))
   found = run('tiny', tmp_path / 'w', *GROUPS, '--config.compare=',
@@ -163,20 +178,28 @@ def test_nothing_to_train_on_stops_the_run(tmp_path):
         '--config.eval.problems=')
 
 
-@pytest.mark.parametrize('more', [['--config.select.curriculum=True'], [
-    '--config.rollout.carry=5', '--config.rollout.spare=2',
-    '--config.rollout.slots=40', '--config.rollout.chunk=3',
-    '--config.rollout.temperature=2.0']], ids=str)
+@pytest.mark.parametrize(
+    'more', [['--config.select.curriculum=True'],
+             [
+                 '--config.rollout.carry=5', '--config.rollout.spare=2',
+                 '--config.rollout.slots=40', '--config.rollout.chunk=3',
+                 '--config.rollout.temperature=2.0'
+             ]], ids=str)
 def test_resumed_is_uninterrupted(tmp_path, more):
   flags = ['--config.compare=', '--config.checkpoint.every=1', *GROUPS, *more]
   want = run('tiny', tmp_path / 'whole', *flags)
-  hosts = [json.loads((tmp_path / f'whole/checkpoints/{i:08d}/host/metadata')
-                      .read_text()) for i in (2, 3)]
+  hosts = [
+      json.loads(
+          (tmp_path / f'whole/checkpoints/{i:08d}/host/metadata').read_text())
+      for i in (2, 3)
+  ]
   assert hosts[0]['solve_rates'] != hosts[1]['solve_rates']
   if '--config.rollout.carry=5' in more:
     assert len(hosts[-1]['carried']) == 5
-    begun = [tokens for host in hosts for _, group in host['carried']
-             for tokens, _, ended in group if ended == 'unfinished']
+    begun = [
+        tokens for host in hosts for _, group in host['carried']
+        for tokens, _, ended in group if ended == 'unfinished'
+    ]
     assert any(begun) and not all(begun)
   run('tiny', tmp_path / 'parts', *flags, '--config.steps=2')
   # As if killed while writing: a row after the checkpoint, cut short.
@@ -185,8 +208,8 @@ def test_resumed_is_uninterrupted(tmp_path, more):
   got = run('tiny', tmp_path / 'parts', *flags)
   # The parts evaluated once more, at the step where the first one ended.
   evaluated = lambda r: 'eval/pass@1' in r and r['step'] == 2
-  assert without_times([r for r in got if not evaluated(r)]) == without_times(
-      want)
+  assert without_times([r for r in got if not evaluated(r)
+                       ]) == without_times(want)
   weights = [(tmp_path / d / 'model/model.safetensors').read_bytes()
              for d in ('whole', 'parts')]
   assert weights[0] == weights[1]
@@ -196,8 +219,8 @@ def test_a_run_is_a_function_of_its_seed(tmp_path):
   flags = ['--config.compare=', *GROUPS, '--config.steps=1']
   a, b, c = (without_times(run('tiny', tmp_path / name, *flags, seed))
              for name, seed in (('a', '--config.seed=1'),
-                                ('b', '--config.seed=1'),
-                                ('c', '--config.seed=2')))
+                                ('b', '--config.seed=1'), ('c',
+                                                           '--config.seed=2')))
   assert a == b != c
 
 
@@ -211,10 +234,13 @@ def test_the_sft_loss_falls_on_its_own_rows(tmp_path):
 def test_evaluate_a_workdir(tmp_path):
   run('tiny_grpo', tmp_path / 'run', *GROUPS, '--config.steps=1')
   config = tmp_path / 'evaluate.py'
-  config.write_text(pathlib.Path('configs/tiny_grpo.py').read_text().replace(
-      "c.run = 'train'", "c.run = 'evaluate'"))
-  main.main([f'--config={config}', f'--workdir={tmp_path / "out"}', *SHORT,
-             f'--config.policy.init={tmp_path / "run"}'])
+  config.write_text(
+      pathlib.Path('configs/tiny_grpo.py').read_text().replace(
+          "c.run = 'train'", "c.run = 'evaluate'"))
+  main.main([
+      f'--config={config}', f'--workdir={tmp_path / "out"}', *SHORT,
+      f'--config.policy.init={tmp_path / "run"}'
+  ])
   (row,) = metrics.read(tmp_path / 'out/metrics.jsonl')
   last = metrics.read(tmp_path / 'run/metrics.jsonl')[-1]
   assert row['eval/pass@1'] == last['eval/pass@1']
@@ -222,8 +248,8 @@ def test_evaluate_a_workdir(tmp_path):
 
 
 def test_dry_run_shows_the_prompts_and_writes_nothing(tmp_path, capsys):
-  main.main(['--config=configs/tiny.py', '--dry_run',
-             f'--workdir={tmp_path / "w"}'])
+  main.main(
+      ['--config=configs/tiny.py', '--dry_run', f'--workdir={tmp_path / "w"}'])
   out = capsys.readouterr().out
   assert '--- policy prompt' in out and '--- judge prompt' in out
   policy_part = out.split('--- policy prompt')[1].split('--- judge prompt')[0]
@@ -273,9 +299,10 @@ def test_a_workdir_of_another_run_is_left_alone(tmp_path):
 
 
 def test_the_command_prints_one_line_and_exits_with_one():
-  out = subprocess.run(
-      [sys.executable, '-m', 'exprl_jax.main', '--config=configs/tiny.py',
-       '--config.stpes=3'], text=True, capture_output=True)
+  out = subprocess.run([
+      sys.executable, '-m', 'exprl_jax.main', '--config=configs/tiny.py',
+      '--config.stpes=3'
+  ], text=True, capture_output=True)
   assert out.returncode == 1
   assert out.stderr.count('\n') == 1 and 'Did you mean "steps"' in out.stderr
 
@@ -297,28 +324,30 @@ def test_empty_unreadable_and_cut_off_rows(policy):
   """Row 0: two steps. Row 1: one is unreadable. Row 2: EOS alone, scores 0
   without a judge. Row 3: cut off, scores 0 under overlong='zero'."""
   tokenizer = policy[2]
-  _, values, _ = main.parse(['--config=configs/tiny.py',
-                             '--config.rollout.overlong=zero',
-                             '--config.judge.max_steps=2'])
+  _, values, _ = main.parse([
+      '--config=configs/tiny.py', '--config.rollout.overlong=zero',
+      '--config.judge.max_steps=2'
+  ])
   config = config_lib.freeze(values)
   trace = tokenizer.encode('dec 4 ### jan 8')
-  rows = [trace + [tokenizer.eos_ids[0]], trace + [tokenizer.eos_ids[0]],
-          [tokenizer.eos_ids[0]], trace]
+  rows = [
+      trace + [tokenizer.eos_ids[0]], trace + [tokenizer.eos_ids[0]],
+      [tokenizer.eos_ids[0]], trace
+  ]
   tokens, completion = np.zeros((4, 9), np.int32), np.zeros((4, 9), bool)
   for i, row in enumerate(rows):
     tokens[i, 2:2 + len(row)], completion[i, 2:2 + len(row)] = row, True
   rollout = Rollout(tokens, completion, completion, np.zeros((4, 9)),
                     np.array([True, True, True, False]))
-  judge = Verdicts(
-      [[.25, .5], [.25, .5], [0, 0], [.25, .5]],
-      [[OK, OK], [OK, UNREADABLE], [EMPTY, -1], [OK, OK]])
+  judge = Verdicts([[.25, .5], [.25, .5], [0, 0], [.25, .5]],
+                   [[OK, OK], [OK, UNREADABLE], [EMPTY, -1], [OK, OK]])
   reward = rewards.make(config, tokenizer, judge,
                         grading.Grader(config.grading))
   out = reward([Problem('', 'q', 's', '8')], rollout)
-  np.testing.assert_allclose(
-      out.scores.value, [[.25, .5], [0, 0], [0, 0], [0, 0]])
-  np.testing.assert_array_equal(
-      out.scores.valid, [[1, 1], [0, 0], [1, 0], [1, 1]])
+  np.testing.assert_allclose(out.scores.value,
+                             [[.25, .5], [0, 0], [0, 0], [0, 0]])
+  np.testing.assert_array_equal(out.scores.valid,
+                                [[1, 1], [0, 0], [1, 0], [1, 1]])
   # Steps end before '###' and at the EOS; columns start at the prompt's 2.
   np.testing.assert_array_equal(out.scores.step_end[[0, 2, 3]],
                                 [[3, 7], [2, 0], [3, 6]])
@@ -347,8 +376,8 @@ def test_early_judging_changes_nothing(tmp_path, monkeypatch):
   flags = (*GROUPS, '--config.compare=', '--config.steps=1',
            '--config.rollout.slots=6', '--config.rollout.chunk=5',
            '--config.rollout.temperature=1.5')
-  late, soon = (without_times(run('tiny', tmp_path / name, *flags,
-                                  f'--config.judge.overlap={overlap}'))
+  late, soon = (without_times(
+      run('tiny', tmp_path / name, *flags, f'--config.judge.overlap={overlap}'))
                 for name, overlap in (('late', False), ('soon', True)))
   assert late == soon
   assert 0 < sum(asked) < 8  # of 8 groups; the last one ends the sampling
@@ -363,14 +392,15 @@ def test_what_becomes_of_rows_without_an_end():
                   np.array([[5, 6], [3, 6]]), np.array([[1, 0], [1, 1]], bool))
 
   def value(kind, **more):
-    out = rewards.overlong(scores, rollout, config_lib.Rollout(
-        overlong=kind, max_new_tokens=6, **more))
+    out = rewards.overlong(
+        scores, rollout,
+        config_lib.Rollout(overlong=kind, max_new_tokens=6, **more))
     return np.where(out.valid, out.value, np.nan)
 
   nan = np.nan
   for kind, want in (('keep', [[.5, nan], [.5, 1]]),
-                     ('zero', [[.5, nan], [0, 0]]),
-                     ('mask', [[.5, nan], [nan, nan]])):
+                     ('zero', [[.5, nan], [0, 0]]), ('mask', [[.5, nan],
+                                                              [nan, nan]])):
     np.testing.assert_array_equal(value(kind), want)
   # Of the last 4 tokens the first row used none, the second one 3.
   np.testing.assert_allclose(value('soft', overlong_buffer=4),

@@ -20,29 +20,31 @@ def get_config():
   c.seed = 1
   c.steps = 230
   c.reward = 'process'
-  c.policy = ConfigDict(dict(
-      init='/models/Qwen3-4B-Instruct-2507', dtype='bfloat16', remat='full'))
-  c.judge = ConfigDict(dict(
-      init='/models/Qwen3-4B-Instruct-2507', dtype='bfloat16',
-      template='math', delimiter='###', max_steps=64, readout='generate',
-      rationale_tokens=2048, max_prompt_tokens=8192,
-      context='segment'))
+  c.policy = ConfigDict(
+      dict(init='/models/Qwen3-4B-Instruct-2507', dtype='bfloat16',
+           remat='full'))
+  c.judge = ConfigDict(
+      dict(init='/models/Qwen3-4B-Instruct-2507', dtype='bfloat16',
+           template='math', delimiter='###', max_steps=64, readout='generate',
+           rationale_tokens=2048, max_prompt_tokens=8192, context='segment'))
   c.data = ConfigDict(dict(train='/data/train.jsonl', batch=36))
-  c.rollout = ConfigDict(dict(
-      group_size=16, max_prompt_tokens=4096, max_new_tokens=16384,
-      temperature=0.8, slots=256, overlong='zero', system_prompt=(
-          'Please reason step by step, and put your final answer within '
-          '\\boxed{}.')))
+  c.rollout = ConfigDict(
+      dict(
+          group_size=16, max_prompt_tokens=4096, max_new_tokens=16384,
+          temperature=0.8, slots=256, overlong='zero', system_prompt=(
+              'Please reason step by step, and put your final answer within '
+              '\\boxed{}.')))
   c.credit = ConfigDict(dict(rule='delta', first='final', single='score'))
-  c.loss = ConfigDict(dict(
-      kind='ppo', clip_low=0.2, clip_high=0.26, dual_clip=3.0, kl_coef=1e-3,
-      aggregation='token_mean'))
-  c.optim = ConfigDict(dict(
-      lr=1e-6, schedule='constant', warmup_steps=0, b1=0.9, b2=0.999, eps=1e-8,
-      weight_decay=0.01, clip_norm=1.0, updates=1, row_tokens=20480))
-  c.eval = ConfigDict(dict(
-      problems='aime25=/data/aime25.jsonl,aime26=/data/aime26.jsonl', every=10,
-      samples=4, ks=(1, 4)))
+  c.loss = ConfigDict(
+      dict(kind='ppo', clip_low=0.2, clip_high=0.26, dual_clip=3.0,
+           kl_coef=1e-3, aggregation='token_mean'))
+  c.optim = ConfigDict(
+      dict(lr=1e-6, schedule='constant', warmup_steps=0, b1=0.9, b2=0.999,
+           eps=1e-8, weight_decay=0.01, clip_norm=1.0, updates=1,
+           row_tokens=20480))
+  c.eval = ConfigDict(
+      dict(problems='aime25=/data/aime25.jsonl,aime26=/data/aime26.jsonl',
+           every=10, samples=4, ks=(1, 4)))
   c.checkpoint = ConfigDict(dict(every=30, keep=2))
   c.mesh = ConfigDict(dict(data=1, fsdp=-1, tensor=1, rollout_tensor=4))
   return c

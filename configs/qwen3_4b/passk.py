@@ -17,16 +17,18 @@ def get_config():
   c.run = 'evaluate'
   c.seed = 1
   c.steps = 0
-  c.policy = ConfigDict(dict(
-      init='/models/Qwen3-4B-Instruct-2507', dtype='bfloat16'))
-  c.rollout = ConfigDict(dict(
-      group_size=1, max_prompt_tokens=4096, max_new_tokens=16384,
-      temperature=0.8, slots=256, overlong='keep', system_prompt=(
-          'Please reason step by step, and put your final answer within '
-          '\\boxed{}.')))
-  c.eval = ConfigDict(dict(
-      problems=('aime25=/data/aime25.jsonl,aime26=/data/aime26.jsonl,'
-                'hmmt=/data/hmmt.jsonl,imo=/data/imo_answerbench.jsonl'),
-      samples=128, ks=(1, 4, 16, 64, 128), unlocked_k=16, diagnose=True))
+  c.policy = ConfigDict(
+      dict(init='/models/Qwen3-4B-Instruct-2507', dtype='bfloat16'))
+  c.rollout = ConfigDict(
+      dict(
+          group_size=1, max_prompt_tokens=4096, max_new_tokens=16384,
+          temperature=0.8, slots=256, overlong='keep', system_prompt=(
+              'Please reason step by step, and put your final answer within '
+              '\\boxed{}.')))
+  c.eval = ConfigDict(
+      dict(
+          problems=('aime25=/data/aime25.jsonl,aime26=/data/aime26.jsonl,'
+                    'hmmt=/data/hmmt.jsonl,imo=/data/imo_answerbench.jsonl'),
+          samples=128, ks=(1, 4, 16, 64, 128), unlocked_k=16, diagnose=True))
   c.mesh = ConfigDict(dict(data=-1, fsdp=1, tensor=4))
   return c

@@ -18,33 +18,35 @@ def get_config():
   c.seed = 1
   c.steps = 270
   c.reward = 'teacher'
-  c.policy = ConfigDict(dict(
-      init='/models/Qwen3-8B', dtype='bfloat16', remat='full'))
+  c.policy = ConfigDict(
+      dict(init='/models/Qwen3-8B', dtype='bfloat16', remat='full'))
   c.teacher = ConfigDict(dict(max_prompt_tokens=16384))
   c.data = ConfigDict(dict(train='/data/train.jsonl', batch=32))
-  c.rollout = ConfigDict(dict(
-      group_size=16, max_prompt_tokens=4096, max_new_tokens=16384,
-      temperature=0.8, slots=256, overlong='keep',
-      system_prompts=(
-          'science=You are an expert scientist. Reason step by step and end '
-          'with the letter of your choice within \\boxed{}.',
-          'physics=You are an expert physicist. Reason step by step and put '
-          'your final answer, with its unit, within \\boxed{}.',
-          'code=Reason step by step, then give the whole program in one '
-          'python code block.'), system_prompt=(
-          'Please reason step by step, and put your final answer within '
-          '\\boxed{}.')))
+  c.rollout = ConfigDict(
+      dict(
+          group_size=16, max_prompt_tokens=4096, max_new_tokens=16384,
+          temperature=0.8, slots=256, overlong='keep', system_prompts=
+          ('science=You are an expert scientist. Reason step by step and end '
+           'with the letter of your choice within \\boxed{}.',
+           'physics=You are an expert physicist. Reason step by step and put '
+           'your final answer, with its unit, within \\boxed{}.',
+           'code=Reason step by step, then give the whole program in one '
+           'python code block.'), system_prompt=(
+               'Please reason step by step, and put your final answer within '
+               '\\boxed{}.')))
   c.credit = ConfigDict(dict(rule='token'))
-  c.loss = ConfigDict(dict(
-      kind='reinforce', kl_coef=0.0, aggregation='seq_mean_token_mean'))
-  c.optim = ConfigDict(dict(
-      lr=1e-7, schedule='constant', warmup_steps=0, b1=0.9, b2=0.999, eps=1e-8,
-      weight_decay=0.01, clip_norm=1.0, updates=1, row_tokens=36864))
-  c.grading = ConfigDict(dict(domains=(
-      'science=choice', 'code=docs/examples/code_grader.py:grade')))
-  c.eval = ConfigDict(dict(
-      problems='aime25=/data/aime25.jsonl,gpqa=/data/gpqa.jsonl', every=10,
-      samples=4, ks=(1, 4)))
+  c.loss = ConfigDict(
+      dict(kind='reinforce', kl_coef=0.0, aggregation='seq_mean_token_mean'))
+  c.optim = ConfigDict(
+      dict(lr=1e-7, schedule='constant', warmup_steps=0, b1=0.9, b2=0.999,
+           eps=1e-8, weight_decay=0.01, clip_norm=1.0, updates=1,
+           row_tokens=36864))
+  c.grading = ConfigDict(
+      dict(domains=('science=choice',
+                    'code=docs/examples/code_grader.py:grade')))
+  c.eval = ConfigDict(
+      dict(problems='aime25=/data/aime25.jsonl,gpqa=/data/gpqa.jsonl', every=10,
+           samples=4, ks=(1, 4)))
   c.checkpoint = ConfigDict(dict(every=20, keep=2))
   c.mesh = ConfigDict(dict(data=1, fsdp=-1, tensor=1, rollout_tensor=4))
   return c

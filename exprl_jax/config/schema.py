@@ -356,27 +356,57 @@ CHOICES = {
 
 # At least this; everything else is checked where it is read.
 MINIMUM = {
-    'steps': 0, 'data.batch': 1, 'rollout.group_size': 1,
-    'rollout.max_prompt_tokens': 1, 'rollout.max_new_tokens': 1,
-    'rollout.temperature': 0, 'judge.max_steps': 1, 'judge.min_step_tokens': 1,
-    'judge.rationale_tokens': 1, 'judge.max_prompt_tokens': 1,
-    'judge.max_trace_tokens': 0, 'judge.slots': 1, 'judge.page': 1,
-    'judge.pages': 0, 'judge.alarm_window': 2,
-    'optim.lr': 0, 'optim.updates': 1, 'optim.micro_rows': 1,
-    'optim.row_tokens': 0, 'optim.max_skipped': 1, 'policy.lora_rank': 0,
-    'teacher.max_prompt_tokens': 1, 'rollout.overlong_buffer': 1,
-    'select.tolerance': 0, 'select.tries': 0, 'select.max_empty': 1,
-    'loss.kl_coef': 0, 'loss.tis_cap': 0,
+    'steps': 0,
+    'data.batch': 1,
+    'rollout.group_size': 1,
+    'rollout.max_prompt_tokens': 1,
+    'rollout.max_new_tokens': 1,
+    'rollout.temperature': 0,
+    'judge.max_steps': 1,
+    'judge.min_step_tokens': 1,
+    'judge.rationale_tokens': 1,
+    'judge.max_prompt_tokens': 1,
+    'judge.max_trace_tokens': 0,
+    'judge.slots': 1,
+    'judge.page': 1,
+    'judge.pages': 0,
+    'judge.alarm_window': 2,
+    'optim.lr': 0,
+    'optim.updates': 1,
+    'optim.micro_rows': 1,
+    'optim.row_tokens': 0,
+    'optim.max_skipped': 1,
+    'policy.lora_rank': 0,
+    'teacher.max_prompt_tokens': 1,
+    'rollout.overlong_buffer': 1,
+    'select.tolerance': 0,
+    'select.tries': 0,
+    'select.max_empty': 1,
+    'loss.kl_coef': 0,
+    'loss.tis_cap': 0,
     'credit.min_std': 0,
-    'grading.workers': 1, 'eval.unlocked_k': 0, 'eval.unlocked_min': 1,
+    'grading.workers': 1,
+    'eval.unlocked_k': 0,
+    'eval.unlocked_min': 1,
     'eval.wave': 1,
-    'eval.samples': 1, 'eval.every': 0, 'rollout.slots': 1,
-    'rollout.chunk': 1, 'rollout.page': 1, 'rollout.pages': 0,
-    'rollout.spare': 0, 'rollout.carry': 0, 'rollout.top_k': 0,
+    'eval.samples': 1,
+    'eval.every': 0,
+    'rollout.slots': 1,
+    'rollout.chunk': 1,
+    'rollout.page': 1,
+    'rollout.pages': 0,
+    'rollout.spare': 0,
+    'rollout.carry': 0,
+    'rollout.top_k': 0,
     'rollout.min_new_tokens': 0,
-    'checkpoint.every': 0, 'checkpoint.keep': 1, 'loss.logprob_chunk': 1,
-    'export.step': 0, 'prepare.max_new_tokens': 1, 'prepare.tries': 1,
-    'mesh.rollout_tensor': 0, 'calibration.prefixes': 1,
+    'checkpoint.every': 0,
+    'checkpoint.keep': 1,
+    'loss.logprob_chunk': 1,
+    'export.step': 0,
+    'prepare.max_new_tokens': 1,
+    'prepare.tries': 1,
+    'mesh.rollout_tensor': 0,
+    'calibration.prefixes': 1,
     'calibration.continuations': 0,
 }
 
@@ -444,15 +474,15 @@ def freeze(config: ml_collections.ConfigDict) -> Config:
 
 def _check_combinations(c: Config) -> None:
   reads_traces = c.run == 'judge' and bool(c.judge.traces)
-  needs = {'policy.init': c.run != 'prepare' and not reads_traces,
-           'data.train': c.run in ('train', 'sft', 'prepare', 'judge')
-                         and not reads_traces,
-           'prepare.rubrics': c.run == 'prepare',
-           'eval.problems': c.run == 'evaluate',
-           'sample.prompts': c.run == 'sample',
-           'sample.out': c.run == 'sample', 'export.out': c.run == 'export',
-           'judge.init': c.run == 'train' and judged(c)
-           or c.run in ('prepare', 'judge', 'train_judge')}
+  needs = {
+      'policy.init': c.run != 'prepare' and not reads_traces,
+      'data.train': c.run in ('train', 'sft', 'prepare', 'judge')
+      and not reads_traces, 'prepare.rubrics': c.run == 'prepare',
+      'eval.problems': c.run == 'evaluate', 'sample.prompts': c.run == 'sample',
+      'sample.out': c.run == 'sample', 'export.out': c.run == 'export',
+      'judge.init': c.run == 'train' and judged(c)
+      or c.run in ('prepare', 'judge', 'train_judge')
+  }
   for name, needed in needs.items():
     if needed and not _get(c, name):
       raise InputError(f'config.{name} is empty; run={c.run!r} needs it')
@@ -490,9 +520,11 @@ def _check_combinations(c: Config) -> None:
 
 
 # Of the scores that a reward gives: one a row, one a step, one a token.
-_RULES = {'row': ('group', 'rloo', 'batch', 'raw'),
-          'step': ('delta', 'end', 'group_process', 'batch', 'raw'),
-          'token': ('token',)}
+_RULES = {
+    'row': ('group', 'rloo', 'batch', 'raw'),
+    'step': ('delta', 'end', 'group_process', 'batch', 'raw'),
+    'token': ('token',)
+}
 
 
 def _check_recipe(c: Config) -> None:
@@ -554,7 +586,8 @@ def _check_inert(c: Config) -> None:
       'credit.divide_by_std': grouped, 'credit.min_std': grouped,
       'credit.sparse_weight': c.reward != 'sparse' and rule != 'token',
       'loss.entropy_coef': c.loss.kind != 'exact_kl',
-      'loss.kl': bool(c.loss.kl_coef)}
+      'loss.kl': bool(c.loss.kl_coef)
+  }
   for name, is_read in read.items():
     if not is_read and _get(c, name) != _get(Config(), name):
       raise InputError(f'config.{name}={_get(c, name)!r} is not read with '
@@ -567,8 +600,8 @@ def _check_inert(c: Config) -> None:
   soft = c.rollout.overlong == 'soft'
   if soft and not rows or c.rollout.overlong == 'zero' and rule == 'token':
     raise InputError(f'config.rollout.overlong={c.rollout.overlong!r} is not '
-                     f'for reward={c.reward!r}: keep or mask'
-                     + ('' if rule == 'token' else ' or zero'))
+                     f'for reward={c.reward!r}: keep or mask' +
+                     ('' if rule == 'token' else ' or zero'))
   if soft and c.rollout.overlong_buffer >= c.rollout.max_new_tokens:
     raise InputError(
         f'config.rollout.overlong_buffer={c.rollout.overlong_buffer} should be '

@@ -58,8 +58,8 @@ def read_problems(path: epath.PathLike, needs: Sequence[str] = (),
   return problems
 
 
-def with_rubrics(problems: Sequence[Problem], path: epath.PathLike
-                 ) -> list[Problem]:
+def with_rubrics(problems: Sequence[Problem],
+                 path: epath.PathLike) -> list[Problem]:
   """The problems with the rubrics that run='prepare' has written for them.
 
   A problem with checkpoints of its own keeps them, and one for which nothing
@@ -71,8 +71,10 @@ def with_rubrics(problems: Sequence[Problem], path: epath.PathLike
       names file and line.
   """
   written = _read_rubrics(epath.Path(path))
-  out = [_with_rubric(p, *written[p.id]) if p.id in written else p
-         for p in problems]
+  out = [
+      _with_rubric(p, *written[p.id]) if p.id in written else p
+      for p in problems
+  ]
   if written.keys().isdisjoint(p.id for p in out):
     raise InputError(f'{path}: none of its {len(written)} rubrics has the id '
                      'of a problem')
@@ -102,8 +104,7 @@ def _read_rubrics(path: epath.Path) -> dict[str, tuple[str, rubrics.Written]]:
   return found
 
 
-def _with_rubric(problem: Problem, where: str, row: rubrics.Written
-                 ) -> Problem:
+def _with_rubric(problem: Problem, where: str, row: rubrics.Written) -> Problem:
   if problem.checkpoints or row.failed:
     return problem
   if row.digest != rubrics.digest(problem):
@@ -133,8 +134,8 @@ def training_problems(config: Config) -> Sequence[Problem]:
   return problems
 
 
-def parse_row(line: str, where: str, number: int, needs: Sequence[str]
-              ) -> Problem:
+def parse_row(line: str, where: str, number: int,
+              needs: Sequence[str]) -> Problem:
   """A problem of one line; `where` names it in errors, `number` is its id
   where it has none.
 
@@ -179,8 +180,8 @@ def batches(problems: Sequence[Problem], batch: int, seed: int):
   return lambda step: [order[step * batch + i] for i in range(batch)]
 
 
-def policy_prompt(tokenizer, question: str, system_prompt: str = ''
-                  ) -> list[int]:
+def policy_prompt(tokenizer, question: str,
+                  system_prompt: str = '') -> list[int]:
   """The policy's prompt. It takes the question, so no solution can leak."""
   slot = '{question}'
   messages = [{'role': 'user', 'content': slot}]
@@ -199,16 +200,19 @@ def render(tokenizer, messages: Sequence[dict[str, str]],
   # Marks that no text holds, so that a question may well speak of a slot.
   marks = {f'\x00{i}\x00': slot for i, slot in enumerate(slots)}
   for mark, slot in marks.items():
-    messages = [m | {'content': m['content'].replace(slot, mark)}
-                for m in messages]
+    messages = [
+        m | {'content': m['content'].replace(slot, mark)} for m in messages
+    ]
   pieces = re.split('(\x00[0-9]+\x00)', tokenizer.render(messages))
-  return [i for piece in pieces if piece for i in (
-      tokenizer.encode(slots[marks[piece]]) if piece in marks
-      else tokenizer.encode(piece, special=True))]
+  return [
+      i for piece in pieces if piece
+      for i in (tokenizer.encode(slots[marks[piece]]) if piece in
+                marks else tokenizer.encode(piece, special=True))
+  ]
 
 
-def policy_prompts(tokenizer, problems: Sequence[Problem], config
-                   ) -> list[list[int]]:
+def policy_prompts(tokenizer, problems: Sequence[Problem],
+                   config) -> list[list[int]]:
   """The policy's prompts of all problems.
 
   Raises:
@@ -217,9 +221,9 @@ def policy_prompts(tokenizer, problems: Sequence[Problem], config
   room, out = config.rollout.max_prompt_tokens, []
   system = by_domain(config, 'rollout.system_prompts')
   for problem in problems:
-    ids = policy_prompt(tokenizer, problem.question,
-                        system.get(problem.domain,
-                                   config.rollout.system_prompt))
+    ids = policy_prompt(
+        tokenizer, problem.question,
+        system.get(problem.domain, config.rollout.system_prompt))
     if len(ids) > room:
       raise InputError(f'problem {problem.id}: its prompt has {len(ids)} '
                        f'tokens, rollout.max_prompt_tokens={room}')

@@ -43,9 +43,11 @@ class Written(NamedTuple):
     """The object that stands in the file."""
     if self.failed:
       return {'id': self.id, 'digest': self.digest, 'failed': self.failed}
-    return {'id': self.id, 'digest': self.digest, 'checkpoints': [
-        {'text': c.text, 'points': _whole(c.points)}
-        for c in self.checkpoints]}
+    return {
+        'id': self.id, 'digest': self.digest,
+        'checkpoints': [{'text': c.text, 'points': _whole(c.points)}
+                        for c in self.checkpoints]
+    }
 
 
 def from_row(row: Any) -> Written:
@@ -54,11 +56,9 @@ def from_row(row: Any) -> Written:
   Raises:
     ValueError: it is something else.
   """
-  if not (isinstance(row, dict)
-          and set(row) in ({'id', 'digest', 'checkpoints'},
-                           {'id', 'digest', 'failed'})
-          and all(isinstance(row.get(k, ''), str)
-                  for k in ('id', 'digest', 'failed'))):
+  if not (isinstance(row, dict) and set(row) in (
+      {'id', 'digest', 'checkpoints'}, {'id', 'digest', 'failed'}) and all(
+          isinstance(row.get(k, ''), str) for k in ('id', 'digest', 'failed'))):
     raise ValueError('not an object of id, digest and checkpoints, as '
                      "run='prepare' writes them")
   if 'failed' in row:
@@ -86,8 +86,8 @@ def _from_entry(number: int, row: Any) -> Checkpoint:
   if not parts or not all(isinstance(p, str) and p.strip() for p in parts):
     raise ValueError(f'checkpoint {number} has no text')
   points = row.get('points')
-  if isinstance(points, bool) or not isinstance(points, int | float) or (
-      not 0 < points < float('inf')):
+  if isinstance(points, bool) or not isinstance(
+      points, int | float) or (not 0 < points < float('inf')):
     raise ValueError(f'checkpoint {number}: points={points!r}, want a positive '
                      'number')
   return Checkpoint(_line(': '.join(parts)), float(points))

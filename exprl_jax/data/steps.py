@@ -57,13 +57,15 @@ class Segmenter:
     self._max_steps, self._min_tokens = max_steps, min_tokens
     rules: dict[str, _Rule] = {
         '': lambda texts: ((), texts), 'blank_line': _blank_line,
-        'numbered': _numbered}
+        'numbered': _numbered
+    }
     if delimiter in rules:
       self._rule = rules[delimiter]
     elif every := re.fullmatch('every:([1-9][0-9]*)', delimiter):
       self._rule = functools.partial(_every, int(every[1]))
-    elif any(self._text(i).strip() == delimiter
-             for i in range(tokenizer.vocab_size)):
+    elif any(
+        self._text(i).strip() == delimiter
+        for i in range(tokenizer.vocab_size)):
       self._rule = functools.partial(_marker, delimiter)
     else:
       raise InputError(
@@ -92,8 +94,10 @@ class Segmenter:
 
   def texts(self, ids: Sequence[int]) -> list[str]:
     """The steps of a trace as texts."""
-    return [self._tokenizer.decode(ids[a:b])
-            for a, b in itertools.pairwise([0, *self(ids)])]
+    return [
+        self._tokenizer.decode(ids[a:b])
+        for a, b in itertools.pairwise([0, *self(ids)])
+    ]
 
   def split(self, text: str) -> list[str]:
     """The steps of a text; one step is the text as it is, since decoding
@@ -126,9 +130,10 @@ def _blank_line(texts: list[str]):
 def _numbered(texts: list[str]):
   text, starts = _join(texts)
   rest = _NUMBERED.sub(lambda match: ' ' * len(match[0]), text)
-  return ([bisect.bisect_right(starts, match.start(1)) - 1
-           for match in _NUMBERED.finditer(text)],
-          [rest[a:b].strip() for a, b in itertools.pairwise(starts)])
+  return ([
+      bisect.bisect_right(starts, match.start(1)) - 1
+      for match in _NUMBERED.finditer(text)
+  ], [rest[a:b].strip() for a, b in itertools.pairwise(starts)])
 
 
 def _join(texts: list[str]) -> tuple[str, list[int]]:

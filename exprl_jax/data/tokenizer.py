@@ -105,10 +105,10 @@ class Tokenizer:
       raise InputError(f'{self.folder}: no chat template (chat_template.jinja '
                        'or tokenizer_config.json)')
     try:
-      return self._template.render(
-          messages=list(messages), tools=None, documents=None,
-          add_generation_prompt=add_generation_prompt, enable_thinking=False,
-          **self._special)
+      return self._template.render(messages=list(messages), tools=None,
+                                   documents=None,
+                                   add_generation_prompt=add_generation_prompt,
+                                   enable_thinking=False, **self._special)
     except jinja2.TemplateError as e:
       roles = ', '.join(m['role'] for m in messages)
       raise InputError(f'{self.folder}: the chat template refuses the messages '
@@ -157,24 +157,28 @@ class _SentencePiece:
     except RuntimeError as e:
       raise InputError(f'{path}: not a sentencepiece model ({e})') from None
     self._size = model.get_piece_size()
-    roles = {'bos_token': model.bos_id(), 'eos_token': model.eos_id(),
-             'unk_token': model.unk_id(), 'pad_token': model.pad_id()}
+    roles = {
+        'bos_token': model.bos_id(), 'eos_token': model.eos_id(),
+        'unk_token': model.unk_id(), 'pad_token': model.pad_id()
+    }
     self.named = {k: model.id_to_piece(i) for k, i in roles.items() if i >= 0}
-    reserved = {model.id_to_piece(i): i for i in range(self._size)
-                if model.is_control(i) or model.is_unknown(i)}
+    reserved = {
+        model.id_to_piece(i): i
+        for i in range(self._size)
+        if model.is_control(i) or model.is_unknown(i)
+    }
     special = special | {
-        _content(t) for t in config.get('additional_special_tokens') or ()}
+        _content(t) for t in config.get('additional_special_tokens') or ()
+    }
     tokens = (config.get('added_tokens_decoder') or {}).items()
     added = {t['content']: int(i) for i, t in tokens}
     plain = {t['content'] for _, t in tokens if not t.get('special')} - special
     own = {t for t in plain if model.piece_to_id(t) == added[t]}
     plain -= own  # sentencepiece finds them
-    self._ids = (
-        reserved
-        | {t: i for t in special
-           if (i := model.piece_to_id(t)) != model.unk_id()}
-        | _read_json(path.parent / 'added_tokens.json')
-        | {t: i for t, i in added.items() if t not in own})
+    self._ids = (reserved | {
+        t: i for t in special if (i := model.piece_to_id(t)) != model.unk_id()
+    } | _read_json(path.parent / 'added_tokens.json') |
+                 {t: i for t, i in added.items() if t not in own})
     self._texts = {i: t for t, i in self._ids.items()}
     self._special = {i for t, i in self._ids.items() if t not in plain}
     self.special_tokens = tuple(self._texts[i] for i in sorted(self._special))
@@ -186,11 +190,15 @@ class _SentencePiece:
     pieces = {model.id_to_piece(i): i for i in self._special if i < self._size}
     disarmed = {t: [self._ids[t]] for t in plain} | {
         t: model.encode(t[:1]) + model.encode(t[1:])
-        for t, i in pieces.items() if model.encode(t) == [i]}
+        for t, i in pieces.items()
+        if model.encode(t) == [i]
+    }
     self._words = disarmed, armed
-    self._split = [re.compile('|'.join(
-        sorted(map(re.escape, words), key=len, reverse=True)) or '(?!)')
-                   for words in self._words]
+    self._split = [
+        re.compile(
+            '|'.join(sorted(map(re.escape, words), key=len, reverse=True))
+            or '(?!)') for words in self._words
+    ]
 
   def encode(self, text: str, special: bool) -> list[int]:
     words, ids, start = self._words[special], [], 0
@@ -201,11 +209,13 @@ class _SentencePiece:
     return ids + self._model.encode(text[start:])
 
   def decode(self, ids: list[int], special: bool) -> str:
-    ids = [i for i in ids if (special or i not in self._special)
-           and (i < self._size or i in self._texts)]
+    ids = [
+        i for i in ids if (special or i not in self._special) and (
+            i < self._size or i in self._texts)
+    ]
     return ''.join(
-        ''.join(map(self._texts.get, run)) if named
-        else self._model.decode(list(run))
+        ''.join(map(self._texts.get, run)
+               ) if named else self._model.decode(list(run))
         for named, run in itertools.groupby(ids, self._texts.__contains__))
 
 
@@ -220,8 +230,8 @@ class _Generation(jinja2.ext.Extension):
     return jinja2.nodes.Scope(body, lineno=line)
 
 
-def _load(folder: epath.Path, config: dict, special: set[str]
-          ) -> _Fast | _SentencePiece:
+def _load(folder: epath.Path, config: dict,
+          special: set[str]) -> _Fast | _SentencePiece:
   if (path := folder / 'tokenizer.json').exists():
     return _Fast(path)
   if (path := folder / 'tokenizer.model').exists():
@@ -253,8 +263,11 @@ def _read_json(path: epath.Path) -> dict:
 
 def _named(config: dict) -> dict[str, str]:
   """bos_token, eos_token and so on."""
-  return {k: _content(v) for k, v in config.items()
-          if k.endswith('_token') and v and isinstance(v, (str, dict))}
+  return {
+      k: _content(v)
+      for k, v in config.items()
+      if k.endswith('_token') and v and isinstance(v, (str, dict))
+  }
 
 
 def _content(token: str | dict) -> str:
@@ -263,8 +276,8 @@ def _content(token: str | dict) -> str:
 
 def _read_template(folder: epath.Path, config: dict) -> jinja2.Template | None:
   path = folder / 'chat_template.jinja'
-  source = (path.read_text(encoding='utf-8') if path.exists()
-            else config.get('chat_template'))
+  source = (path.read_text(
+      encoding='utf-8') if path.exists() else config.get('chat_template'))
   if isinstance(source, list):  # several named templates
     source = {t['name']: t['template'] for t in source}.get('default')
   if source is None:
@@ -285,5 +298,5 @@ def _read_template(folder: epath.Path, config: dict) -> jinja2.Template | None:
   try:
     return env.from_string(source)
   except jinja2.TemplateError as e:
-    raise InputError(f'{folder}: the chat template is not Jinja ({e})'
-                     ) from None
+    raise InputError(
+        f'{folder}: the chat template is not Jinja ({e})') from None

@@ -25,7 +25,7 @@ from exprl_jax.judge import prompts
 from exprl_jax.models import config as model_config
 from exprl_jax.models import hf
 from exprl_jax.rollout import decode, engine
-from exprl_jax.rollout.scheduler import Request, Root, Sample, Sampling
+from exprl_jax.rollout.requests import Request, Sample, Sampling, SharedPrefix
 from exprl_jax.types import Problem
 
 KINDS = ('verification', 'backtracking', 'self_correction', 'restart')
@@ -37,11 +37,13 @@ _SLOTS = re.compile('{(problem|fence|trace)}')
 # Phrases that open such a passage. A phrase belongs to one kind; spaces match
 # any white space.
 WORDS = {
-    'verification': (
-        '(?:double|cross)(?:-| )check', 'sanity check', 'check (?:that|'
-        'this|it|my|our|the|whether|if)', 'to check', 'verify(?:ing)?',
-        'let me confirm', 'to confirm', 'plug(?:ging)? (?:it |this |these |'
-        'them )?back', 'substitut(?:e|ing) (?:it |this |these |them )?back'),
+    'verification': ('(?:double|cross)(?:-| )check', 'sanity check',
+                     'check (?:that|'
+                     'this|it|my|our|the|whether|if)', 'to check',
+                     'verify(?:ing)?', 'let me confirm', 'to confirm',
+                     'plug(?:ging)? (?:it |this |these |'
+                     'them )?back',
+                     'substitut(?:e|ing) (?:it |this |these |them )?back'),
     'backtracking': (
         'backtrack(?:ing)?', 'go(?:ing)? back to', 'dead end', 'alternatively',
         '(?:another|a different|an alternative) (?:approach|way|method|idea)',
@@ -53,14 +55,15 @@ WORDS = {
         '(?:made|make) (?:a|an) (?:\\w+ )?(?:mistake|error)', 'my mistake',
         'that(?:\'s| is| was) (?:wrong|incorrect|not right|a mistake)',
         'no, (?:that|it|this)'),
-    'restart': (
-        'start(?:ing)? (?:over|again|afresh)', 'restart(?:ing)?',
-        'from scratch', 'begin(?:ning)? again', 'from the (?:very )?beginning',
-        'let me redo (?:this|it|everything|the whole)'),
+    'restart': ('start(?:ing)? (?:over|again|afresh)', 'restart(?:ing)?',
+                'from scratch', 'begin(?:ning)? again',
+                'from the (?:very )?beginning',
+                'let me redo (?:this|it|everything|the whole)'),
 }
-_FIND = {kind: re.compile(r'\b(?:' + '|'.join(phrases).replace(' ', r'\s+')
-                          + r')\b', re.IGNORECASE)
-         for kind, phrases in WORDS.items()}
+_FIND = {
+    kind: re.compile(r'\b(?:' + '|'.join(phrases).replace(' ', r'\s+') + r')\b',
+                     re.IGNORECASE) for kind, phrases in WORDS.items()
+}
 
 
 def count_words(text: str) -> dict[str, int]:
@@ -111,19 +114,23 @@ class Prompt:
     self.tokenizer = tokenizer
     sections = re.split(r'^\[(system|user)\]\n', TEMPLATE.read_text(),
                         flags=re.MULTILINE)
-    pieces = _SLOTS.split(tokenizer.render(
-        [{'role': role, 'content': text.strip()}
-         for role, text in zip(sections[1::2], sections[2::2])]))
+    pieces = _SLOTS.split(
+        tokenizer.render([{'role': role, 'content': text.strip()}
+                          for role, text in zip(sections[1::2], sections[2::2])
+                         ]))
     self._slots = pieces[1::2]
-    first, *self._texts = [tokenizer.encode(text, special=True)
-                           for text in pieces[::2]]
+    first, *self._texts = [
+        tokenizer.encode(text, special=True) for text in pieces[::2]
+    ]
     self.head = first  # the same for all traces
 
   def __call__(self, trace: Trace) -> list[int]:
     """The whole prompt."""
     ids = list(self.head)
-    values = {'problem': trace.problem.question, 'trace': trace.text,
-              'fence': prompts.fence(trace.problem, [trace.text])}
+    values = {
+        'problem': trace.problem.question, 'trace': trace.text,
+        'fence': prompts.fence(trace.problem, [trace.text])
+    }
     for slot, text in zip(self._slots, self._texts):
       ids += self.tokenizer.encode(values[slot]) + text
     return ids
@@ -144,8 +151,8 @@ class Reader:
     self._prompt = Prompt(Tokenizer(folder))
     self._model = None
 
-  def read(self, traces: Sequence[Trace],
-           write: Callable[[int, dict[str, Any]], None]) -> None:
+  def read(self, traces: Sequence[Trace], write: Callable[[int, dict[str, Any]],
+                                                          None]) -> None:
     """Counts in all traces.
 
     Args:
@@ -155,11 +162,14 @@ class Reader:
     """
     judge, room = self._config.judge, self._config.prepare.max_new_tokens
     todo = {t.number: self._prompt(t) for t in traces}
-    most = judge.max_prompt_tokens + (
-        judge.max_trace_tokens or self._config.rollout.max_new_tokens)
+    most = judge.max_prompt_tokens + (judge.max_trace_tokens
+                                      or self._config.rollout.max_new_tokens)
     for i in [i for i, ids in todo.items() if len(ids) > most]:
-      write(i, {'failed': f'its prompt has {len(todo.pop(i))} tokens; judge.'
-                f'max_prompt_tokens and max_trace_tokens allow {most}'})
+      write(
+          i, {
+              'failed': f'its prompt has {len(todo.pop(i))} tokens; judge.'
+              f'max_prompt_tokens and max_trace_tokens allow {most}'
+          })
     if not todo:
       return
     generate = self._engine(max(map(len, todo.values())) + room)
@@ -188,21 +198,25 @@ class Reader:
                               frozen=True, weights=judge.weights)
       self._model = model, decode.prepare(model, params, self._mesh)
     model, params = self._model
-    reader = engine.Engine(model, self._mesh, engine.Options(
-        judge.slots, longest, judge.page, judge.pages, dtype=model.dtype))
+    reader = engine.Engine(
+        model, self._mesh,
+        engine.Options(judge.slots, longest, judge.page, judge.pages,
+                       dtype=model.dtype))
     return lambda *args: reader.generate(params, *args)
 
-  def _requests(self, todo: Mapping[int, list[int]], attempt: int
-                ) -> list[Request]:
+  def _requests(self, todo: Mapping[int, list[int]],
+                attempt: int) -> list[Request]:
     sampling = Sampling(self._config.prepare.max_new_tokens,
                         _AGAIN if attempt else 0.0,
                         eos_ids=self._prompt.tokenizer.eos_ids)
-    root = Root(0, len(self._prompt.head))
-    return [Request(ids, i, 1, sampling, root=root)
-            for i, ids in todo.items()]
+    root = SharedPrefix(0, len(self._prompt.head))
+    return [
+        Request(ids, i, 1, sampling, shared_prefix=root)
+        for i, ids in todo.items()
+    ]
 
   def _read(self, sample: Sample) -> dict[str, int]:
-    if sample.ended != 'eos':
+    if sample.finish_reason != 'eos':
       raise ValueError('it has no end within prepare.max_new_tokens='
                        f'{self._config.prepare.max_new_tokens}')
     return parse(self._prompt.tokenizer.decode(sample.tokens[:-1]))
@@ -214,22 +228,31 @@ def means(rows: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, np.ndarray]:
   Samples that could not be read are left out; nan where that is all of them.
   """
   read = [[row for row in samples if 'failed' not in row] for samples in rows]
-  return {kind: np.array([np.mean([row[kind] for row in samples])
-                          if samples else np.nan for samples in read])
-          for kind in KINDS}
+  return {
+      kind: np.array([
+          np.mean([row[kind]
+                   for row in samples]) if samples else np.nan
+          for samples in read
+      ])
+      for kind in KINDS
+  }
 
 
-def compare(rows: Sequence[Sequence[Mapping[str, Any]]],
-            first: Sequence[Sequence[Mapping[str, Any]]]
-            ) -> dict[str, dict[str, float]]:
+def compare(
+    rows: Sequence[Sequence[Mapping[str, Any]]],
+    first: Sequence[Sequence[Mapping[str,
+                                     Any]]]) -> dict[str, dict[str, float]]:
   """By kind: `mean` a trace; `gain` and `loss`, the number of problems whose
   mean is above or below that of the first model, and `net` = gain - loss."""
   mine, theirs, out = means(rows), means(first), {}
   for kind in KINDS:
-    counts = [row[kind] for samples in rows for row in samples
-              if 'failed' not in row]
+    counts = [
+        row[kind] for samples in rows for row in samples if 'failed' not in row
+    ]
     gain = int((mine[kind] > theirs[kind]).sum())
     loss = int((mine[kind] < theirs[kind]).sum())
-    out[kind] = {'mean': float(np.mean(counts)) if counts else float('nan'),
-                 'gain': gain, 'loss': loss, 'net': gain - loss}
+    out[kind] = {
+        'mean': float(np.mean(counts)) if counts else float('nan'),
+        'gain': gain, 'loss': loss, 'net': gain - loss
+    }
   return out

@@ -18,15 +18,17 @@ from exprl_jax.config import Config, Eval, resolve
 from exprl_jax.data import problems as data
 from exprl_jax.data.tokenizer import Tokenizer
 from exprl_jax.grading import grader as grading
-from exprl_jax.rollout import engine
+from exprl_jax.rollout import sampler as sampler_lib
 from exprl_jax.runtime import metrics
 from exprl_jax.types import InputError, Problem
 
 _SUBSETS = 200  # of the samples, where maj@k cannot look at all of them
 # Statuses of a grade whose shares are metrics when there are any.
 _RARE = ('unparsable', 'gold_unparsable', 'timeout', 'error')
-_TAKEN = {'truncated_frac', 'no_answer_frac', 'length_mean',
-          'same_text_frac', *(f'{name}_frac' for name in _RARE)}  # not of sets
+_TAKEN = {
+    'truncated_frac', 'no_answer_frac', 'length_mean', 'same_text_frac',
+    *(f'{name}_frac' for name in _RARE)
+}  # not of sets
 
 
 class Item(NamedTuple):
@@ -98,8 +100,8 @@ def _subsets(n: int, k: int) -> np.ndarray:
   return np.array([rng.permutation(n)[:k] for _ in range(_SUBSETS)])
 
 
-def bootstrap(per_problem: np.ndarray, seed: int = 0, draws: int = 2000
-              ) -> tuple[float, float]:
+def bootstrap(per_problem: np.ndarray, seed: int = 0,
+              draws: int = 2000) -> tuple[float, float]:
   """95 % interval of the mean, resampling problems with replacement.
 
   Of the differences between two models it is the paired bootstrap: both are
@@ -116,18 +118,18 @@ def measures(marks: Marks, ks: Sequence[int]) -> dict[str, np.ndarray]:
   """By problem: 'pass@k' f64[P] and, for k >= 3, 'maj@k' f64[P]."""
   n, out = marks.status.shape[1], {}
   for k in ks:
-    out[f'pass@{k}'] = np.array([pass_at_k(n, int(c), k)
-                                 for c in marks.correct.sum(axis=1)])
+    out[f'pass@{k}'] = np.array(
+        [pass_at_k(n, int(c), k) for c in marks.correct.sum(axis=1)])
   for k in ks:
     if k >= 3:  # of two samples each has its own way
       out[f'maj@{k}'] = np.array([
-          maj_at_k(tuple(a), c, k)
-          for a, c in zip(marks.answer, marks.correct)])
+          maj_at_k(tuple(a), c, k) for a, c in zip(marks.answer, marks.correct)
+      ])
   return out
 
 
-def summary(marks: Marks, ks: Sequence[int], area: str = 'eval/'
-            ) -> dict[str, float]:
+def summary(marks: Marks, ks: Sequence[int],
+            area: str = 'eval/') -> dict[str, float]:
   """The metrics of some problems: means, and intervals of pass@k."""
   out = {}
   for name, each in measures(marks, ks).items():
@@ -135,9 +137,11 @@ def summary(marks: Marks, ks: Sequence[int], area: str = 'eval/'
     if name.startswith('pass'):
       low, high = bootstrap(each)
       out |= {f'{area}{name}_low': low, f'{area}{name}_high': high}
-  out |= {f'{area}truncated_frac': float(marks.truncated.mean()),
-          f'{area}no_answer_frac': float((marks.status == 'no_answer').mean()),
-          f'{area}length_mean': float(marks.tokens.mean())}
+  out |= {
+      f'{area}truncated_frac': float(marks.truncated.mean()),
+      f'{area}no_answer_frac': float((marks.status == 'no_answer').mean()),
+      f'{area}length_mean': float(marks.tokens.mean())
+  }
   for name in _RARE:
     if share := float((marks.status == name).mean()):
       out[f'{area}{name}_frac'] = share
@@ -149,8 +153,10 @@ def parts(items: Sequence[Item]) -> dict[str, list[int]]:
   several: 'SET/' or 'domain_DOMAIN/' -> their numbers."""
   out: dict[str, list[int]] = {'': list(range(len(items)))}
   sets = [f'{item.set}/' for item in items]
-  domains = [f'domain_{re.sub(r"[^A-Za-z0-9-]", "_", item.problem.domain)}/'
-             for item in items]
+  domains = [
+      f'domain_{re.sub(r"[^A-Za-z0-9-]", "_", item.problem.domain)}/'
+      for item in items
+  ]
   for names in (sets, domains):
     if len(set(names)) > 1:
       for i, name in enumerate(names):
@@ -158,8 +164,8 @@ def parts(items: Sequence[Item]) -> dict[str, list[int]]:
   return out
 
 
-def all_metrics(marks: Marks, items: Sequence[Item], ks: Sequence[int]
-                ) -> dict[str, float]:
+def all_metrics(marks: Marks, items: Sequence[Item],
+                ks: Sequence[int]) -> dict[str, float]:
   """'eval/NAME' of all problems, 'eval/SET/NAME' of each set and domain."""
   out = {}
   for part, rows in parts(items).items():
@@ -190,9 +196,11 @@ def read_items(cfg: Eval) -> list[Item]:
       if name in files:
         raise InputError(f'config.eval.problems: two sets are named {name}')
       files[name] = file
-  return [Item(name, problem) for name, file in files.items()
-          for problem in data.read_problems(resolve(file), ('answer',),
-                                            cfg.limit)]
+  return [
+      Item(name, problem)
+      for name, file in files.items()
+      for problem in data.read_problems(resolve(file), ('answer',), cfg.limit)
+  ]
 
 
 def root_key(seed: int, number: int = 0) -> jax.Array:
@@ -233,9 +241,9 @@ class HeldOut:
     every = self._config.eval.every
     return step == last or bool(every and step % every == 0)
 
-  def __call__(self, sampler: engine.Sampler, params, step: int,
-               log: metrics.Log, more: dict[str, float] | None = None
-               ) -> dict[str, float]:
+  def __call__(self, sampler: sampler_lib.Sampler, params, step: int,
+               log: metrics.Log,
+               more: dict[str, float] | None = None) -> dict[str, float]:
     """Samples, grades, logs with `more`; returns the metrics ('eval/...')."""
     if not self._items:
       return {}
@@ -251,11 +259,11 @@ class HeldOut:
     groups = sampler.generate(params, self._prompts, n,
                               root_key(self._config.seed))
     sampler.engine.release()  # training needs the memory
-    grades = self._grader([
-        (self._tokenizer.decode(s.tokens), item.problem)
-        for item, group in zip(self._items, groups) for s in group])
+    grades = self._grader([(self._tokenizer.decode(s.tokens), item.problem)
+                           for item, group in zip(self._items, groups)
+                           for s in group])
     samples = [s for group in groups for s in group]
-    return marks_of([(g.status, g.answer, len(s.tokens), s.ended)
+    return marks_of([(g.status, g.answer, len(s.tokens), s.finish_reason)
                      for g, s in zip(grades, samples)], n)
 
 
@@ -263,16 +271,19 @@ def marks_of(rows: Sequence[tuple[str, str, int, str]], n: int) -> Marks:
   """From (status, answer, tokens, ended) of n samples a problem."""
   status, answer, tokens, ended = zip(*rows)
   shape = (-1, n)
-  return Marks(np.array(status).reshape(shape),
-               np.array(answer, object).reshape(shape),
-               np.array(tokens, np.int32).reshape(shape),
-               (np.array(ended) == 'length').reshape(shape))
+  return Marks(
+      np.array(status).reshape(shape),
+      np.array(answer, object).reshape(shape),
+      np.array(tokens, np.int32).reshape(shape),
+      (np.array(ended) == 'length').reshape(shape))
 
 
 def line(step: int, values: dict[str, float], ks: Sequence[int]) -> str:
   """What a person reads of an evaluation."""
-  found = [f'pass@{k} {values[f"eval/pass@{k}"]:.3f} '
-           f'[{values[f"eval/pass@{k}_low"]:.3f}, '
-           f'{values[f"eval/pass@{k}_high"]:.3f}]' for k in ks]
+  found = [
+      f'pass@{k} {values[f"eval/pass@{k}"]:.3f} '
+      f'[{values[f"eval/pass@{k}_low"]:.3f}, '
+      f'{values[f"eval/pass@{k}_high"]:.3f}]' for k in ks
+  ]
   return (f'step {step:5d}  eval  {"  ".join(found)}  '
           f'({values["time/eval"]:.0f} s)')

@@ -12,7 +12,7 @@ from exprl_jax.config import Config
 from exprl_jax.data.steps import Segmenter
 from exprl_jax.data.tokenizer import Tokenizer
 from exprl_jax.rl import losses
-from exprl_jax.rollout.scheduler import Sample
+from exprl_jax.rollout.requests import Sample
 from exprl_jax.runtime import mesh as mesh_lib
 from exprl_jax.runtime import metrics
 from exprl_jax.types import InputError
@@ -23,9 +23,9 @@ _TOKENS = 4096  # of a batch on each device
 _NARROWEST = 128  # columns
 
 
-def check(config: Config,
-          models: Sequence[tuple[str, Tokenizer, Sequence[Sequence[int]]]]
-          ) -> None:
+def check(
+    config: Config, models: Sequence[tuple[str, Tokenizer,
+                                           Sequence[Sequence[int]]]]) -> None:
   """Whether the models, (name, tokenizer, prompts), can be diagnosed.
 
   Raises:
@@ -49,10 +49,9 @@ def segmenter(config: Config, tokenizer: Tokenizer) -> Segmenter:
   return Segmenter(tokenizer, config.judge.delimiter, 10**9)
 
 
-def diagnose(config: Config, model, first, mesh: jax.sharding.Mesh,
-             segment: Segmenter,
-             samples: Sequence[tuple[Sequence[int], Sample]]
-             ) -> list[dict[str, Any]]:
+def diagnose(
+    config: Config, model, first, mesh: jax.sharding.Mesh, segment: Segmenter,
+    samples: Sequence[tuple[Sequence[int], Sample]]) -> list[dict[str, Any]]:
   """FIELDS of each sample.
 
   Args:
@@ -85,10 +84,12 @@ def diagnose(config: Config, model, first, mesh: jax.sharding.Mesh,
                        config.loss.logprob_chunk, model[1], first[1],
                        *mesh_lib.shard_rows((tokens, valid, written), mesh))
     for row, i in enumerate(batch):
-      out[i] = {name: round(float(x[row]), 6)
-                for name, x in zip(FIELDS, jax.tree.map(np.asarray, values))}
+      out[i] = {
+          name: round(float(x[row]), 6)
+          for name, x in zip(FIELDS, jax.tree.map(np.asarray, values))
+      }
   for row, (_, sample) in zip(out, samples):
-    end = len(sample.tokens) - (sample.ended == 'eos')
+    end = len(sample.tokens) - (sample.finish_reason == 'eos')
     row['step_count'] = len(segment(sample.tokens[:end].tolist()))
   return out
 
@@ -115,8 +116,9 @@ def _values(model, first, mesh, temperature, chunk, params, first_params,
   d = jax.numpy.clip(theirs - mine, -20.0, 20.0)
   count = jax.numpy.maximum(written.sum(axis=1), 1)
   whole = NamedSharding(mesh, PartitionSpec())
-  return tuple(jax.lax.with_sharding_constraint(
-      jax.numpy.sum(x, axis=1, where=written) / count, whole)
+  return tuple(
+      jax.lax.with_sharding_constraint(
+          jax.numpy.sum(x, axis=1, where=written) / count, whole)
       for x in (entropy, -d, jax.numpy.expm1(d) - d))
 
 
@@ -127,8 +129,11 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
   `steps_histogram` has the share of traces by BUCKETS.
   """
   tokens = np.array([row['tokens'] for row in rows])
-  out = {name: float(np.average([row[name] for row in rows], weights=tokens))
-         for name in FIELDS[:3]}
+  out = {
+      name: float(np.average([row[name]
+                              for row in rows], weights=tokens))
+      for name in FIELDS[:3]
+  }
   for name, right in (('correct', True), ('wrong', False)):
     out[f'length_{name}'] = metrics.mean(
         [row['tokens'] for row in rows if row['correct'] is right])
@@ -136,5 +141,6 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
   out['steps_mean'] = float(steps.mean())
   buckets = np.searchsorted(list(BUCKETS.values()), steps)
   out['steps_histogram'] = {
-      name: float((buckets == i).mean()) for i, name in enumerate(BUCKETS)}
+      name: float((buckets == i).mean()) for i, name in enumerate(BUCKETS)
+  }
   return out

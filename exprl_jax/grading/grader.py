@@ -67,8 +67,7 @@ def final_answer(text: str) -> str | None:
     return None
   answers = [boxes[-1][1]]
   for (_, before, end), (start, *_) in zip(boxes[-2::-1], boxes[:0:-1]):
-    if not (end <= start <= end + 100
-            and _LISTED.fullmatch(text[end:start])):
+    if not (end <= start <= end + 100 and _LISTED.fullmatch(text[end:start])):
       break
     if before not in answers:
       answers.insert(0, before)
@@ -128,7 +127,8 @@ class Grader:
     asked = self._ask({k for k in known if isinstance(k, str)})
     return [
         k if isinstance(k, Grade) else self._read(asked[k], text, problem)
-        for k, (text, problem) in zip(known, items)]
+        for k, (text, problem) in zip(known, items)
+    ]
 
   def check(self, problems: Sequence[Problem]) -> None:
     """Reads the gold answers; those that are empty are skipped.
@@ -144,8 +144,10 @@ class Grader:
       if grader == 'math' and p.answer and _number(_gold(p)) is None:
         questions[p.id] = _math(p)
     replies = self._ask(set(questions.values()))
-    bad += [p for p in problems if p.id in questions
-            and replies[questions[p.id]][0] != 'correct']
+    bad += [
+        p for p in problems
+        if p.id in questions and replies[questions[p.id]][0] != 'correct'
+    ]
     if bad:
       raise InputError(
           f'problem {bad[0].id!r}: grader {self._grader(bad[0])!r} cannot read '
@@ -165,9 +167,11 @@ class Grader:
     grader = self._grader(problem)
     if grader not in ('math', 'text', 'choice'):
       fields = dataclasses.asdict(problem)
-      return _question(grader, text=_spoken(text), problem={
-          k: fields[k] for k in ('id', 'question', 'answer', 'domain',
-                                 'solution')})
+      return _question(
+          grader, text=_spoken(text), problem={
+              k: fields[k]
+              for k in ('id', 'question', 'answer', 'domain', 'solution')
+          })
     gold = _gold(problem)
     if not gold:
       return Grade('gold_unparsable', '')
@@ -216,8 +220,9 @@ class Grader:
       return Grade(status, str(_normal(_gold(problem))))
     given = final_answer(text)
     known = _number(given)
-    return Grade(status, str(_normal(given) if known is not None
-                             else answer or _normal(given)))
+    return Grade(
+        status,
+        str(_normal(given) if known is not None else answer or _normal(given)))
 
 
 class _Worker:
@@ -230,17 +235,23 @@ class _Worker:
 
   def start(self) -> None:
     """Starts the process and waits until its imports are done."""
-    settings = {'graders': self._graders, 'memory_mb': self._cfg.memory_mb,
-                'seconds': 0.8 * self._cfg.timeout}
+    settings = {
+        'graders': self._graders, 'memory_mb': self._cfg.memory_mb,
+        'seconds': 0.8 * self._cfg.timeout
+    }
     # It finds what this process finds; a pool of threads for each numerical
     # library would be taken for memory.
     root = str(pathlib.Path(__file__).parents[2])
-    env = {**os.environ, 'OMP_NUM_THREADS': '1', 'OPENBLAS_NUM_THREADS': '1',
-           'PYTHONPATH': os.pathsep.join([root, *filter(None, sys.path)])}
+    env = {
+        **os.environ, 'OMP_NUM_THREADS': '1', 'OPENBLAS_NUM_THREADS': '1',
+        'PYTHONPATH': os.pathsep.join([root, *filter(None, sys.path)])
+    }
     self._process = subprocess.Popen(
-        [sys.executable, '-m', 'exprl_jax.grading.worker',
-         json.dumps(settings)], env=env, stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+        [
+            sys.executable, '-m', 'exprl_jax.grading.worker',
+            json.dumps(settings)
+        ], env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
         start_new_session=True)  # to be killed with its children
     self._unread = b''
     try:

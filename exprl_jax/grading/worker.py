@@ -105,8 +105,10 @@ def _load_math():
   @functools.lru_cache(4096)
   def parse(text):
     """One expression, or None. Time is kept by `_answer`, not the library."""
-    return next(iter(math_verify.parse(
-        text, config, 'no_fallback', parsing_timeout=None)), None)
+    return next(
+        iter(
+            math_verify.parse(text, config, 'no_fallback',
+                              parsing_timeout=None)), None)
 
   def grade(gold, answer, percent):
     """Whether `answer` is `gold`; without an answer, whether gold is read.
@@ -125,8 +127,7 @@ def _load_math():
     if given is None:
       return 'unparsable', '', ''
     right = ((percent or not _PERCENT.search(answer))
-             and not _other_base(answer, gold)
-             and not _absurd(given, sympy)
+             and not _other_base(answer, gold) and not _absurd(given, sympy)
              and math_verify.verify(expected, given, timeout_seconds=None))
     return ('correct' if right else 'wrong'), str(given)[:1000], ''
 
@@ -176,8 +177,10 @@ def _absurd(given, sympy) -> bool:
   """
   if not isinstance(given, (sympy.Eq, sympy.And)):
     return False
-  sides = [side for equation in given.atoms(sympy.Eq)
-           for side in equation.args if not side.free_symbols]
+  sides = [
+      side for equation in given.atoms(sympy.Eq) for side in equation.args
+      if not side.free_symbols
+  ]
   return not all(_agree(sides[0], side, sympy) for side in sides)
 
 

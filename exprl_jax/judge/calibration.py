@@ -16,8 +16,9 @@ import numpy as np
 _DECIDES = 0.75  # Likert 4: from here on the judge says 'correct'
 _DRAWS = 1000  # of the bootstrap
 _BLOCK = 500_000  # weights held at a time
-_NAMES = {'own': 'own reference', 'none': 'no reference',
-          'wrong': 'wrong reference'}
+_NAMES = {
+    'own': 'own reference', 'none': 'no reference', 'wrong': 'wrong reference'
+}
 _COLORS = ('C0', 'C1', 'C4', 'C5', 'C6')  # of conditions; C2, C3 are of truth
 
 
@@ -46,8 +47,7 @@ def outcome(score: np.ndarray, correct: np.ndarray, problem: Sequence,
   says = score >= _DECIDES
   at_level = np.floor(score * 4 + 0.5)[:, None] == np.arange(5)
   whole = np.column_stack([correct, ~correct, correct, ~correct, at_level])
-  part = whole * np.column_stack([~says, says, score, score]
-                                 + [correct] * 5)
+  part = whole * np.column_stack([~says, says, score, score] + [correct] * 5)
   values, groups = np.unique(score, return_inverse=True)
 
   def statistic(w):
@@ -62,14 +62,15 @@ def outcome(score: np.ndarray, correct: np.ndarray, problem: Sequence,
   edges = np.linspace(0, 1, 21)
   return {
       'n': len(score), 'n_correct': int(correct.sum()),
-      'problems': len(set(problem)), **dict(zip(names, estimates)),
-      'reliability': [
-          {'level': i + 1, 'n': int(at_level[:, i].sum()), 'accuracy': e}
-          for i, e in enumerate(estimates[len(names):])],
-      'histogram': {
+      'problems': len(set(problem)),
+      **dict(zip(names, estimates)), 'reliability': [{
+          'level': i + 1, 'n': int(at_level[:, i].sum()), 'accuracy': e
+      } for i, e in enumerate(estimates[len(names):])], 'histogram': {
           'edges': edges.tolist(),
           'correct': np.histogram(score[correct], edges)[0].tolist(),
-          'incorrect': np.histogram(score[~correct], edges)[0].tolist()}}
+          'incorrect': np.histogram(score[~correct], edges)[0].tolist()
+      }
+  }
 
 
 def progress(score: np.ndarray, truth: np.ndarray, problem: Sequence,
@@ -102,16 +103,18 @@ def progress(score: np.ndarray, truth: np.ndarray, problem: Sequence,
     return np.column_stack([
         _pearson(w, score, truth),
         _pearson(w, _ranks(w, score), _ranks(w, truth)),
-        _ratios(w, part, whole)])
+        _ratios(w, part, whole)
+    ])
 
   pearson, spearman, difference, *means = _estimates(statistic, problem, seed)
   return {
       'n': len(score), 'problems': len(set(problem)), 'pearson': pearson,
-      'spearman': spearman, 'difference': difference,
-      'bins': [{'low': i / 10, 'high': (i + 1) / 10, 'n': int(members.sum()),
-                'score': float(score[members].mean()) if any(members) else None,
-                'truth': mean}
-               for i, (members, mean) in enumerate(zip(in_bin.T, means))]}
+      'spearman': spearman, 'difference': difference, 'bins': [{
+          'low': i / 10, 'high': (i + 1) / 10, 'n': int(members.sum()),
+          'score': float(score[members].mean()) if any(members) else None,
+          'truth': mean
+      } for i, (members, mean) in enumerate(zip(in_bin.T, means))]
+  }
 
 
 def auroc(score: np.ndarray, correct: np.ndarray) -> float:
@@ -122,8 +125,8 @@ def auroc(score: np.ndarray, correct: np.ndarray) -> float:
     correct: bool[N].
   """
   _, values = np.unique(score, return_inverse=True)
-  right, wrong = (np.bincount(values, weights=w)[None]
-                  for w in (correct, ~correct))
+  right, wrong = (
+      np.bincount(values, weights=w)[None] for w in (correct, ~correct))
   return float(_auroc(right, wrong)[0])
 
 
@@ -147,11 +150,12 @@ def agreement(scores: dict[str, np.ndarray]) -> dict[str, dict]:
   for (a, x), (b, y) in itertools.combinations(scores.items(), 2):
     ones = np.ones((1, len(x)))
     same = (x >= _DECIDES) == (y >= _DECIDES)
-    difference, decision = _ratios(
-        ones, np.column_stack([abs(x - y), same]), ones.T)[0]
+    difference, decision = _ratios(ones, np.column_stack([abs(x - y), same]),
+                                   ones.T)[0]
     out[f'{a} / {b}'] = {
         'n': len(x), 'pearson': _plain(_pearson(ones, x, y)[0]),
-        'difference': _plain(difference), 'same_decision': _plain(decision)}
+        'difference': _plain(difference), 'same_decision': _plain(decision)
+    }
   return out
 
 
@@ -188,32 +192,42 @@ def divergence(judge: Sequence[float], accuracy: Sequence[float], window: int,
   """
   if window < 2:
     raise ValueError(f'window={window} has to be at least 2')
-  errors = [np.zeros(len(judge)) if se is None else se
-            for se in (se_judge, se_accuracy)]
+  errors = [
+      np.zeros(len(judge)) if se is None else se
+      for se in (se_judge, se_accuracy)
+  ]
   _same_length(judge, accuracy, *errors)
   if len(judge) < window:
     return False
   time = np.arange(window) - (window - 1) / 2
   weights = time / (time @ time) * (window - 1)
   j, a = (weights @ np.asarray(x[-window:], float) for x in (judge, accuracy))
-  error = math.sqrt(sum(np.square(weights * np.asarray(x[-window:])).sum()
-                        for x in errors))
+  error = math.sqrt(
+      sum(np.square(weights * np.asarray(x[-window:])).sum() for x in errors))
   return bool(j > rise and j > 2 * error and a < share * j)
 
 
 def table(report: dict) -> str:
   """A report for the terminal, a line a condition."""
-  rows = [['reference', 'n', 'misplacement', 'FNR', 'FPR', 'AUROC',
-           'mean right', 'mean wrong']]
+  rows = [[
+      'reference', 'n', 'misplacement', 'FNR', 'FPR', 'AUROC', 'mean right',
+      'mean wrong'
+  ]]
   for name, found in _conditions(report):
-    cells = (_number(found[key]['value']) for key in (
-        'fnr', 'fpr', 'auroc', 'score_correct', 'score_incorrect'))
-    rows.append([name, str(found['n']), _interval(found['misplacement']),
-                 *cells])
+    cells = (_number(found[key]['value'])
+             for key in ('fnr', 'fpr', 'auroc', 'score_correct',
+                         'score_incorrect'))
+    rows.append(
+        [name, str(found['n']),
+         _interval(found['misplacement']), *cells])
   widths = [max(map(len, column)) for column in zip(*rows)]
-  lines = ['  '.join([row[0].ljust(widths[0])] + [
-      cell.rjust(w) for cell, w in zip(row[1:], widths[1:])])
-           for row in rows if len(rows) > 1]
+  lines = [
+      '  '.join([row[0].ljust(widths[0])] +
+                [cell.rjust(w)
+                 for cell, w in zip(row[1:], widths[1:])])
+      for row in rows
+      if len(rows) > 1
+  ]
   if 'progress' in report:
     found = report['progress']
     lines.append(f'prefixes (n {found["n"]}): '
@@ -241,8 +255,10 @@ def plots(report: dict, path: str | pathlib.Path) -> None:
   reliability, histogram, prefixes = fig.subplots(1, 3)
   conditions = _conditions(report)
   for i, (name, found) in enumerate(conditions):
-    rows = [r | {'x': r['level'] + 0.12 * (i - (len(conditions) - 1) / 2)}
-            for r in found['reliability']]
+    rows = [
+        r | {'x': r['level'] + 0.12 * (i - (len(conditions) - 1) / 2)}
+        for r in found['reliability']
+    ]
     _points(reliability, rows, 'x', 'accuracy', _COLORS[i % len(_COLORS)],
             _NAMES.get(name, name))
   reliability.set(title='Reliability', xlabel='score (nearest Likert level)',
@@ -259,8 +275,8 @@ def plots(report: dict, path: str | pathlib.Path) -> None:
             'mean of a tenth of the scores', counts=True)
     prefixes.plot([0, 1], [0, 1], ':', color='gray', zorder=0)
   prefixes.set(title='Prefixes', xlabel='score of the prefix',
-               ylabel='truth, e.g. success of continuations',
-               xlim=(-0.05, 1.1), ylim=(-0.05, 1.05))
+               ylabel='truth, e.g. success of continuations', xlim=(-0.05, 1.1),
+               ylim=(-0.05, 1.05))
   for axes in (reliability, histogram, prefixes):
     axes.spines[['top', 'right']].set_visible(False)
     if axes.get_legend_handles_labels()[0]:
@@ -311,7 +327,8 @@ def _bars(axes, found):
 def _conditions(report):
   """(name, outcome) of each condition, in the order of _NAMES."""
   found = report.get('conditions', {})
-  return [(name, found[name]) for name in dict.fromkeys([*_NAMES, *found])
+  return [(name, found[name])
+          for name in dict.fromkeys([*_NAMES, *found])
           if name in found]
 
 
@@ -341,8 +358,8 @@ def _plain(value):
   return None if np.isnan(value) else float(value)
 
 
-def _estimates(statistic: Callable[[np.ndarray], np.ndarray],
-               problem: Sequence, seed: int) -> list[dict]:
+def _estimates(statistic: Callable[[np.ndarray], np.ndarray], problem: Sequence,
+               seed: int) -> list[dict]:
   """Values of K statistics, with bootstrap intervals over problems.
 
   A number's interval leaves out the draws where it is undefined. Resamples of
@@ -371,8 +388,8 @@ def _estimates(statistic: Callable[[np.ndarray], np.ndarray],
     drawn = drawn[~np.isnan(drawn)]
     known = len(drawn) and not np.isnan(value)
     low, high = np.quantile(drawn, (0.025, 0.975)) if known else (np.nan,) * 2
-    out.append({'value': _plain(value), 'low': _plain(low),
-                'high': _plain(high)})
+    out.append(
+        {'value': _plain(value), 'low': _plain(low), 'high': _plain(high)})
   return out
 
 
@@ -410,6 +427,6 @@ def _pearson(w, x, y):
   with np.errstate(invalid='ignore', divide='ignore'):
     x = x - (w * x).sum(axis=1, keepdims=True) / total
     y = y - (w * y).sum(axis=1, keepdims=True) / total
-    xx, yy, xy = ((w * z).sum(axis=1) / total[:, 0]
-                  for z in (x * x, y * y, x * y))
+    xx, yy, xy = (
+        (w * z).sum(axis=1) / total[:, 0] for z in (x * x, y * y, x * y))
     return np.where(np.minimum(xx, yy) > 1e-14, xy / np.sqrt(xx * yy), np.nan)

@@ -24,8 +24,12 @@ def probe(config: Config, judge: Judge, problems: Sequence[Problem],
   segment = steps_lib.of_config(config, tokenizer)
   special = tokenizer.special_tokens
   items, names = [], []
-  domains = {d: [p for p in problems if p.domain == d]
-             for d in dict.fromkeys(p.domain for p in problems)}
+  domains = {
+      d: [p
+          for p in problems
+          if p.domain == d]
+      for d in dict.fromkeys(p.domain for p in problems)
+  }
   chosen = [p for own in domains.values() for p in own[:count]]
   for problem in chosen:
     other = problems[(problems.index(problem) + 1) % len(problems)]
@@ -44,12 +48,14 @@ def probe(config: Config, judge: Judge, problems: Sequence[Problem],
 def metrics(scores: dict[str, float]) -> dict[str, float]:
   """'judge/probe_...' of what `probe` returns."""
   values = list(scores.values())
-  return {'judge/probe_max_score': max(values),
-          'judge/probe_mean_score': sum(values) / len(values)}
+  return {
+      'judge/probe_max_score': max(values),
+      'judge/probe_mean_score': sum(values) / len(values)
+  }
 
 
-def refuse_fooled(config: Config, judge: Judge, problems: Sequence[Problem]
-                  ) -> dict[str, float]:
+def refuse_fooled(config: Config, judge: Judge,
+                  problems: Sequence[Problem]) -> dict[str, float]:
   """`metrics`, if the judge can be trained against; {} with one problem,
   where the probes have no other to take from.
 
@@ -99,9 +105,10 @@ class Alarm:
                        math.sqrt(a * (1 - a) / groups)))
     del self._seen[:-cfg.alarm_window]
     judge, accuracy, se_judge, se_accuracy = zip(*self._seen)
-    was, self._on = self._on, calibration.divergence(
-        judge, accuracy, cfg.alarm_window, cfg.alarm_rise, se_judge,
-        se_accuracy)
+    was, self._on = self._on, calibration.divergence(judge, accuracy,
+                                                     cfg.alarm_window,
+                                                     cfg.alarm_rise, se_judge,
+                                                     se_accuracy)
     values['judge/alarm'] = float(self._on)
     if not self._on or was:
       return ''

@@ -37,8 +37,10 @@ from exprl_jax.data.tokenizer import Tokenizer
 from exprl_jax.types import InputError, Problem
 
 SCORES = ('1', '2', '3', '4', '5')
-_ALL = {'system', 'user', 'score', 'outcome', 'process', 'segment', 'direct',
-        'reason', 'solution', 'rubric', 'both', 'whole', 'checkpoint'}
+_ALL = {
+    'system', 'user', 'score', 'outcome', 'process', 'segment', 'direct',
+    'reason', 'solution', 'rubric', 'both', 'whole', 'checkpoint'
+}
 _SLOTS = ('problem', 'solution', 'rubric', 'fence', 'trace', 'checkpoint')
 _SPLIT = re.compile('{(' + '|'.join(_SLOTS) + ')}')
 
@@ -77,8 +79,8 @@ class Template:
     first = self.pieces.index('fence')
     return self._fill(('', *self.pieces[first:first + 2]), fence=fence)
 
-  def ask(self, problem: Problem, fence: str, checkpoint: str = ''
-          ) -> list[int]:
+  def ask(self, problem: Problem, fence: str,
+          checkpoint: str = '') -> list[int]:
     """All that follows the trace, up to what the judge is to write."""
     after = self.pieces[self.pieces.index('trace') + 1:-1]
     return [*self._fill(after, problem, fence, checkpoint), *self.tail]
@@ -88,9 +90,8 @@ class Template:
     out = list(_encode(self.tokenizer, pieces[0]))
     for slot, text in itertools.zip_longest(pieces[1::2], pieces[2::2],
                                             fillvalue=''):
-      value = (fence if slot == 'fence' else checkpoint
-               if slot == 'checkpoint' else getattr(
-                   problem, {'problem': 'question'}.get(slot, slot)))
+      value = (fence if slot == 'fence' else checkpoint if slot == 'checkpoint'
+               else getattr(problem, {'problem': 'question'}.get(slot, slot)))
       out += self.tokenizer.encode(value)
       out += _encode(self.tokenizer, text)
     return out
@@ -112,8 +113,9 @@ def fence(problem: Problem, steps: list[str]) -> str:
   while True:
     text = json.dumps([problem.question, problem.solution, steps, attempt])
     digest = hashlib.blake2b(text.encode(), digest_size=16).digest()
-    code = ' '.join(str(10 + int.from_bytes(digest[4 * i:4 * i + 4]) % 90)
-                    for i in range(4))
+    code = ' '.join(
+        str(10 + int.from_bytes(digest[4 * i:4 * i + 4]) % 90)
+        for i in range(4))
     if not any(code in text for text in whole):
       return code
     attempt += 1
@@ -134,8 +136,8 @@ def load(cfg: Judge, tokenizer: Tokenizer, task: str) -> Template:
   path = pathlib.Path(__file__).parent / 'templates' / f'{cfg.template}.txt'
   path = path if path.is_file() else pathlib.Path(cfg.template)
   if not path.is_file():
-    known = sorted(p.stem for p in (pathlib.Path(__file__).parent
-                                    / 'templates').glob('*.txt'))
+    known = sorted(p.stem for p in (pathlib.Path(__file__).parent /
+                                    'templates').glob('*.txt'))
     raise InputError(f'judge.template={cfg.template!r}: no such template or '
                      f'file; known: {", ".join(known)}')
   sections = _sections(path)
@@ -143,11 +145,14 @@ def load(cfg: Judge, tokenizer: Tokenizer, task: str) -> Template:
     task = 'segment'
   reasons = cfg.readout != 'direct' and 'reason' in sections
   per_checkpoint = cfg.verdict == 'checkpoints'
-  choice = {'task': task, 'answer': 'reason' if reasons else 'direct',
-            'reference': cfg.reference,
-            'ask': 'checkpoint' if per_checkpoint else 'whole'}
+  choice = {
+      'task': task, 'answer': 'reason' if reasons else 'direct',
+      'reference': cfg.reference,
+      'ask': 'checkpoint' if per_checkpoint else 'whole'
+  }
   messages = [{'role': role, 'content': _expand(sections, role, choice, path)}
-              for role in ('system', 'user') if role in sections]
+              for role in ('system', 'user')
+              if role in sections]
   for message in messages[:-1]:
     if found := _SPLIT.findall(message['content']):
       raise InputError(f'{path}: [system] holds {{{found[0]}}}: problem, '
@@ -162,8 +167,8 @@ def load(cfg: Judge, tokenizer: Tokenizer, task: str) -> Template:
                     sections['score'], '', force, score_ids, text)
   score_ids, tail = _score_tokens(tokenizer, pieces[-1] + sections['score'],
                                   path)
-  return Template(tokenizer, pieces, tail, sections['score'],
-                  sections['score'], (), score_ids, text)
+  return Template(tokenizer, pieces, tail, sections['score'], sections['score'],
+                  (), score_ids, text)
 
 
 def _sections(path: pathlib.Path) -> dict[str, str]:
@@ -178,6 +183,7 @@ def _sections(path: pathlib.Path) -> dict[str, str]:
 
 def _expand(sections, role: str, choice: dict[str, str], path) -> str:
   """[system] or [user] with the chosen sections in it."""
+
   def section(match):
     name = choice[match.group(1)]
     if name not in sections:
@@ -193,8 +199,10 @@ def _expand(sections, role: str, choice: dict[str, str], path) -> str:
 
 def _lint(found: list[str], cfg: Judge, path) -> None:
   """Every text appears once, the fence around the trace."""
-  references = {'solution': ['solution'], 'rubric': ['rubric'],
-                'both': ['solution', 'rubric']}[cfg.reference]
+  references = {
+      'solution': ['solution'], 'rubric': ['rubric'],
+      'both': ['solution', 'rubric']
+  }[cfg.reference]
   wanted = ['problem', 'trace', *references, 'fence', 'fence']
   wanted += ['checkpoint'] * (cfg.verdict == 'checkpoints')
   if sorted(found) != sorted(wanted):
@@ -203,8 +211,8 @@ def _lint(found: list[str], cfg: Judge, path) -> None:
         f'{cfg.reference!r}, judge.verdict={cfg.verdict!r}); it holds '
         f'{_names(found)}')
   at = found.index('trace')
-  if found[at - 1:at + 2] != ['fence', 'trace', 'fence'] or (
-      'problem' in found[at:]):
+  if found[at - 1:at + 2] != ['fence', 'trace', 'fence'] or ('problem'
+                                                             in found[at:]):
     raise InputError(f'{path}: [user] should hold {{problem}} first and '
                      f'{{fence}} {{trace}} {{fence}} in this order; it holds '
                      f'{_names(found)}')
@@ -219,8 +227,9 @@ def _names(slots: list[str]) -> str:
 
 def _score_tokens(tokenizer: Tokenizer, before: str, path: pathlib.Path):
   """The five score tokens and what precedes them, tokenised in context."""
-  rows = [tokenizer.encode(f'{before} {score}', special=True)
-          for score in SCORES]
+  rows = [
+      tokenizer.encode(f'{before} {score}', special=True) for score in SCORES
+  ]
   common = rows[0][:-1]
   if any(row[:-1] != common for row in rows):
     raise InputError(f"{path}: a score after {before[-20:]!r} is not one token "

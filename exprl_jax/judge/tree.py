@@ -27,7 +27,13 @@ from exprl_jax.models import config as model_config
 from exprl_jax.models import hf
 from exprl_jax.models.config import ModelConfig
 from exprl_jax.rollout import decode, engine
-from exprl_jax.rollout.scheduler import Fork, Request, Root, Sample, Sampling
+from exprl_jax.rollout.requests import (
+    Fork,
+    Request,
+    Sample,
+    Sampling,
+    SharedPrefix,
+)
 from exprl_jax.types import InputError, Problem
 
 Item = tuple[Problem, Sequence[str]]  # a trace as the texts of its steps
@@ -98,10 +104,12 @@ class Judge:
     self.tokenizer = tokenizer
     self.template = prompts.load(cfg, tokenizer, task)
     self._mesh, self._cache, self._task = mesh, cache, task
-    self._name = [name, task, self.template.text, *(
-        getattr(cfg, k) for k in (
-            'dtype', 'weights', 'reference', 'context', 'readout', 'verdict',
-            'scale', 'min_mass', 'rationale_tokens', 'max_prompt_tokens'))]
+    self._name = [
+        name, task, self.template.text,
+        *(getattr(cfg, k) for k in ('dtype', 'weights', 'reference', 'context',
+                                    'readout', 'verdict', 'scale', 'min_mass',
+                                    'rationale_tokens', 'max_prompt_tokens'))
+    ]
     self._max_trace_tokens = max_trace_tokens
     self._cut = tokenizer.encode(_CUT)
     # Without [reason] in the template an answer is the score alone.
@@ -110,12 +118,13 @@ class Judge:
     if cfg.readout != 'direct':
       new = self._answer_tokens + len(self.template.force) + 1
     room = cfg.max_prompt_tokens + max_trace_tokens + len(self._cut)
-    self.engine = engine.Engine(model, mesh, engine.Options(
-        cfg.slots, room + new, cfg.page, cfg.pages,
-        prefill=min(256, -(-(cfg.max_prompt_tokens + max_trace_tokens)
-                           // 32) * 32),
-        widths=(16, 64, 256, 1024), dtype=model.dtype,
-        group='judge'), tokenizer.decode)
+    self.engine = engine.Engine(
+        model, mesh,
+        engine.Options(
+            cfg.slots, room + new, cfg.page, cfg.pages, prefill=min(
+                256, -(-(cfg.max_prompt_tokens + max_trace_tokens) // 32) * 32),
+            widths=(16, 64, 256, 1024), dtype=model.dtype, group='judge'),
+        tokenizer.decode)
 
   def score(self, items: Sequence[Item], max_steps: int) -> Verdicts:
     """Scores the trace up to the end of each step (or each step alone).
@@ -126,8 +135,9 @@ class Judge:
       max_steps: S of the result.
     """
     keys = [self._key(*item) for item in items]
-    known = dict(zip(keys, self._cache.get(keys) if self._cache
-                     else [None] * len(keys)))
+    known = dict(
+        zip(keys,
+            self._cache.get(keys) if self._cache else [None] * len(keys)))
     # Traces that occur twice are judged once.
     missing = {k: item for k, item in zip(keys, items) if known[k] is None}
     known |= zip(missing, self._judge(list(missing.values())))
@@ -150,8 +160,8 @@ class Judge:
 
   def _judge(self, items: Sequence[Item]) -> list[list[Reading]]:
     """Readings of every step of every item."""
-    out = [[Reading(0.0, 0.0, readout.EMPTY)] * len(steps)
-           for _, steps in items]
+    out = [[Reading(0.0, 0.0, readout.EMPTY)] * len(steps) for _, steps in items
+          ]
     trunks, owners = [], []
     for i, (problem, steps) in enumerate(items):
       if not ''.join(steps).strip():
@@ -167,8 +177,8 @@ class Judge:
                                   lambda pair: pair[0].step)
       for step, group in of_step:
         branches, parts = zip(*group)
-        out[owner][step] = readout.weighted(
-            list(parts), [b.weight for b in branches])
+        out[owner][step] = readout.weighted(list(parts),
+                                            [b.weight for b in branches])
     return out
 
   # Laying out.
@@ -189,10 +199,12 @@ class Judge:
         return None
       ids, ends = self._trace(group)
       start = len(head) + len(opening)
-      out.append(_Trunk(
-          [*head, *opening, *ids], len(head),
-          [_Branch(step, Fork(start + end, ask), points)
-           for end, step in zip(ends, number) for ask, points in asks]))
+      out.append(
+          _Trunk([*head, *opening, *ids], len(head), [
+              _Branch(step, Fork(start + end, ask), points)
+              for end, step in zip(ends, number)
+              for ask, points in asks
+          ]))
     return out
 
   @functools.lru_cache(maxsize=4096)  # noqa: B019 (a judge lives for the run)
@@ -222,17 +234,21 @@ class Judge:
     last = self._max_trace_tokens - first
     kept = [*ids[:first], *self._cut, *ids[len(ids) - last:]]
     behind = first + len(self._cut)
-    return kept, [end if end <= first else max(behind, end - over
-                                               + len(self._cut))
-                  for end in ends]
+    return kept, [
+        end if end <= first else max(behind, end - over + len(self._cut))
+        for end in ends
+    ]
 
   def _is_long(self, steps) -> bool:
     room = self._max_trace_tokens  # no tokenizer needs more than the bytes
-    parts = ([[step] for step in steps] if self.cfg.context == 'segment'
-             else [steps])
-    return any(sum(len(step.encode()) for step in part) > room
-               and sum(len(self.tokenizer.encode(step)) for step in part) > room
-               for part in parts)
+    parts = ([[step] for step in steps]
+             if self.cfg.context == 'segment' else [steps])
+    return any(
+        sum(len(step.encode())
+            for step in part) > room and sum(
+                len(self.tokenizer.encode(step))
+                for step in part) > room
+        for part in parts)
 
   # Asking.
 
@@ -244,28 +260,36 @@ class Judge:
     if cfg.readout == 'direct' or (cfg.readout == 'generate_expect'
                                    and not self.template.force):
       samples = self._run(trunks, Sampling(1, 0.0, read_ids=ids))
-      return [[expect(s.read) for s in row] for row in samples]
+      return [[expect(s.read_logprobs) for s in row] for row in samples]
     stops = (f'\n{self.template.score}',) * (cfg.readout == 'generate_expect')
-    samples = self._run(trunks, Sampling(
-        self._answer_tokens, 0.0, eos_ids=self.tokenizer.eos_ids,
-        stop_strings=stops))
+    samples = self._run(
+        trunks,
+        Sampling(self._answer_tokens, 0.0, eos_ids=self.tokenizer.eos_ids,
+                 stop_strings=stops))
     said = [[self._rationale(s, stops) for s in row] for row in samples]
     if cfg.readout == 'generate':
-      return [[readout.written(f'{self.template.begun} {text}', cfg.scale)
-               for _, text in row] for row in said]
-    asked = [trunk._replace(branches=[
-        b._replace(fork=Fork(b.fork.at, [*b.fork.suffix, *tokens,
-                                         *self.template.force]))
-        for b, (tokens, _) in zip(trunk.branches, row)])
-        for trunk, row in zip(trunks, said)]
+      return [[
+          readout.written(f'{self.template.begun} {text}', cfg.scale)
+          for _, text in row
+      ]
+              for row in said]
+    asked = [
+        trunk._replace(branches=[
+            b._replace(fork=Fork(
+                b.fork.at, [*b.fork.suffix, *tokens, *self.template.force]))
+            for b, (tokens, _) in zip(trunk.branches, row)
+        ])
+        for trunk, row in zip(trunks, said)
+    ]
     samples = self._run(asked, Sampling(1, 0.0, read_ids=ids))
-    return [[expect(s.read, text=text) for s, (_, text) in zip(a, b)]
+    return [[expect(s.read_logprobs, text=text)
+             for s, (_, text) in zip(a, b)]
             for a, b in zip(samples, said)]
 
   def _rationale(self, sample: Sample, stops) -> tuple[list[int], str]:
     """Tokens and text before the end token or the stop string."""
     tokens = sample.tokens.tolist()
-    if sample.ended == 'eos':
+    if sample.finish_reason == 'eos':
       tokens.pop()
     text = self.tokenizer.decode(tokens)
     while stops and stops[0] in text:
@@ -273,16 +297,16 @@ class Judge:
       text = self.tokenizer.decode(tokens)
     return tokens, text
 
-  def _run(self, trunks: list[_Trunk], sampling: Sampling
-           ) -> list[list[Sample]]:
+  def _run(self, trunks: list[_Trunk],
+           sampling: Sampling) -> list[list[Sample]]:
     """One sample for every branch of every trunk."""
     roots, requests, count = {}, [], 0
     for trunk in trunks:
       head = tuple(trunk.tokens[:trunk.root])
-      root = roots.setdefault(head, Root(len(roots), trunk.root))
-      requests.append(Request(
-          trunk.tokens, count, len(trunk.branches), sampling,
-          [b.fork for b in trunk.branches], root=root))
+      root = roots.setdefault(head, SharedPrefix(len(roots), trunk.root))
+      requests.append(
+          Request(trunk.tokens, count, len(trunk.branches), sampling,
+                  [b.fork for b in trunk.branches], shared_prefix=root))
       count += len(trunk.branches)
     if not requests:
       return []
@@ -322,8 +346,9 @@ class ByDomain:
 
   def with_readout(self, name: str) -> 'ByDomain':
     """The same judges, read in another way."""
-    return ByDomain(self._default.with_readout(name), {
-        d: judge.with_readout(name) for d, judge in self._domains.items()})
+    return ByDomain(
+        self._default.with_readout(name),
+        {d: judge.with_readout(name) for d, judge in self._domains.items()})
 
   def score(self, items: Sequence[Item], max_steps: int) -> Verdicts:
     """As Judge.score, each item by its domain's judge."""
@@ -335,8 +360,9 @@ class ByDomain:
       rows += own
     back = np.argsort(rows)
     texts = sum((p.texts for p in parts), [])
-    return Verdicts(*(np.concatenate([p[k] for p in parts])[back]
-                      for k in range(4)), [texts[i] for i in back])
+    return Verdicts(
+        *(np.concatenate([p[k] for p in parts])[back] for k in range(4)),
+        [texts[i] for i in back])
 
 
 def by_domain(config: config_lib.Config) -> dict[str, tuple[str, str]]:
@@ -344,8 +370,10 @@ def by_domain(config: config_lib.Config) -> dict[str, tuple[str, str]]:
   templates = config_lib.by_domain(config, 'judge.templates')
   task = 'process' if config.reward == 'process' else 'outcome'
   whole = config.credit.outcome_domains
-  return {d: (templates.get(d, config.judge.template),
-              'outcome' if d in whole else task) for d in {*templates, *whole}}
+  return {
+      d: (templates.get(d, config.judge.template),
+          'outcome' if d in whole else task) for d in {*templates, *whole}
+  }
 
 
 def load(config: config_lib.Config, mesh: jax.sharding.Mesh,
@@ -362,8 +390,8 @@ def load(config: config_lib.Config, mesh: jax.sharding.Mesh,
     max_trace_tokens: where the config does not say; 0: the policy's budget.
   """
   cfg, folder = config.judge, config_lib.resolve(config.judge.init)
-  if shared and (folder, cfg.dtype, cfg.weights) == (
-      shared[0], shared[1].dtype, ''):
+  if shared and (folder, cfg.dtype, cfg.weights) == (shared[0], shared[1].dtype,
+                                                     ''):
     _, model, params = shared
   else:
     model, params = hf.load(folder, mesh, cfg.dtype, frozen=True,
@@ -414,8 +442,9 @@ def check_readable(cfg: config_lib.Judge, verdicts: Verdicts) -> None:
   bad = (verdicts.exists & ~verdicts.readable).any(axis=1).mean()
   if bad <= cfg.max_invalid_frac:
     return
-  worst = max(readout.REMEDY, key=lambda name: (
-      verdicts.outcome == readout.OUTCOMES.index(name)).any(axis=1).sum())
+  worst = max(
+      readout.REMEDY, key=lambda name:
+      (verdicts.outcome == readout.OUTCOMES.index(name)).any(axis=1).sum())
   raise RuntimeError(
       f'{bad:.0%} of the traces have no verdict, more than '
       f'judge.max_invalid_frac={cfg.max_invalid_frac}; most are {worst}: '

@@ -39,8 +39,8 @@ def choose(cfg: ModelConfig, view: View) -> str:
   """The implementation for a config and what is to be seen."""
   chosen = cfg.attention
   if chosen == 'auto':
-    chosen = {'tpu': 'splash', 'gpu': 'dot_product'}.get(
-        jax.default_backend(), 'einsum')
+    chosen = {'tpu': 'splash',
+              'gpu': 'dot_product'}.get(jax.default_backend(), 'einsum')
   if chosen == 'splash' and view.segment_ids is None:
     return 'einsum'  # a tree
   if chosen == 'dot_product' and cfg.attention_softcap:
@@ -130,8 +130,10 @@ def _splash(cfg, q, k, v, segment_ids, kind):
     return jnp.pad(x, ((0, 0), (0, pad)) + ((0, 0),) * (x.ndim - 2))
 
   q, k, v, ids = (padded(x) for x in (q, k, v, segment_ids))
-  branches = [functools.partial(_splash_local, cfg, window, block)
-              for window in cfg.kinds]
+  branches = [
+      functools.partial(_splash_local, cfg, window, block)
+      for window in cfg.kinds
+  ]
 
   def run(q, k, v, ids, kind):
     if len(branches) == 1:
@@ -142,29 +144,25 @@ def _splash(cfg, q, k, v, segment_ids, kind):
   if not mesh.empty:
     rows = mesh_lib.spec(('batch', None), ids.shape, mesh)
     heads = mesh_lib.spec(('batch', None, 'kv_heads', None), k.shape, mesh)
-    run = jax.shard_map(
-        run, in_specs=(heads, heads, heads, rows, jax.P()), out_specs=heads,
-        check_vma=False)
+    run = jax.shard_map(run, in_specs=(heads, heads, heads, rows, jax.P()),
+                        out_specs=heads, check_vma=False)
   return run(q, k, v, ids, jnp.int32(kind))[:, :t]
 
 
 def _splash_local(cfg, window, block, q, k, v, segment_ids):
   """The kernel on whole arrays; T is a multiple of the block."""
   # Imported here: loading Pallas costs a second that no other platform needs.
-  from jax.experimental.pallas.ops.tpu.splash_attention import (
-    splash_attention_kernel as splash,
-  )
-  from jax.experimental.pallas.ops.tpu.splash_attention import (
-    splash_attention_mask as masks,
-  )
+  from jax.experimental.pallas.ops.tpu import splash_attention
+  splash = splash_attention.splash_attention_kernel
+  masks = splash_attention.splash_attention_mask
   b, t, n, h = q.shape
   kv, group = k.shape[2], n // k.shape[2]
-  one = (masks.LocalMask((t, t), (window - 1, 0), 0) if window
-         else masks.CausalMask((t, t)))
-  sizes = splash.BlockSizes(
-      block_q=block, block_kv=block, block_kv_compute=block, block_q_dkv=block,
-      block_kv_dkv=block, block_kv_dkv_compute=block, block_q_dq=block,
-      block_kv_dq=block)
+  one = (masks.LocalMask(
+      (t, t), (window - 1, 0), 0) if window else masks.CausalMask((t, t)))
+  sizes = splash.BlockSizes(block_q=block, block_kv=block,
+                            block_kv_compute=block, block_q_dkv=block,
+                            block_kv_dkv=block, block_kv_dkv_compute=block,
+                            block_q_dq=block, block_kv_dq=block)
 
   def run(interpret, q, k, v, ids):
     kernel = splash.make_splash_mqa_single_device(
@@ -177,7 +175,7 @@ def _splash_local(cfg, window, block, q, k, v, segment_ids):
 
   q = q.reshape(b, t, kv, group, h).transpose(0, 2, 3, 1, 4)
   k, v = (x.transpose(0, 2, 1, 3) for x in (k, v))
-  out = jax.lax.platform_dependent(
-      q, k, v, segment_ids, tpu=functools.partial(run, False),
-      default=functools.partial(run, True))
+  out = jax.lax.platform_dependent(q, k, v, segment_ids,
+                                   tpu=functools.partial(run, False),
+                                   default=functools.partial(run, True))
   return out.transpose(0, 3, 1, 2, 4).reshape(b, t, n, h)

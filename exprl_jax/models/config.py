@@ -63,7 +63,8 @@ _IRRELEVANT = frozenset({
     'output_hidden_states', 'output_router_logits', 'pad_token_id',
     'problem_type', 'return_dict', 'router_aux_loss_coef', 'tokenizer_class',
     'torch_dtype', 'torchscript', 'transformers_version', 'unsloth_fixed',
-    'unsloth_version', 'use_bfloat16', 'use_cache'})
+    'unsloth_version', 'use_bfloat16', 'use_cache'
+})
 
 
 def read_config(folder: epath.PathLike) -> ModelConfig:
@@ -135,13 +136,12 @@ def _common(raw: dict) -> dict:
       raise TypeError(f'{key} should be a number')
   return {
       'vocab_size': raw.pop('vocab_size'),
-      'num_layers': raw.pop('num_hidden_layers'),
-      'embed_dim': embed,
-      'mlp_dim': raw.pop('intermediate_size'),
-      'num_heads': heads,
+      'num_layers': raw.pop('num_hidden_layers'), 'embed_dim': embed,
+      'mlp_dim': raw.pop('intermediate_size'), 'num_heads': heads,
       'num_kv_heads': raw.pop('num_key_value_heads', None) or heads,
       'head_dim': raw.pop('head_dim', None) or embed // heads,
-      'norm_eps': raw.pop('rms_norm_eps')}
+      'norm_eps': raw.pop('rms_norm_eps')
+  }
 
 
 def _windows(types: list[str] | None, num_layers: int, window: int | None,
@@ -149,8 +149,10 @@ def _windows(types: list[str] | None, num_layers: int, window: int | None,
   """The window of every layer, from layer_types or the family's rule."""
   kinds = {'sliding_attention': window or 0, 'full_attention': 0}
   if types is None:
-    types = ['sliding_attention' if is_local(i) else 'full_attention'
-             for i in range(num_layers)]
+    types = [
+        'sliding_attention' if is_local(i) else 'full_attention'
+        for i in range(num_layers)
+    ]
   if unknown := set(types) - set(kinds):
     raise _NotImplemented(f'layer_types {unknown} are not implemented')
   if len(types) != num_layers:
@@ -200,8 +202,10 @@ def _qwen(raw: dict) -> dict:
     raise KeyError('max_window_layers')
   if not raw.pop('use_sliding_window', False):
     window = None
-  return {'rope': _rope(raw), 'windows': (window, lambda i: i >= first),
-          'tied_embedding': raw.pop('tie_word_embeddings', False)}
+  return {
+      'rope': _rope(raw), 'windows': (window, lambda i: i >= first),
+      'tied_embedding': raw.pop('tie_word_embeddings', False)
+  }
 
 
 def _qwen2(raw: dict) -> dict:
@@ -215,8 +219,9 @@ def _qwen3(raw: dict) -> dict:
 def _qwen3_moe(raw: dict) -> dict:
   _only(raw, decoder_sparse_step=1, mlp_only_layers=[], qkv_bias=False,
         use_qk_norm=True, shared_expert_intermediate_size=0)
-  experts = [raw.pop(k) for k in ('num_experts', 'num_local_experts')
-             if k in raw]
+  experts = [
+      raw.pop(k) for k in ('num_experts', 'num_local_experts') if k in raw
+  ]
   raw['max_window_layers'] = 0  # a window would be on all layers
   if not experts:
     raise KeyError('num_experts')
@@ -224,20 +229,25 @@ def _qwen3_moe(raw: dict) -> dict:
       'num_experts': experts[0],
       'experts_per_token': raw.pop('num_experts_per_tok'),
       'mlp_dim': raw.pop('moe_intermediate_size'),
-      'norm_topk': raw.pop('norm_topk_prob')}
+      'norm_topk': raw.pop('norm_topk_prob')
+  }
 
 
 def _llama(raw: dict) -> dict:
   _only(raw, hidden_act='silu', mlp_bias=False, pretraining_tp=1)
-  return {'rope': _rope(raw), 'windows': (None, lambda i: False),
-          'tied_embedding': raw.pop('tie_word_embeddings', False)}
+  return {
+      'rope': _rope(raw), 'windows': (None, lambda i: False),
+      'tied_embedding': raw.pop('tie_word_embeddings', False)
+  }
 
 
 def _mistral(raw: dict) -> dict:
   _only(raw, hidden_act='silu')
-  return {'rope': _rope(raw),
-          'windows': (raw.pop('sliding_window', None), lambda i: True),
-          'tied_embedding': raw.pop('tie_word_embeddings', False)}
+  return {
+      'rope': _rope(raw), 'windows': (raw.pop('sliding_window',
+                                              None), lambda i: True),
+      'tied_embedding': raw.pop('tie_word_embeddings', False)
+  }
 
 
 def _gemma(raw: dict) -> dict:
@@ -249,12 +259,12 @@ def _gemma(raw: dict) -> dict:
   _only(raw, hidden_activation='gelu_pytorch_tanh')
   scalar = raw.pop('query_pre_attn_scalar')
   return {
-      'activation': 'gelu_tanh',
-      'attention_scale': scalar**-0.5,
+      'activation': 'gelu_tanh', 'attention_scale': scalar**-0.5,
       'attention_softcap': raw.pop('attn_logit_softcapping', None) or 0.0,
       'logit_softcap': raw.pop('final_logit_softcapping', None) or 0.0,
       'norm_offset': True, 'post_norms': True,
-      'tied_embedding': raw.pop('tie_word_embeddings', True)}
+      'tied_embedding': raw.pop('tie_word_embeddings', True)
+  }
 
 
 def _gemma2(raw: dict) -> dict:
@@ -265,7 +275,8 @@ def _gemma2(raw: dict) -> dict:
       raise KeyError(key)
   return _gemma(raw) | {
       'rope': _rope(raw), 'embed_scaled': True,
-      'windows': (window, lambda i: i % 2 == 0)}
+      'windows': (window, lambda i: i % 2 == 0)
+  }
 
 
 def _gemma3(raw: dict) -> dict:
@@ -280,13 +291,13 @@ def _gemma3(raw: dict) -> dict:
     rope, local = _rope(raw), Rope(float(raw.pop('rope_local_base_freq')))
   return _gemma(raw) | {
       'rope': rope, 'local_rope': local, 'qk_norm': True, 'embed_scaled': True,
-      'windows': (raw.pop('sliding_window'),
-                  lambda i: (i + 1) % pattern != 0)}
+      'windows': (raw.pop('sliding_window'), lambda i: (i + 1) % pattern != 0)
+  }
 
 
 # model_type of config.json -> what it adds to the common values. It takes the
 # keys it understands out of the dict; what is left over is an error.
 FAMILIES: dict[str, Callable[[dict], dict]] = {
-    'qwen2': _qwen2, 'qwen3': _qwen3, 'qwen3_moe': _qwen3_moe,
-    'llama': _llama, 'mistral': _mistral,
-    'gemma2': _gemma2, 'gemma3_text': _gemma3}
+    'qwen2': _qwen2, 'qwen3': _qwen3, 'qwen3_moe': _qwen3_moe, 'llama': _llama,
+    'mistral': _mistral, 'gemma2': _gemma2, 'gemma3_text': _gemma3
+}

@@ -23,22 +23,25 @@ from exprl_jax.types import InputError
 
 # Ours -> theirs. Their matrices are [out, in]; ours are [in, *out], or
 # [*in, out] for the attention output.
-_TOP = {'embedding': 'model.embed_tokens.weight',
-        'final_norm': 'model.norm.weight', 'head': 'lm_head.weight'}
+_TOP = {
+    'embedding': 'model.embed_tokens.weight', 'final_norm': 'model.norm.weight',
+    'head': 'lm_head.weight'
+}
 _LAYER = {
-    'attention_norm': 'input_layernorm.weight',
-    'q': 'self_attn.q_proj.weight', 'q_bias': 'self_attn.q_proj.bias',
-    'k': 'self_attn.k_proj.weight', 'k_bias': 'self_attn.k_proj.bias',
-    'v': 'self_attn.v_proj.weight', 'v_bias': 'self_attn.v_proj.bias',
-    'q_norm': 'self_attn.q_norm.weight', 'k_norm': 'self_attn.k_norm.weight',
-    'o': 'self_attn.o_proj.weight',
+    'attention_norm': 'input_layernorm.weight', 'q': 'self_attn.q_proj.weight',
+    'q_bias': 'self_attn.q_proj.bias', 'k': 'self_attn.k_proj.weight',
+    'k_bias': 'self_attn.k_proj.bias', 'v': 'self_attn.v_proj.weight',
+    'v_bias': 'self_attn.v_proj.bias', 'q_norm': 'self_attn.q_norm.weight',
+    'k_norm': 'self_attn.k_norm.weight', 'o': 'self_attn.o_proj.weight',
     'mlp_norm': 'post_attention_layernorm.weight', 'router': 'mlp.gate.weight',
     'gate': 'mlp.gate_proj.weight', 'up': 'mlp.up_proj.weight',
-    'down': 'mlp.down_proj.weight'}
+    'down': 'mlp.down_proj.weight'
+}
 _POST_NORMS = {
     'attention_post_norm': 'post_attention_layernorm.weight',
     'mlp_norm': 'pre_feedforward_layernorm.weight',
-    'mlp_post_norm': 'post_feedforward_layernorm.weight'}
+    'mlp_post_norm': 'post_feedforward_layernorm.weight'
+}
 _EXPERTS = ('gate', 'up', 'down')
 _OTHER_FILES = ('tokenizer.json', 'tokenizer.model', 'chat_template.jinja',
                 'tokenizer_config.json', 'special_tokens_map.json',
@@ -93,21 +96,23 @@ def load(folder: epath.PathLike, mesh: jax.sharding.Mesh,
   tensors = safetensors.open_folder(folder)
   parts = list(stored_parts(cfg, abstract))
   _check(folder, cfg, tensors, parts)
-  zeros = jax.jit(lambda: jax.tree.map(
-      lambda x: jnp.zeros(x.shape, x.dtype), abstract['layers']),
-      out_shardings=shardings['layers']).lower()
+  zeros = jax.jit(
+      lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), abstract[
+          'layers']), out_shardings=shardings['layers']).lower()
   place = jax.jit(_place, donate_argnums=0, out_shardings=shardings['layers'])
-  progress = tqdm.tqdm(
-      desc=folder.name, total=sum(p.nbytes(tensors) for p in parts), unit='B',
-      unit_scale=True, delay=2,
-      disable=None if jax.process_index() == 0 else True)
-  with (progress, jax.set_mesh(mesh),
-        futures.ThreadPoolExecutor(_THREADS + 1) as pool):
+  progress = tqdm.tqdm(desc=folder.name,
+                       total=sum(p.nbytes(tensors) for p in parts), unit='B',
+                       unit_scale=True, delay=2,
+                       disable=None if jax.process_index() == 0 else True)
+  with (progress, jax.set_mesh(mesh), futures.ThreadPoolExecutor(_THREADS + 1)
+        as pool):
     zeros = pool.submit(zeros.compile)  # while the first files are read
     for layer, raw, nbytes in _read_ahead(parts, tensors, mesh, pool):
       if layer is None:
-        params = {k: jax.device_put(v.astype(abstract[k].dtype), shardings[k])
-                  for k, v in raw.items()}
+        params = {
+            k: jax.device_put(v.astype(abstract[k].dtype), shardings[k])
+            for k, v in raw.items()
+        }
         params['layers'] = zeros.result()()
       else:
         # Waits, or layers that are read but not placed would pile up.
@@ -191,6 +196,7 @@ def _read_ahead(parts, tensors, mesh, pool):
   devices. The host transposes matrices on their way: XLA:CPU's own transpose
   is several times slower, and on TPUs it saves the devices a pass.
   """
+
   def read(part):
     experts, flip = len(part.names) > 1, _transposed(part)
     shape = part.theirs[::-1] if flip else part.theirs
@@ -209,8 +215,10 @@ def _read_ahead(parts, tensors, mesh, pool):
     return jax.make_array_from_callback(
         shape, sharding, lambda i: block(*i[axis].indices(shape[axis])[:2]))
 
-  units = [list(group) for _, group in itertools.groupby(
-      parts, key=lambda part: part.layer)]
+  units = [
+      list(group)
+      for _, group in itertools.groupby(parts, key=lambda part: part.layer)
+  ]
   submit = lambda unit: {p.key: pool.submit(read, p) for p in unit}
   following = submit(units[0])
   for i, unit in enumerate(units):
@@ -223,12 +231,14 @@ def _read_ahead(parts, tensors, mesh, pool):
 
 def _place(layers, raw, layer):
   """Writes one layer into the stacked parameters, in place."""
+
   def put(whole, part):
     part = part.astype(whole.dtype)
     # As bits: XLA:CPU updates bfloat16 by way of the whole in float32.
     bits = f'uint{8 * whole.dtype.itemsize}'
-    return jax.lax.dynamic_update_slice_in_dim(
-        whole.view(bits), part.view(bits), layer, 0).view(whole.dtype)
+    return jax.lax.dynamic_update_slice_in_dim(whole.view(bits),
+                                               part.view(bits), layer,
+                                               0).view(whole.dtype)
 
   def one(key, whole):
     part = raw[key].reshape(1, *whole.shape[1:])
@@ -239,9 +249,8 @@ def _place(layers, raw, layer):
   return {k: one(k, whole) for k, whole in layers.items()}
 
 
-def save(folder: epath.PathLike, cfg: ModelConfig, params,
-         base: epath.PathLike, dtype: str = 'float32',
-         max_bytes: int = 5 * 10**9) -> None:
+def save(folder: epath.PathLike, cfg: ModelConfig, params, base: epath.PathLike,
+         dtype: str = 'float32', max_bytes: int = 5 * 10**9) -> None:
   """Writes a directory that `load` and `transformers` open.
 
   All processes call it, process 0 writes; the host holds one tensor at a
@@ -295,8 +304,8 @@ def _fetch(parts, params, dtype) -> Iterator[tuple[str, np.ndarray]]:
                 if isinstance(value.sharding, NamedSharding) else None)
     experts = len(part.names) > 1
     shape = (len(part.names), *part.theirs) if experts else part.theirs
-    out = np.asarray(_taker(sharding, shape, dtype, _transposed(part))(
-        value, part.layer))
+    out = np.asarray(
+        _taker(sharding, shape, dtype, _transposed(part))(value, part.layer))
     yield from zip(part.names, out if experts else [out])
 
 
@@ -304,6 +313,7 @@ def _fetch(parts, params, dtype) -> Iterator[tuple[str, np.ndarray]]:
 def _taker(sharding: NamedSharding | None, shape: tuple[int, ...],
            dtype: np.dtype, transposed: bool):
   """(parameter, layer) -> the stored array, on every device."""
+
   def take(whole, layer):
     value = (whole if layer is None else whole[layer]).astype(dtype)
     if not transposed:

@@ -24,8 +24,10 @@ def scale(cfg) -> float:
 
 def _names(cfg: ModelConfig) -> list[str]:
   """Experts have none."""
-  return [n for n in _INPUTS
-          if not (cfg.num_experts and n in ('gate', 'up', 'down'))]
+  return [
+      n for n in _INPUTS
+      if not (cfg.num_experts and n in ('gate', 'up', 'down'))
+  ]
 
 
 @functools.partial(jax.jit, static_argnums=(0, 2))
@@ -65,6 +67,6 @@ def merge(params, adapters, scale: float, dtype: str = ''):
   for name, ab in adapters['layers'].items():
     w = layers[name]
     change = jnp.einsum('lir,lro->lio', ab['a'], ab['b'], precision='highest')
-    layers[name] = (w + scale * change.reshape(w.shape)).astype(
-        dtype or w.dtype)
+    layers[name] = (w + scale * change.reshape(w.shape)).astype(dtype
+                                                                or w.dtype)
   return params | {'layers': layers}

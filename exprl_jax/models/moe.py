@@ -9,9 +9,8 @@ from exprl_jax.models.config import ModelConfig
 from exprl_jax.runtime import mesh as mesh_lib
 
 
-def mixture(cfg: ModelConfig, x: jax.Array, router: jax.Array,
-            gate: jax.Array, up: jax.Array, down: jax.Array,
-            activation) -> jax.Array:
+def mixture(cfg: ModelConfig, x: jax.Array, router: jax.Array, gate: jax.Array,
+            up: jax.Array, down: jax.Array, activation) -> jax.Array:
   """Each token's chosen experts, weighted by the router.
 
   The router runs in float32. On a mesh every device of the 'expert' axis has
@@ -43,10 +42,10 @@ def mixture(cfg: ModelConfig, x: jax.Array, router: jax.Array,
   tall = mesh_lib.spec(('experts', 'mlp', None), down.shape, mesh)
   rows = mesh_lib.spec(('batch_of_experts', None, None), x.shape, mesh)
   expert_axes, mlp_axes = (mesh_lib.axes_of(wide[i]) for i in (0, 2))
-  return jax.shard_map(
-      functools.partial(run, expert_axes, mlp_axes),
-      in_specs=(rows, rows, rows, wide, wide, tall), out_specs=rows,
-      check_vma=False)(x, weight, expert, gate, up, down)
+  return jax.shard_map(functools.partial(run, expert_axes, mlp_axes),
+                       in_specs=(rows, rows, rows, wide, wide, tall),
+                       out_specs=rows, check_vma=False)(x, weight, expert, gate,
+                                                        up, down)
 
 
 def _experts(activation, expert_axes, mlp_axes, x, weight, expert, gate, up,

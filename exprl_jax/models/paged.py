@@ -62,8 +62,8 @@ def choose(kernel: str, dtype: str) -> str:
   return 'ragged' if on_tpu else 'reference'
 
 
-def abstract_pool(cfg: ModelConfig, layout: Layout, mesh: jax.sharding.Mesh
-                  ) -> Pool:
+def abstract_pool(cfg: ModelConfig, layout: Layout,
+                  mesh: jax.sharding.Mesh) -> Pool:
   """ShapeDtypeStructs with shardings."""
   parts = mesh_lib.batch_parts(mesh)
   k, h, page = cfg.num_kv_heads, cfg.head_dim, layout.page
@@ -75,8 +75,8 @@ def abstract_pool(cfg: ModelConfig, layout: Layout, mesh: jax.sharding.Mesh
     return jax.ShapeDtypeStruct((*lead, *shape), dtype, sharding=sharding)
 
   if layout.kernel == 'ragged':
-    return Pool(array((None, 'kv_heads', None), (page, 2 * k, h)),
-                None, None, None)
+    return Pool(array((None, 'kv_heads', None), (page, 2 * k, h)), None, None,
+                None)
   scales = None
   if layout.dtype == 'int8':
     scales = array(('kv_heads', None), (k, page), 'float32')
@@ -94,10 +94,13 @@ def token_bytes(cfg: ModelConfig, dtype: str) -> int:
 def copy_pages(pool: Pool, cfg: ModelConfig, source: jax.Array,
                target: jax.Array) -> Pool:
   """Copies pages source[d, i] to target[d, i] in every layer; i32[D, n]."""
+
   def one(x):
+
     def local(x, source, target):  # [L * P, ...]
       x = x.reshape(cfg.num_layers, -1, *x.shape[1:])
       return x.at[:, target].set(x[:, source]).reshape(-1, *x.shape[2:])
+
     return jax.vmap(local)(x, source, target)
 
   return jax.tree.map(one, pool)
@@ -124,30 +127,33 @@ def attend(cfg: ModelConfig, layout: Layout, q: jax.Array, k: jax.Array,
   Returns:
     [B, T, N, H] in q's dtype, and the pool.
   """
-  run = functools.partial(
-      _ragged if layout.kernel == 'ragged' else _reference, cfg, layout)
+  run = functools.partial(_ragged if layout.kernel == 'ragged' else _reference,
+                          cfg, layout)
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty or mesh.size == 1:
     return run(q, k, v, pool, table, positions, layer, kind)
   heads = mesh_lib.spec(('batch', None, 'kv_heads', None), k.shape, mesh)
   rows = mesh_lib.spec(('batch', None), table.shape, mesh)
-  axis = {x.ndim: mesh_lib.spec(
-      ('batch', None, 'kv_heads', None, None)[:x.ndim], x.shape, mesh)
-      for x in jax.tree.leaves(pool)}
+  axis = {
+      x.ndim: mesh_lib.spec(('batch', None, 'kv_heads', None, None)[:x.ndim],
+                            x.shape, mesh) for x in jax.tree.leaves(pool)
+  }
   if layout.kernel == 'ragged':
-    axis = {5: mesh_lib.spec(('batch', None, None, 'kv_heads', None),
-                             pool.keys.shape, mesh)}
+    axis = {
+        5: mesh_lib.spec(('batch', None, None, 'kv_heads', None),
+                         pool.keys.shape, mesh)
+    }
   pools = jax.tree.map(lambda x: axis[x.ndim], pool)
   return jax.shard_map(
       run, in_specs=(heads, heads, heads, pools, rows, rows, jax.P(), jax.P()),
-      out_specs=(heads, pools), check_vma=False)(
-          q, k, v, pool, table, positions, layer, kind)
+      out_specs=(heads, pools), check_vma=False)(q, k, v, pool, table,
+                                                 positions, layer, kind)
 
 
 def _places(layout, table, positions, layer):
   """(index into the pool, offset in the page) of each position, [B, T]."""
-  page = jnp.take_along_axis(
-      table, jnp.maximum(positions, 0) // layout.page, axis=1)
+  page = jnp.take_along_axis(table,
+                             jnp.maximum(positions, 0) // layout.page, axis=1)
   page = jnp.where(positions < 0, 0, page)
   return page + layer * layout.pages, jnp.maximum(positions, 0) % layout.page
 
@@ -167,8 +173,7 @@ def _reference(cfg, layout, q, k, v, pool, table, positions, layer, kind):
 
     def tile(i, out):
       rows = jax.lax.dynamic_slice(order, (i * _TILE,), (_TILE,))
-      return out.at[rows].set(attend_to(q[rows], table[rows],
-                                        positions[rows]))
+      return out.at[rows].set(attend_to(q[rows], table[rows], positions[rows]))
 
     out = jax.lax.fori_loop(0, len(order) // _TILE, tile, jnp.zeros(q.shape))
   else:
@@ -188,8 +193,7 @@ def _walk(cfg, layout, pool, layer, kind, q, table, positions):
     index = table[:, i] + layer * layout.pages
     keys, values = pool.keys[0, index], pool.values[0, index]
     scores = jnp.einsum('bkqh,bkhp->bkqp', q, keys.astype(q.dtype),
-                        precision=precision,
-                        preferred_element_type=jnp.float32)
+                        precision=precision, preferred_element_type=jnp.float32)
     if layout.dtype == 'int8':
       scores *= pool.key_scales[0, index][:, :, None]
     if cfg.attention_softcap:
@@ -215,24 +219,24 @@ def _walk(cfg, layout, pool, layer, kind, q, table, positions):
   shape = q.shape[:3]
   last = jnp.max(positions) // layout.page + 1
   _, total, out = jax.lax.fori_loop(
-      0, last, visit, (jnp.full(shape, -1e30), jnp.zeros(shape),
-                       jnp.zeros(q.shape)))
+      0, last, visit,
+      (jnp.full(shape, -1e30), jnp.zeros(shape), jnp.zeros(q.shape)))
   return out / jnp.maximum(total, 1e-30)[..., None]
 
 
 def _write(pool, k, v, index, offset):
   if pool.key_scales is None:
     return pool._replace(
-        keys=pool.keys.at[0, index, :, :, offset].set(
-            k.astype(pool.keys.dtype)),
-        values=pool.values.at[0, index, :, offset].set(
-            v.astype(pool.values.dtype)))
+        keys=pool.keys.at[0, index, :, :,
+                          offset].set(k.astype(pool.keys.dtype)),
+        values=pool.values.at[0, index, :,
+                              offset].set(v.astype(pool.values.dtype)))
   (k, key_scale), (v, value_scale) = _quantise(k), _quantise(v)
-  return Pool(
-      pool.keys.at[0, index, :, :, offset].set(k),
-      pool.values.at[0, index, :, offset].set(v),
-      pool.key_scales.at[0, index, :, offset].set(key_scale),
-      pool.value_scales.at[0, index, :, offset].set(value_scale))
+  return Pool(pool.keys.at[0, index, :, :,
+                           offset].set(k), pool.values.at[0, index, :,
+                                                          offset].set(v),
+              pool.key_scales.at[0, index, :, offset].set(key_scale),
+              pool.value_scales.at[0, index, :, offset].set(value_scale))
 
 
 def _quantise(x):
@@ -254,15 +258,15 @@ def _ragged(cfg, layout, q, k, v, pool, table, positions, layer, kind):
   def run(window, q, pages):
     return kernel.ragged_paged_attention(
         q.reshape(b * t, n, h), pages,
-        jnp.maximum(positions[:, 0], 0) + t,
-        table + layer * layout.pages, jnp.arange(b + 1, dtype=jnp.int32) * t,
-        jnp.array([b], jnp.int32), sm_scale=1.0,
-        sliding_window=window or None, soft_cap=cfg.attention_softcap or None,
+        jnp.maximum(positions[:, 0], 0) + t, table + layer * layout.pages,
+        jnp.arange(b + 1, dtype=jnp.int32) * t, jnp.array([b], jnp.int32),
+        sm_scale=1.0, sliding_window=window or None,
+        soft_cap=cfg.attention_softcap or None,
         num_kv_pages_per_block=max(1, min(1024 // layout.page, table.shape[1])),
         num_queries_per_block=8 if t == 1 else 32,
         vmem_limit_bytes=64 * 2**20).reshape(b, t, n, h)
 
   branches = [functools.partial(run, window) for window in cfg.kinds]
-  out = (branches[0](q, pages) if len(branches) == 1
-         else jax.lax.switch(kind, branches, q, pages))
+  out = (branches[0](q, pages) if len(branches) == 1 else jax.lax.switch(
+      kind, branches, q, pages))
   return out, pool._replace(keys=pages[None])

@@ -68,8 +68,8 @@ def of_checkpoint(workdir: str, step: int) -> Source:
                 under if start.get('lora_rank') else None)
 
 
-def load(source: str | Source, mesh: jax.sharding.Mesh,
-         dtype: str = 'float32', *, frozen: bool = False, **options):
+def load(source: str | Source, mesh: jax.sharding.Mesh, dtype: str = 'float32',
+         *, frozen: bool = False, **options):
   """Loads what a source names onto a mesh.
 
   Args:
@@ -88,8 +88,8 @@ def load(source: str | Source, mesh: jax.sharding.Mesh,
   if isinstance(source, str):
     source = find(source)
   if source.workdir is None or options.get('random_key') is not None:
-    return source.folder, *hf.load(source.folder, mesh, dtype, frozen=frozen,
-                                   **options)
+    return source.folder, *hf.load(source.folder, mesh, dtype, frozen=frozen, **
+                                   options)
   if options.pop('weights', ''):
     raise InputError(f'{source.workdir}@{source.step}: a checkpoint has no '
                      "int8 weights; run='export' it first")
@@ -97,8 +97,8 @@ def load(source: str | Source, mesh: jax.sharding.Mesh,
       model_config.read_config(source.folder), dtype=dtype,
       **{k: v for k, v in options.items() if k in ('remat', 'attention')})
   if source.under is None:
-    params = checkpoint.restore_params(
-        source.workdir, source.step, _abstract(model, mesh))[1]
+    params = checkpoint.restore_params(source.workdir, source.step,
+                                       _abstract(model, mesh))[1]
   else:
     params = _merged(source, model, mesh)
   cast = functools.partial(transformer.cast, model) if frozen else lambda x: x
@@ -135,8 +135,8 @@ def _as(params, wanted):
   if all(jax.tree.leaves(same)):
     return params
   return jax.jit(
-      lambda params: jax.tree.map(lambda x, w: x.astype(w.dtype), params,
-                                  wanted),
+      lambda params: jax.tree.map(lambda x, w: x.astype(w.dtype), params, wanted
+                                 ),
       out_shardings=jax.tree.map(lambda x: x.sharding, wanted))(params)
 
 
@@ -150,8 +150,9 @@ def _merged(source: Source, model, mesh: jax.sharding.Mesh):
   params = load(source.under, mesh, start['dtype'], frozen=True)[2]
   adapters = jax.tree.map(
       lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole),
-      jax.eval_shape(lambda params, key: lora.init(
-          model, params, start['lora_rank'], key), params, jax.random.key(0)))
+      jax.eval_shape(
+          lambda params, key: lora.init(model, params, start['lora_rank'], key),
+          params, jax.random.key(0)))
   adapters = checkpoint.restore_params(source.workdir, source.step, adapters)[1]
   with jax.set_mesh(mesh):
     return lora.merge(params, adapters,
@@ -164,15 +165,14 @@ def _abstract(model, mesh, change=lambda x: x):
   shardings = mesh_lib.shardings(transformer.logical_axes(model), abstract,
                                  mesh)
   return jax.tree.map(
-      lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-      abstract, shardings)
+      lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract,
+      shardings)
 
 
 def _is_run(folder: epath.Path) -> bool:
   """Whether a config.json is that of a run, not of a model."""
   try:
-    return 'model_type' not in json.loads(
-        (folder / 'config.json').read_text())
+    return 'model_type' not in json.loads((folder / 'config.json').read_text())
   except ValueError:
     return False
 

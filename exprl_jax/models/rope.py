@@ -12,13 +12,19 @@ _LENGTH = {'original_max_position_embeddings': 'original_length'}
 ROPE_KEYS = {
     'default': {},
     'linear': {'factor': 'factor'},
-    'llama3': {'factor': 'factor', 'low_freq_factor': 'low',
-               'high_freq_factor': 'high', **_LENGTH},
-    'yarn': {'factor': 'factor', 'beta_slow': 'low', 'beta_fast': 'high',
-             'attention_factor': 'attention_factor', **_LENGTH},
+    'llama3': {
+        'factor': 'factor', 'low_freq_factor': 'low',
+        'high_freq_factor': 'high', **_LENGTH
+    },
+    'yarn': {
+        'factor': 'factor', 'beta_slow': 'low', 'beta_fast': 'high',
+        'attention_factor': 'attention_factor', **_LENGTH
+    },
 }
-OPTIONAL_ROPE_KEYS = {'default': (), 'linear': (), 'llama3': (),
-                      'yarn': ('low', 'high', 'attention_factor')}
+OPTIONAL_ROPE_KEYS = {
+    'default': (), 'linear': (), 'llama3': (),
+    'yarn': ('low', 'high', 'attention_factor')
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,21 +58,22 @@ def _llama3(rope: Rope, frequency: np.ndarray) -> np.ndarray:
   length = rope.original_length
   wave = 2 * math.pi / frequency
   blend = np.clip((length / wave - rope.low) / (rope.high - rope.low), 0, 1)
-  return ((1 - blend) * frequency / rope.factor + blend * frequency
-          ).astype(np.float32)
+  return ((1 - blend) * frequency / rope.factor + blend * frequency).astype(
+      np.float32)
 
 
-def _yarn(rope: Rope, frequency: np.ndarray, head_dim: int
-          ) -> tuple[np.ndarray, float]:
+def _yarn(rope: Rope, frequency: np.ndarray,
+          head_dim: int) -> tuple[np.ndarray, float]:
   """YaRN (arXiv 2309.00071): a linear ramp over dimensions."""
+
   def dimension(rotations):  # that turns so many times in the old length
     wave = rope.original_length / (rotations * 2 * math.pi)
     return head_dim * math.log(wave) / (2 * math.log(rope.theta))
 
   first = max(math.floor(dimension(rope.high or 32)), 0)
   last = min(math.ceil(dimension(rope.low or 1)), head_dim - 1)
-  ramp = np.clip((np.arange(head_dim // 2) - first)
-                 / max(last - first, 0.001), 0, 1)
+  ramp = np.clip((np.arange(head_dim // 2) - first) / max(last - first, 0.001),
+                 0, 1)
   scaled = frequency * (1 - ramp) + frequency / rope.factor * ramp
   factor = rope.attention_factor
   if factor is None:

@@ -95,8 +95,9 @@ def _read_header(path: epath.Path) -> dict[str, Tensor]:
         (v['data_offsets'][1] for v in header.values()), default=0)
     if end != size:
       raise ValueError(f'{size} bytes, should be {end}')
-    return {name: _tensor(path, name, 8 + length, v)
-            for name, v in header.items()}
+    return {
+        name: _tensor(path, name, 8 + length, v) for name, v in header.items()
+    }
   except FileNotFoundError:
     raise InputError(f'{path}: no such file; the index names it') from None
   except (ValueError, KeyError, TypeError) as e:
@@ -138,25 +139,33 @@ def write_folder(folder: epath.Path, shapes: Mapping[str, tuple[int, ...]],
     files[-1].append(name)
   names = ['model.safetensors'] if len(files) == 1 else [
       f'model-{i + 1:05d}-of-{len(files):05d}.safetensors'
-      for i in range(len(files))]
+      for i in range(len(files))
+  ]
   arrays = iter(arrays)
   for file, tensors in zip(names, files):
     _write_file(folder / file, {n: shapes[n] for n in tensors}, dtype, arrays)
   if len(files) > 1:
-    (folder / 'model.safetensors.index.json').write_text(json.dumps({
-        'metadata': {'total_size': sum(size.values())},
-        'weight_map': {n: file for file, tensors in zip(names, files)
-                       for n in tensors}}, indent=2) + '\n')
+    (folder / 'model.safetensors.index.json').write_text(
+        json.dumps(
+            {
+                'metadata': {'total_size': sum(size.values())}, 'weight_map': {
+                    n: file
+                    for file, tensors in zip(names, files)
+                    for n in tensors
+                }
+            }, indent=2) + '\n')
 
 
 def _write_file(path: epath.Path, shapes: Mapping[str, tuple[int, ...]],
-                dtype: np.dtype, arrays: Iterator[tuple[str, np.ndarray]]
-                ) -> None:
+                dtype: np.dtype, arrays: Iterator[tuple[str,
+                                                        np.ndarray]]) -> None:
   header, end = {'__metadata__': {'format': 'pt'}}, 0
   for name, shape in shapes.items():
     start, end = end, end + math.prod(shape) * dtype.itemsize
-    header[name] = {'dtype': _NAMES[dtype], 'shape': list(shape),
-                    'data_offsets': [start, end]}
+    header[name] = {
+        'dtype': _NAMES[dtype], 'shape': list(shape),
+        'data_offsets': [start, end]
+    }
   text = json.dumps(header).encode()
   text += b' ' * (-len(text) % 8)  # the tensors start aligned
   with path.open('wb') as file:

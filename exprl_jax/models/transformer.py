@@ -34,12 +34,16 @@ REMAT = {
         names_which_can_be_saved=[], names_which_can_be_offloaded=[_INPUT],
         offload_src='device', offload_dst='pinned_host'),
 }
-_ACTIVATIONS = {'silu': jax.nn.silu,
-                'gelu_tanh': functools.partial(jax.nn.gelu, approximate=True)}
+_ACTIVATIONS = {
+    'silu': jax.nn.silu, 'gelu_tanh': functools.partial(jax.nn.gelu,
+                                                        approximate=True)
+}
 
 # The layers' matrices and their input axes, counted from the end.
-_INPUTS = {'q': (-3,), 'k': (-3,), 'v': (-3,), 'o': (-3, -2),
-           'gate': (-2,), 'up': (-2,), 'down': (-2,)}
+_INPUTS = {
+    'q': (-3,), 'k': (-3,), 'v': (-3,), 'o': (-3, -2), 'gate': (-2,),
+    'up': (-2,), 'down': (-2,)
+}
 
 
 @jax.tree_util.register_dataclass
@@ -151,23 +155,24 @@ class _Layer(nnx.Module):
     cfg = self.cfg
     q, k, v = (dense(x, w[...]) for w in (self.q, self.k, self.v))
     if cfg.qkv_bias:
-      q, k, v = (y + b[...][None, None] for y, b in (
-          (q, self.q_bias), (k, self.k_bias), (v, self.v_bias)))
+      q, k, v = (y + b[...][None, None]
+                 for y, b in ((q, self.q_bias), (k, self.k_bias),
+                              (v, self.v_bias)))
     if cfg.qk_norm:
       q, k = self._norm(q, 'q_norm'), self._norm(k, 'k_norm')
     # The scale of the scores enters here, in float32, not after the rounding.
     frequency, factor = rope
     scale = cfg.attention_scale or cfg.head_dim**-0.5
-    return (rotate(q, positions, frequency, factor * scale),
-            rotate(k, positions, frequency, factor), v)
+    return (rotate(q, positions, frequency,
+                   factor * scale), rotate(k, positions, frequency, factor), v)
 
   def _mlp(self, x):
     act = _ACTIVATIONS[self.cfg.activation]
     if self.cfg.num_experts:
       return moe.mixture(self.cfg, x, self.router[...], self.gate[...],
                          self.up[...], self.down[...], act)
-    return dense(act(dense(x, self.gate[...])) * dense(x, self.up[...]),
-                 self.down[...])
+    return dense(
+        act(dense(x, self.gate[...])) * dense(x, self.up[...]), self.down[...])
 
 
 class _Decoder(nnx.Module):
@@ -192,8 +197,9 @@ class _Decoder(nnx.Module):
 
 def _param(rngs, std, shape, axes):
   """Normal; std 0 is 1 / sqrt(fan-in)."""
-  fan_in = {'vocab': shape[-1], 'heads': math.prod(shape[:-1]),
-            'experts': shape[-2]}.get(axes[0], shape[0])
+  fan_in = {
+      'vocab': shape[-1], 'heads': math.prod(shape[:-1]), 'experts': shape[-2]
+  }.get(axes[0], shape[0])
   value = jax.random.normal(rngs.params(), shape) * (std or fan_in**-0.5)
   return nnx.Param(value, out_sharding=axes)
 
@@ -221,14 +227,15 @@ def logical_axes(cfg: ModelConfig, weights: str = ''):
     cfg: the model.
     weights: 'int8': of the parameters as `quantise` leaves them.
   """
-  out = jax.tree.map(
-      lambda v: v.get_metadata()['out_sharding'],
-      nnx.to_pure_dict(_define(cfg)[1], extract_fn=lambda v: v),
-      is_leaf=lambda v: isinstance(v, nnx.Variable))
+  out = jax.tree.map(lambda v: v.get_metadata()['out_sharding'],
+                     nnx.to_pure_dict(_define(cfg)[1], extract_fn=lambda v: v),
+                     is_leaf=lambda v: isinstance(v, nnx.Variable))
   for key, inputs in _INPUTS.items() if weights else ():
     axes = out['layers'][key]
-    out['layers'][key] = Int8(axes, tuple(
-        None if i - len(axes) in inputs else a for i, a in enumerate(axes)))
+    out['layers'][key] = Int8(
+        axes,
+        tuple(
+            None if i - len(axes) in inputs else a for i, a in enumerate(axes)))
   return out
 
 
@@ -250,16 +257,18 @@ def cast(cfg: ModelConfig, params):
 def _cast(cfg, axes, params):
   keep = {'norm', 'router'}
   return jax.tree.map(
-      lambda axes, x: x if keep & set(axes) else x.astype(cfg.dtype),
-      axes, params, is_leaf=lambda x: isinstance(x, tuple))
+      lambda axes, x: x if keep & set(axes) else x.astype(cfg.dtype), axes,
+      params, is_leaf=lambda x: isinstance(x, tuple))
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def quantise(cfg: ModelConfig, params):
   """As `cast`, but the layers' matrices in int8: for frozen models."""
   out = cast(cfg, params)
-  return out | {'layers': out['layers'] | {
-      k: int8(k, params['layers'][k]) for k in _INPUTS}}
+  return out | {
+      'layers': out['layers'] |
+      {k: int8(k, params['layers'][k]) for k in _INPUTS}
+  }
 
 
 def quantised(params) -> bool:
@@ -305,8 +314,9 @@ def forward(cfg: ModelConfig, params, tokens: jax.Array, positions: jax.Array,
   def body(x, scanned):
     weights, kind = scanned
     x = checkpoint_name(x, _INPUT)
-    return run(x, weights, kind, positions, lambda q, k, v: (
-        attention.attend(cfg, q, k, v, view, kind), None))
+    return run(
+        x, weights, kind, positions, lambda q, k, v:
+        (attention.attend(cfg, q, k, v, view, kind), None))
 
   if cfg.remat != 'none':
     body = jax.checkpoint(body, policy=REMAT[cfg.remat])
@@ -329,9 +339,12 @@ def split_layers(cfg: ModelConfig, params):
   """
   if quantised(params):
     return params
-  return params | {'layers': [jax.tree.map(lambda w, i=i: w[i],
-                                           params['layers'])
-                              for i in range(cfg.num_layers)]}
+  return params | {
+      'layers': [
+          jax.tree.map(lambda w, i=i: w[i], params['layers'])
+          for i in range(cfg.num_layers)
+      ]
+  }
 
 
 def forward_paged(cfg: ModelConfig, layout: paged.Layout, params,
@@ -356,16 +369,18 @@ def forward_paged(cfg: ModelConfig, layout: paged.Layout, params,
   def body(carry, scanned):
     x, pool = carry
     weights, kind, layer = scanned
-    return run(x, weights, kind, positions, lambda q, k, v: paged.attend(
-        cfg, layout, q, k, v, pool, table, positions, layer, kind)), None
+    return run(
+        x, weights, kind, positions, lambda q, k, v: paged.attend(
+            cfg, layout, q, k, v, pool, table, positions, layer, kind)), None
 
   carry, layers = (_embed(cfg, params, tokens), pool), params['layers']
   if isinstance(layers, list):
     for i, weights in enumerate(layers):
       carry, _ = body(carry, (weights, cfg.layer_kinds[i], i))
   else:
-    carry, _ = jax.lax.scan(body, carry, (
-        layers, jnp.array(cfg.layer_kinds), jnp.arange(cfg.num_layers)))
+    carry, _ = jax.lax.scan(
+        body, carry,
+        (layers, jnp.array(cfg.layer_kinds), jnp.arange(cfg.num_layers)))
   x, pool = carry
   return rms_norm(cfg, x.astype(jnp.float32), params['final_norm']), pool
 
@@ -380,8 +395,8 @@ def _embed(cfg, params, tokens):
 
 def _layer_runner(cfg):
   """(x, weights, kind, positions, attend) -> one layer of the model."""
-  graphdef = nnx.split(nnx.merge(
-      _define(cfg)[0], abstract_params(cfg)).layers)[0]
+  graphdef = nnx.split(nnx.merge(_define(cfg)[0],
+                                 abstract_params(cfg)).layers)[0]
   ropes, axes = _ropes(cfg), logical_axes(cfg)['layers']
 
   def run(x, weights, kind, positions, attend):
@@ -395,8 +410,10 @@ def _layer_runner(cfg):
 
 def _ropes(cfg: ModelConfig) -> tuple[jax.Array, jax.Array]:
   """Frequencies f32[kinds, H / 2] and factors f32[kinds]."""
-  tables = [frequencies(cfg.local_rope if window and cfg.local_rope
-                        else cfg.rope, cfg.head_dim) for window in cfg.kinds]
+  tables = [
+      frequencies(cfg.local_rope if window and cfg.local_rope else cfg.rope,
+                  cfg.head_dim) for window in cfg.kinds
+  ]
   return (jnp.array([f for f, _ in tables]),
           jnp.array([factor for _, factor in tables], jnp.float32))
 
@@ -425,8 +442,9 @@ def logits(cfg: ModelConfig, head: jax.Array, hidden: jax.Array) -> jax.Array:
   With a bfloat16 head, Precision.HIGH (three bfloat16 passes on a TPU) is
   float32 but for the last bits.
   """
-  out = dense(hidden, head, jax.lax.Precision.HIGH if cfg.dtype == 'bfloat16'
-              else jax.lax.Precision.HIGHEST)
+  out = dense(
+      hidden, head, jax.lax.Precision.HIGH
+      if cfg.dtype == 'bfloat16' else jax.lax.Precision.HIGHEST)
   if cfg.logit_softcap:
     out = cfg.logit_softcap * jnp.tanh(out / cfg.logit_softcap)
   return out
@@ -449,7 +467,7 @@ def dense(x, w, precision=None):
 
 
 def rms_norm(cfg: ModelConfig, x, weight):
-  """Root-mean-square norm in float32, returned in x's dtype."""
+  """SharedPrefix-mean-square norm in float32, returned in x's dtype."""
   y = x.astype(jnp.float32)
   y *= jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + cfg.norm_eps)
   y *= jnp.broadcast_to(weight + 1.0 if cfg.norm_offset else weight, y.shape)

@@ -61,9 +61,9 @@ def make(config: Config, tokenizer: Tokenizer, judge: Judge | None,
   return from_scorer(config, tokenizer, scorer, grader)
 
 
-def early(config: Config, tokenizer: Tokenizer, judge: Judge,
-          grader: grading.Grader
-          ) -> Callable[[Sequence[Problem], Rollout], None]:
+def early(
+    config: Config, tokenizer: Tokenizer, judge: Judge,
+    grader: grading.Grader) -> Callable[[Sequence[Problem], Rollout], None]:
   """Like a reward, but its verdicts just wait in the judge's cache."""
   segment = steps_lib.of_config(config, tokenizer)
 
@@ -90,17 +90,20 @@ def from_scorer(config: Config, tokenizer: Tokenizer, scorer: Scorer,
       row[:len(trace.ends)] = trace.ends
     scores = overlong(Scores(value, ends, valid), rollout, config.rollout)
     status = [t.grade.status for t in traces]
-    graded = Scores(np.array([[t.correct] for t in traces], np.float32),
-                    np.array([[t.ends[-1]] for t in traces], np.int32),
-                    np.array([[s not in ('error', 'gold_unparsable')]
-                              for s in status]))
+    graded = Scores(
+        np.array([[t.correct] for t in traces], np.float32),
+        np.array([[t.ends[-1]] for t in traces], np.int32),
+        np.array([[s not in ('error', 'gold_unparsable')] for s in status]))
     if config.rollout.overlong in ('zero', 'mask'):
       graded = overlong(graded, rollout, config.rollout)
-    whole = np.array([t.problem.domain in config.credit.outcome_domains
-                      for t in traces])
+    whole = np.array(
+        [t.problem.domain in config.credit.outcome_domains for t in traces])
     out = Rewarded(scores, traces, graded, whole, {})
-    shares = {f'grade/{s}_frac': status.count(s) / len(status)
-              for s in grading.STATUSES if s not in ('correct', 'wrong')}
+    shares = {
+        f'grade/{s}_frac': status.count(s) / len(status)
+        for s in grading.STATUSES
+        if s not in ('correct', 'wrong')
+    }
     return out._replace(metrics=summary(out) | shares | extra)
 
   return reward
@@ -120,9 +123,9 @@ def cut(problems: Sequence[Problem], rollout: Rollout, config: Config,
     last, steps = [*segment(body)[:-1], len(ids)], segment.texts(body) or ['']
     if problem.domain in config.credit.outcome_domains:
       last, steps = [len(ids)], [text]
-    traces.append(Trace(
-        problem, text, steps, [int(columns[0]) + end - 1 for end in last],
-        bool(rollout.finished[i]), _UNGRADED))
+    traces.append(
+        Trace(problem, text, steps, [int(columns[0]) + end - 1 for end in last],
+              bool(rollout.finished[i]), _UNGRADED))
   grades = grader([(t.text, t.problem) for t in traces])
   return [t._replace(grade=grade) for t, grade in zip(traces, grades)]
 
@@ -144,8 +147,8 @@ def overlong(scores: Scores, rollout: Rollout, cfg) -> Scores:
   if cfg.overlong == 'mask':
     return scores._replace(valid=scores.valid & finished)
   if cfg.overlong == 'soft':
-    used = rollout.completion.sum(axis=1) - (
-        cfg.max_new_tokens - cfg.overlong_buffer)
+    used = rollout.completion.sum(axis=1) - (cfg.max_new_tokens -
+                                             cfg.overlong_buffer)
     penalty = np.clip(used / cfg.overlong_buffer, 0.0, 1.0)
     return to_last(scores, -penalty)
   return scores
@@ -154,15 +157,16 @@ def overlong(scores: Scores, rollout: Rollout, cfg) -> Scores:
 def to_last(scores: Scores, change: np.ndarray) -> Scores:
   """Adds f32[B] to the last valid score of each row."""
   last = scores.valid & (np.cumsum(scores.valid[:, ::-1], axis=1)[:, ::-1] == 1)
-  return scores._replace(value=np.where(
-      last, scores.value + change[:, None], scores.value).astype(np.float32))
+  return scores._replace(
+      value=np.where(last, scores.value +
+                     change[:, None], scores.value).astype(np.float32))
 
 
 def sparse(traces: list[Trace]):
   """1 for a right final answer, else 0 (GRPO)."""
   value = np.array([[t.correct] for t in traces], np.float32)
-  valid = np.array([[t.grade.status not in ('error', 'gold_unparsable')]
-                    for t in traces])
+  valid = np.array(
+      [[t.grade.status not in ('error', 'gold_unparsable')] for t in traces])
   return value, valid, {}
 
 
@@ -180,11 +184,14 @@ def dense(traces: list[Trace], judge: Judge, config: Config):
   check_readable(config.judge, v)
   bad = (v.exists & ~v.readable).any(axis=1)
   valid = v.exists & ~bad[:, None]
-  share = {name: float((v.outcome == i).any(axis=1).mean())
-           for i, name in enumerate(readout.OUTCOMES) if i != readout.OK}
+  share = {
+      name: float((v.outcome == i).any(axis=1).mean())
+      for i, name in enumerate(readout.OUTCOMES)
+      if i != readout.OK
+  }
   last = np.array([len(t.steps) - 1 for t in traces])
-  whole, right = v.score[np.arange(len(last)), last], np.array(
-      [t.correct for t in traces])
+  whole, right = v.score[np.arange(len(last)),
+                         last], np.array([t.correct for t in traces])
   return np.where(valid, v.score, 0.0), valid, {
       # Agreement with the grader of answers, whose word is only logged.
       'judge/auroc': calibration.auroc(whole[~bad], right[~bad]),
@@ -193,7 +200,7 @@ def dense(traces: list[Trace], judge: Judge, config: Config):
       'judge/invalid_frac': float(bad.mean()),
       'judge/cut_frac': float(v.cut.mean()),
       'judge/score_mass': metrics.mean(v.mass[v.outcome == readout.OK]),
-      } | {f'judge/{name}_frac': x for name, x in share.items()}
+  } | {f'judge/{name}_frac': x for name, x in share.items()}
 
 
 def summary(rewarded: Rewarded) -> dict[str, float]:
@@ -207,7 +214,8 @@ def summary(rewarded: Rewarded) -> dict[str, float]:
       'reward/std': float(reward.std()) if len(reward) else float('nan'),
       'reward/accuracy': float(rewarded.correct.mean()),
       'length/steps_mean': metrics.mean(len(t.ends) for t in traces),
-      'length/truncated_frac': metrics.mean(not t.finished for t in traces)}
+      'length/truncated_frac': metrics.mean(not t.finished for t in traces)
+  }
 
 
 def join(parts: Sequence[Rewarded]) -> Rewarded:
@@ -215,8 +223,8 @@ def join(parts: Sequence[Rewarded]) -> Rewarded:
   stack = lambda scores: Scores(*map(np.concatenate, zip(*scores)))
   names = set.intersection(*(set(p.metrics) for p in parts))
   return Rewarded(
-      stack([p.scores for p in parts]), sum((p.traces for p in parts), []),
-      stack([p.graded for p in parts]),
+      stack([p.scores for p in parts]), sum(
+          (p.traces for p in parts), []), stack([p.graded for p in parts]),
       np.concatenate([p.whole for p in parts]),
       {k: metrics.mean(p.metrics[k] for p in parts) for k in sorted(names)})
 
@@ -228,7 +236,10 @@ def take(rewarded: Rewarded, rows: np.ndarray) -> Rewarded:
   pick = lambda scores: Scores(*(x[rows] for x in scores))
   out = Rewarded(pick(rewarded.scores), [rewarded.traces[i] for i in rows],
                  pick(rewarded.graded), rewarded.whole[rows], {})
-  own = {k: v for k, v in summary(out).items()
-         if k in ('reward/mean', 'reward/std')} if len(rows) else {}
+  own = {
+      k: v
+      for k, v in summary(out).items()
+      if k in ('reward/mean', 'reward/std')
+  } if len(rows) else {}
   unfiltered = {'reward/unfiltered_mean': rewarded.metrics['reward/mean']}
   return out._replace(metrics=rewarded.metrics | unfiltered | own)

@@ -26,8 +26,8 @@ solve the problem yourself, step by step, in your own words. Write your final \
 answer as \\boxed{}.'''
 
 
-def prompts(tokenizer: Tokenizer, problems: Sequence[Problem], cfg: Teacher
-            ) -> list[list[int]]:
+def prompts(tokenizer: Tokenizer, problems: Sequence[Problem],
+            cfg: Teacher) -> list[list[int]]:
   """The teacher's prompts: question and solution in one user message.
 
   Raises:
@@ -46,8 +46,9 @@ def prompts(tokenizer: Tokenizer, problems: Sequence[Problem], cfg: Teacher
                        f'hold {slot} once')
   out = []
   for problem in problems:
-    ids = data.render(tokenizer, [{'role': 'user', 'content': template}], {
-        '{question}': problem.question, '{solution}': problem.solution})
+    ids = data.render(
+        tokenizer, [{'role': 'user', 'content': template}],
+        {'{question}': problem.question, '{solution}': problem.solution})
     if len(ids) > cfg.max_prompt_tokens:
       raise InputError(f"problem {problem.id}: the teacher's prompt has "
                        f'{len(ids)} tokens, teacher.max_prompt_tokens='

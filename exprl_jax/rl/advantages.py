@@ -27,9 +27,8 @@ from exprl_jax.types import Scores
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
-def assign(scores: Scores, cfg: Credit, group_size: int,
-           completion: jax.Array, whole: jax.Array,
-           graded: Scores) -> jax.Array:
+def assign(scores: Scores, cfg: Credit, group_size: int, completion: jax.Array,
+           whole: jax.Array, graded: Scores) -> jax.Array:
   """The advantage of every token, by the config's rule.
 
   Args:
@@ -50,9 +49,9 @@ def assign(scores: Scores, cfg: Credit, group_size: int,
   grouped = functools.partial(group, group_size=group_size, min_std=cfg.min_std,
                               divide_by_std=cfg.divide_by_std)
   stepwise = scores._replace(valid=scores.valid & ~whole[:, None])
-  values = _RULES[cfg.rule](
-      stepwise, cfg, group_size, step_lengths(stepwise, completion),
-      completion.shape[1])
+  values = _RULES[cfg.rule](stepwise, cfg, group_size,
+                            step_lengths(stepwise, completion),
+                            completion.shape[1])
   values += grouped(scores._replace(valid=scores.valid & whole[:, None]))
   if cfg.sparse_weight:
     trains = scores.valid.any(axis=1, keepdims=True)
@@ -103,8 +102,8 @@ def _group_mean(value: jax.Array, valid: jax.Array, group_size: int):
   # rounding, divided by a deviation of nearly 0, would be an advantage.
   low = jnp.min(value, 1, where=valid, initial=jnp.inf, keepdims=True)
   low = jnp.where(n > 0, low, 0.0)
-  mean = low + jnp.sum(value - low, 1, where=valid, keepdims=True
-                       ) / jnp.maximum(n, 1)
+  mean = low + jnp.sum(value - low, 1, where=valid,
+                       keepdims=True) / jnp.maximum(n, 1)
   back = lambda x: jnp.repeat(x, group_size, axis=0)
   return back(mean), back(n)
 
@@ -246,12 +245,12 @@ def step_lengths(scores: Scores, completion: jax.Array) -> jax.Array:
   """f32[B, S]: the tokens of each valid step; see `spread` for which."""
   start = jnp.argmax(completion, axis=1)[:, None] - 1
   before = _previous(scores.step_end, scores.valid, start)
-  return jnp.where(scores.valid, scores.step_end - before, 0).astype(
-      jnp.float32)
+  return jnp.where(scores.valid, scores.step_end - before,
+                   0).astype(jnp.float32)
 
 
-def spread(values: jax.Array, scores: Scores, completion: jax.Array
-           ) -> jax.Array:
+def spread(values: jax.Array, scores: Scores,
+           completion: jax.Array) -> jax.Array:
   """Gives every completion token the value of the step that it is in.
 
   Args:
@@ -265,8 +264,8 @@ def spread(values: jax.Array, scores: Scores, completion: jax.Array
     f32[B, T], 0 outside the completion.
   """
   columns = jnp.arange(completion.shape[1])
-  reached = scores.valid[:, None, :] & (
-      scores.step_end[:, None, :] >= columns[None, :, None])  # [B, T, S]
+  reached = scores.valid[:, None, :] & (scores.step_end[:, None, :]
+                                        >= columns[None, :, None])  # [B, T, S]
   step = jnp.argmax(reached, axis=-1)  # the first one
   out = jnp.take_along_axis(values, step, axis=1)
   return jnp.where(completion & reached.any(axis=-1), out, 0.0)

@@ -12,8 +12,8 @@ from exprl_jax.types import Problem, Scores
 Draw = Callable[[int, int], list[Problem]]
 
 
-def zero_spread(scores: Scores, group_size: int, tolerance: float = 1e-6
-                ) -> np.ndarray:
+def zero_spread(scores: Scores, group_size: int,
+                tolerance: float = 1e-6) -> np.ndarray:
   """bool[P]: groups whose scores, of all rows and steps, are all equal.
 
   They teach nothing: advantages compare scores. So do groups without any.
@@ -64,8 +64,8 @@ class SolveRates:
     floor = self._cfg.floor
     weight = floor + (1 - floor) * 4 * rate * (1 - rate)
     rng = np.random.default_rng(seed)
-    chosen = rng.choice(len(rate), size, size > len(rate), weight
-                        / weight.sum())
+    chosen = rng.choice(len(rate), size, size > len(rate),
+                        weight / weight.sum())
     return [self._problems[i] for i in chosen]
 
   def update(self, problems: Sequence[Problem], solved: np.ndarray) -> None:
@@ -80,9 +80,11 @@ class SolveRates:
     rates = np.array(list(self._rates.values()))
     if not len(rates):
       return {}
-    return {'data/tried_frac': len(rates) / len(self._problems),
-            'data/never_solved_frac': float((rates <= 0).mean()),
-            'data/always_solved_frac': float((rates >= 1).mean())}
+    return {
+        'data/tried_frac': len(rates) / len(self._problems),
+        'data/never_solved_frac': float((rates <= 0).mean()),
+        'data/always_solved_frac': float((rates >= 1).mean())
+    }
 
   def save(self) -> dict[str, float]:
     """What a checkpoint keeps."""

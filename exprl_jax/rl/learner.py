@@ -26,6 +26,7 @@ from exprl_jax.types import Experience, TrainState
 
 def optimizer(cfg: Optim, total_steps: int) -> optax.GradientTransformation:
   """AdamW behind a global-norm clip."""
+
   def matrices(params):
     return jax.tree_util.tree_map_with_path(
         lambda path, _: not path[-1].key.endswith(('norm', 'bias')), params)
@@ -40,9 +41,11 @@ def optimizer(cfg: Optim, total_steps: int) -> optax.GradientTransformation:
 def learning_rate(cfg: Optim, total_steps: int) -> optax.Schedule:
   """Linear warm-up, then constant, or to 0 at `total_steps`."""
   left = max(total_steps - cfg.warmup_steps, 1)
-  then = {'constant': optax.constant_schedule(cfg.lr),
-          'linear': optax.linear_schedule(cfg.lr, 0.0, left),
-          'cosine': optax.cosine_decay_schedule(cfg.lr, left)}[cfg.schedule]
+  then = {
+      'constant': optax.constant_schedule(cfg.lr),
+      'linear': optax.linear_schedule(cfg.lr, 0.0, left),
+      'cosine': optax.cosine_decay_schedule(cfg.lr, left)
+  }[cfg.schedule]
   warm = optax.linear_schedule(0.0, cfg.lr, max(cfg.warmup_steps, 1))
   return optax.join_schedules([warm, then], [cfg.warmup_steps])
 
@@ -72,8 +75,8 @@ def _moved(state: TrainState, kind: str) -> TrainState:
       if x.ndim else x, state.opt_state))
 
 
-def apply_gradient(state: TrainState, gradient, cfg: Optim, total_steps: int
-                   ) -> tuple[TrainState, dict[str, jax.Array]]:
+def apply_gradient(state: TrainState, gradient, cfg: Optim,
+                   total_steps: int) -> tuple[TrainState, dict[str, jax.Array]]:
   """One optimiser step; a gradient that is not finite is skipped, counted."""
   tx = optimizer(cfg, total_steps)
   norm = optax.tree.norm(gradient)
@@ -84,8 +87,10 @@ def apply_gradient(state: TrainState, gradient, cfg: Optim, total_steps: int
   rate = learning_rate(cfg, total_steps)(state.step)
   state = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new,
                        state._replace(skipped=state.skipped + 1))
-  return state, {'optim/grad_norm': norm, 'optim/lr': rate,
-                 'optim/skipped_steps': 1.0 - finite}
+  return state, {
+      'optim/grad_norm': norm, 'optim/lr': rate,
+      'optim/skipped_steps': 1.0 - finite
+  }
 
 
 _apply = jax.jit(apply_gradient, static_argnums=(2, 3), donate_argnums=0)
@@ -115,13 +120,13 @@ def gradient(model: ModelConfig, params, batch: Experience, cfg: Loss, *,
     (gradient like params, sums over tokens, largest values): `summary` makes
     metrics of the latter two.
   """
+
   def loss_of(params):
     whole = lora.attach(frozen, params, scale) if scale else params
-    hidden = losses.hidden_states(model, whole, batch.tokens,
-                                  batch.segment_ids)
-    lp, entropy = losses.read(
-        model, whole, hidden, batch.tokens, batch.segment_ids, temperature,
-        cfg.logprob_chunk, train_head=not scale)
+    hidden = losses.hidden_states(model, whole, batch.tokens, batch.segment_ids)
+    lp, entropy = losses.read(model, whole, hidden, batch.tokens,
+                              batch.segment_ids, temperature, cfg.logprob_chunk,
+                              train_head=not scale)
     if cfg.kind == 'nll':
       loss = losses.nll(lp, batch.weight)
       return loss, ({'sft/loss': loss}, {})
@@ -130,20 +135,19 @@ def gradient(model: ModelConfig, params, batch: Experience, cfg: Loss, *,
                                     batch._replace(old_logprobs=old), cfg)
     if cfg.kind == 'exact_kl':
       kl = losses.exact_kl(
-          model, whole, hidden, losses.hidden_states(
-              model, frozen, batch.teacher_tokens, batch.teacher_ids),
-          frozen, batch.segment_ids, temperature, cfg.logprob_chunk,
-          train_head=not scale)
+          model, whole, hidden,
+          losses.hidden_states(model, frozen, batch.teacher_tokens,
+                               batch.teacher_ids), frozen, batch.segment_ids,
+          temperature, cfg.logprob_chunk, train_head=not scale)
       loss = jnp.sum(batch.weight * kl)
       logs[0]['policy/loss'] = loss
     return loss, logs
 
   grads, (sums, largest) = jax.grad(loss_of, has_aux=True)(params)
   if not scale:  # or the compiler may give each device all of every gradient
-    grads = jax.tree.map(
-        lambda axes, g: mesh_lib.constrain(g, *axes),
-        transformer.logical_axes(model), grads,
-        is_leaf=lambda x: isinstance(x, tuple))
+    grads = jax.tree.map(lambda axes, g: mesh_lib.constrain(g, *axes),
+                         transformer.logical_axes(model), grads,
+                         is_leaf=lambda x: isinstance(x, tuple))
   if total is not None:
     grads, sums = jax.tree.map(jnp.add, total[:2], (grads, sums))
     largest = jax.tree.map(jnp.maximum, total[2], largest)
@@ -168,8 +172,8 @@ def micro_rows(cfg: Optim, mesh: jax.sharding.Mesh) -> int:
   return cfg.micro_rows * mesh_lib.batch_parts(mesh)
 
 
-def plan(valid: np.ndarray, config: Config, mesh: jax.sharding.Mesh
-         ) -> packing.Packing:
+def plan(valid: np.ndarray, config: Config,
+         mesh: jax.sharding.Mesh) -> packing.Packing:
   """How sequences are packed: in the same shapes at every step."""
   return packing.plan(valid, config.optim.row_tokens or longest(config),
                       micro_rows(config.optim, mesh))
@@ -215,24 +219,26 @@ def update(config: Config, model: ModelConfig, state: TrainState,
         'max_skipped); look at mismatch/* and policy/ratio_max in metrics.'
         'jsonl. The last checkpoint is sound: start from it in a fresh workdir '
         '(policy.init=WORKDIR@STEP) with a lower optim.lr')
-  return state, {k: math.fsum(m[k] for m in metrics) / len(metrics)
-                 for k in (metrics[0] if metrics else {})}
+  return state, {
+      k: math.fsum(m[k]
+                   for m in metrics) / len(metrics)
+      for k in (metrics[0] if metrics else {})
+  }
 
 
 def whole_gradient(config: Config, model: ModelConfig, params,
                    batch: Experience, mesh: jax.sharding.Mesh, frozen=None):
   """The gradient of one optimiser step, and metrics; arguments as `update`."""
   batch = batch._replace(weight=losses.token_weights(
-      batch.weight > 0, config.loss.aggregation,
-      config.rollout.max_new_tokens))
+      batch.weight > 0, config.loss.aggregation, config.rollout.max_new_tokens))
   layout, micro_batches = laid_out(batch, config, mesh)
   total = None
   with jax.set_mesh(mesh):
     for micro in micro_batches:
-      total = gradient(
-          model, params, micro, config.loss, frozen=frozen, total=total,
-          temperature=config.rollout.temperature or 1.0,
-          fresh=config.optim.updates == 1, scale=lora.scale(config.policy))
+      total = gradient(model, params, micro, config.loss, frozen=frozen,
+                       total=total, temperature=config.rollout.temperature
+                       or 1.0, fresh=config.optim.updates == 1,
+                       scale=lora.scale(config.policy))
   return total[0], summary(*total[1:]) | {'perf/packing_fill': layout.fill}
 
 
@@ -251,22 +257,24 @@ def laid_out(batch: Experience, config: Config, mesh: jax.sharding.Mesh):
   if batch.teacher_ids is not None:
     packed = packed._replace(teacher_ids=layout.segment_ids(
         batch.teacher_ids > 0))
-  return layout, (mesh_lib.shard_rows(
-      jax.tree.map(lambda x, i=i: x[i], packed), mesh)
-      for i in range(layout.micro_batches))
+  return layout, (mesh_lib.shard_rows(jax.tree.map(lambda x, i=i: x[i], packed),
+                                      mesh)
+                  for i in range(layout.micro_batches))
 
 
 def logprobs(model: ModelConfig, params, tokens: np.ndarray, valid: np.ndarray,
-             config: Config, mesh: jax.sharding.Mesh, frozen=None
-             ) -> np.ndarray:
+             config: Config, mesh: jax.sharding.Mesh,
+             frozen=None) -> np.ndarray:
   """Log-probabilities f32[B, T] of host arrays [B, T], without a gradient."""
   layout = plan(valid, config, mesh)
   rows = zip(layout.pack(tokens), layout.segment_ids(valid))
   scale = lora.scale(config.policy) if frozen is not None else 0.0
   with jax.set_mesh(mesh):
-    out = [_logprobs(model, params, *mesh_lib.shard_rows(row, mesh), frozen,
-                     scale, config.rollout.temperature or 1.0,
-                     config.loss.logprob_chunk) for row in rows]
+    out = [
+        _logprobs(model, params, *mesh_lib.shard_rows(row, mesh), frozen, scale,
+                  config.rollout.temperature or 1.0, config.loss.logprob_chunk)
+        for row in rows
+    ]
   return layout.unpack([mesh_lib.fetch(x) for x in out], tokens)
 
 

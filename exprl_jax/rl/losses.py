@@ -52,9 +52,10 @@ def read(cfg: ModelConfig, params, hidden: jax.Array, tokens: jax.Array,
   With train_head=False the vocabulary's matrix gets no gradient (adapters).
   """
   size = _chunks(tokens.shape[1], chunk)
-  logprobs, entropy = _read(
-      cfg, temperature, train_head, transformer.head(cfg, params),
-      _split(hidden, *size), _split(jnp.roll(tokens, -1, axis=1), *size))
+  logprobs, entropy = _read(cfg, temperature, train_head,
+                            transformer.head(cfg, params),
+                            _split(hidden, *size),
+                            _split(jnp.roll(tokens, -1, axis=1), *size))
   real = goes_on(segment_ids)
   join = lambda x: jnp.where(real, _join(x, tokens.shape[1]), 0.0)
   return join(logprobs), join(entropy)
@@ -65,8 +66,8 @@ def hidden_states(cfg: ModelConfig, params, tokens: jax.Array,
   """Hidden states f32[B, T, D] of packed rows; see `token_logprobs`."""
   same = segment_ids[:, 1:] == segment_ids[:, :-1]
   column = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-  start = jax.lax.cummax(
-      jnp.where(jnp.pad(same, ((0, 0), (1, 0))), 0, column), axis=1)
+  start = jax.lax.cummax(jnp.where(jnp.pad(same, ((0, 0), (1, 0))), 0, column),
+                         axis=1)
   return transformer.forward(cfg, params, tokens, column - start,
                              segment_ids=segment_ids)
 
@@ -137,9 +138,9 @@ def _read_backward(cfg, temperature, train_head, saved, gradients):
     d = jnp.exp(logp) * -(to_logprob + to_entropy * (logp + entropy))
     return d + jnp.where(hit, to_logprob, 0.0)
 
-  return *_project_backward(
-      cfg, temperature, train_head, head, hidden, to_logits,
-      (targets, entropy, lse, *gradients)), None
+  return *_project_backward(cfg, temperature, train_head, head, hidden,
+                            to_logits,
+                            (targets, entropy, lse, *gradients)), None
 
 
 def _project_backward(cfg, temperature, train_head, head, hidden, to_logits,
@@ -169,8 +170,7 @@ def _project_backward(cfg, temperature, train_head, head, hidden, to_logits,
     if cfg.logit_softcap:
       d *= 1.0 - (logits / cfg.logit_softcap)**2
     if train_head:
-      total += jnp.einsum('ptd,ptv->pdv', flat(h), flat(d),
-                          precision=precision)
+      total += jnp.einsum('ptd,ptv->pdv', flat(h), flat(d), precision=precision)
       total = mesh_lib.constrain(total, 'batch', None, 'vocab')
     d = d.reshape(-1, d.shape[-1])
     return total, jax.lax.dot(d, whole.T, precision=precision).reshape(h.shape)
@@ -203,8 +203,8 @@ def _sum_of_parts(x: jax.Array, axes: tuple[str, ...]) -> jax.Array:
   if not axes:
     return x[0]
   mesh = jax.sharding.get_abstract_mesh()
-  split = tuple(a for a in mesh_lib.axes_of(mesh_lib.spec(
-      ('embed', 'vocab'), x.shape[1:], mesh)[0]) if a in axes)
+  split = tuple(a for a in mesh_lib.axes_of(
+      mesh_lib.spec(('embed', 'vocab'), x.shape[1:], mesh)[0]) if a in axes)
   rest = tuple(a for a in axes if a not in split)
   # Row by row: XLA would make a transposed copy of the whole matrix first, as
   # the embedding's gradient is laid out.
@@ -216,9 +216,9 @@ def _sum_of_parts(x: jax.Array, axes: tuple[str, ...]) -> jax.Array:
     x = jax.lax.psum_scatter(x, split, tiled=True) if split else x
     return with_layout_constraint(x, rows)
 
-  return jax.shard_map(
-      add, in_specs=jax.P(axes), out_specs=jax.P(split or None),
-      axis_names=set(axes), check_vma=False)(x)
+  return jax.shard_map(add, in_specs=jax.P(axes), out_specs=jax.P(split
+                                                                  or None),
+                       axis_names=set(axes), check_vma=False)(x)
 
 
 _read.defvjp(_read_forward, _read_backward)
@@ -246,7 +246,8 @@ def exact_kl(cfg: ModelConfig, params, hidden: jax.Array, teacher: jax.Array,
   size = _chunks(hidden.shape[1], chunk)
   out = _exact_kl(
       cfg, temperature, train_head, transformer.head(cfg, params),
-      _split(hidden, *size), *jax.lax.stop_gradient(
+      _split(hidden, *size),
+      *jax.lax.stop_gradient(
           (transformer.head(cfg, frozen), _split(teacher, *size))))
   return jnp.where(goes_on(segment_ids), _join(out, hidden.shape[1]), 0.0)
 
@@ -285,16 +286,15 @@ def _exact_kl_backward(cfg, temperature, train_head, saved, gradient):
         transformer.logits(cfg, whole, teacher) / temperature)
     return gradient * jnp.exp(p) * (p - q - kl)
 
-  return *_project_backward(
-      cfg, temperature, train_head, head, hidden, to_logits,
-      (teacher, kl, gradient)), None, None
+  return *_project_backward(cfg, temperature, train_head, head, hidden,
+                            to_logits, (teacher, kl, gradient)), None, None
 
 
 _exact_kl.defvjp(_exact_kl_forward, _exact_kl_backward)
 
 
-def token_weights(mask: np.ndarray, aggregation: str, max_tokens: int
-                  ) -> np.ndarray:
+def token_weights(mask: np.ndarray, aggregation: str,
+                  max_tokens: int) -> np.ndarray:
   """What each token's loss counts: the loss of an update is their dot product.
 
   Made of all rows of the update at once, so neither micro-batches nor packing
@@ -315,10 +315,12 @@ def token_weights(mask: np.ndarray, aggregation: str, max_tokens: int
   """
   length = mask.sum(axis=1, keepdims=True)
   rows = max(int((length > 0).sum()), 1)
-  share = {'token_mean': 1.0 / max(int(length.sum()), 1),
-           'seq_mean_token_mean': 1.0 / (rows * np.maximum(length, 1)),
-           'seq_mean_token_sum': 1.0 / rows,
-           'fixed_length': 1.0 / (rows * max_tokens)}[aggregation]
+  share = {
+      'token_mean': 1.0 / max(int(length.sum()), 1),
+      'seq_mean_token_mean': 1.0 / (rows * np.maximum(length, 1)),
+      'seq_mean_token_sum': 1.0 / rows,
+      'fixed_length': 1.0 / (rows * max_tokens)
+  }[aggregation]
   return (mask * share).astype(np.float32)
 
 
@@ -400,8 +402,10 @@ def policy_loss(logprobs: jax.Array, entropy: jax.Array, batch: Experience,
   }
   if cfg.kl_coef:  # without it there is no reference
     sums['policy/ref_kl'] = total(kl)
-  largest = {'policy/ratio_max': jnp.max(ratio, where=mask, initial=0.0),
-             'mismatch/ratio_max': jnp.max(weight, where=mask, initial=0.0)}
+  largest = {
+      'policy/ratio_max': jnp.max(ratio, where=mask, initial=0.0),
+      'mismatch/ratio_max': jnp.max(weight, where=mask, initial=0.0)
+  }
   return jnp.sum(batch.weight * each, where=mask), (sums, largest)
 
 

@@ -35,8 +35,8 @@ class Packing(NamedTuple):
         row[at:at + stop - start] = x[b, start:stop]
     return out.reshape(-1, self.micro_rows, self.row_tokens)
 
-  def unpack(self, packed: Sequence[np.ndarray], like: np.ndarray
-             ) -> np.ndarray:
+  def unpack(self, packed: Sequence[np.ndarray],
+             like: np.ndarray) -> np.ndarray:
     """Micro-batches [R, L] -> [B, T], into the shape of `like`."""
     out = np.zeros(like.shape, packed[0].dtype)
     for row, sequences in zip(np.concatenate(packed), self.rows):
@@ -57,8 +57,8 @@ class Packing(NamedTuple):
   def fill(self) -> float:
     """Share of the cells that hold a sequence."""
     used = (self.spans[:, 1] - self.spans[:, 0]).sum()
-    return float(used) / (self.micro_batches * self.micro_rows
-                          * self.row_tokens)
+    return float(used) / (self.micro_batches * self.micro_rows *
+                          self.row_tokens)
 
 
 def plan(valid: np.ndarray, row_tokens: int, micro_rows: int) -> Packing:
@@ -89,5 +89,4 @@ def plan(valid: np.ndarray, row_tokens: int, micro_rows: int) -> Packing:
       left[row] = row_tokens
     rows[row].append((int(b), int(row_tokens - left[row])))
     left[row] -= length
-  return Packing(rows, np.stack([start, stop], axis=1), micro_rows,
-                 row_tokens)
+  return Packing(rows, np.stack([start, stop], axis=1), micro_rows, row_tokens)

@@ -41,8 +41,8 @@ def empty(model, layout, mesh, slots):
   abstract = paged.abstract_pool(model, layout, mesh)
   rows = NamedSharding(mesh, mesh_lib.spec(('batch',), (slots,), mesh))
   pool = jax.tree.map(
-      lambda x: jax.lax.with_sharding_constraint(
-          jnp.zeros(x.shape, x.dtype), x.sharding), abstract)
+      lambda x: jax.lax.with_sharding_constraint(jnp.zeros(x.shape, x.dtype), x.
+                                                 sharding), abstract)
   zero = jax.lax.with_sharding_constraint(jnp.zeros(slots, jnp.int32), rows)
   return pool, State(zero, zero + 0, zero + 0, zero > 0)
 
@@ -60,8 +60,7 @@ def copy(model, pool, source, target):
   return paged.copy_pages(pool, model, source, target)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3),
-                   donate_argnums=(5, 6))
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3), donate_argnums=(5, 6))
 def decode(model, layout, chunk, unrolled, params, pool, state, inputs, key,
            steps):
   """Up to `steps` <= `chunk` tokens of every running slot.
@@ -108,9 +107,10 @@ def decode(model, layout, chunk, unrolled, params, pool, state, inputs, key,
     i, s, pool, tokens, logprobs, read, count = carry
     active = s.alive & run
     position = jnp.where(active, s.position, -1)
-    hidden, pool = transformer.forward_paged(
-        model, layout, params, s.token[:, None], position[:, None], pool,
-        inputs.table)
+    hidden, pool = transformer.forward_paged(model, layout, params,
+                                             s.token[:, None], position[:,
+                                                                        None],
+                                             pool, inputs.table)
     logits = transformer.project(model, params, hidden[:, 0])
     read = jax.lax.cond((i == 0) & jnp.any(fresh[:, None] & (reads >= 0)),
                         lambda logits, _: look(logits), lambda _, read: read,
@@ -122,7 +122,7 @@ def decode(model, layout, chunk, unrolled, params, pool, state, inputs, key,
     left = s.left - active
     goes_on = ~(token[:, None] == ends).any(axis=1) & (left > 0)
     new = State(jnp.where(active, token, s.token), s.position + active, left,
-                 jnp.where(active, goes_on, s.alive))
+                jnp.where(active, goes_on, s.alive))
     return (i + 1, new, pool, tokens.at[:, i].set(token),
             logprobs.at[:, i].set(logprob), read, count + active)
 
@@ -132,13 +132,15 @@ def decode(model, layout, chunk, unrolled, params, pool, state, inputs, key,
 
   blank = jnp.zeros((slots, chunk), jnp.int32)
   _, state, pool, tokens, logprobs, read, count = jax.lax.while_loop(
-      going, step, (jnp.int32(0), state, pool, blank,
-                    blank.astype(jnp.float32), reads.astype(jnp.float32),
-                    jnp.zeros(slots, jnp.int32)))
+      going, step, (jnp.int32(0), state, pool, blank, blank.astype(
+          jnp.float32), reads.astype(jnp.float32), jnp.zeros(slots, jnp.int32)))
   bits = functools.partial(jax.lax.bitcast_convert_type, new_dtype=jnp.int32)
   out = jnp.concatenate([
-      tokens, bits(logprobs), bits(read), count[:, None],
-      state.alive.astype(jnp.int32)[:, None]], axis=1)
+      tokens,
+      bits(logprobs),
+      bits(read), count[:, None],
+      state.alive.astype(jnp.int32)[:, None]
+  ], axis=1)
   mesh = jax.sharding.get_abstract_mesh()
   return pool, state, jax.lax.with_sharding_constraint(
       out, NamedSharding(mesh, PartitionSpec()))
@@ -151,8 +153,8 @@ def prepare(cfg: ModelConfig, params, mesh: jax.sharding.Mesh):
   tensor parallel ones. Where nothing changes these are the same arrays.
   Matrices in int8 stay in int8.
   """
-  wanted, convert = _converter(
-      cfg, mesh, 'int8' if transformer.quantised(params) else '')
+  wanted, convert = _converter(cfg, mesh,
+                               'int8' if transformer.quantised(params) else '')
   same = jax.tree.map(
       lambda x, w: x.dtype == w.dtype and x.sharding.is_equivalent_to(
           w.sharding, x.ndim), params, wanted)

@@ -17,7 +17,6 @@ need be from the youngest, which starts again later. A sample is a function of
 from collections import deque
 from collections.abc import Callable, Sequence
 import dataclasses
-import itertools
 import sys
 import time
 
@@ -25,13 +24,13 @@ import jax
 import numpy as np
 import tqdm
 
-from exprl_jax.config import Config
 from exprl_jax.models import paged
 from exprl_jax.models.config import ModelConfig
 from exprl_jax.rollout import decode
-from exprl_jax.rollout.scheduler import Request, Run, Sample, Sampling
+from exprl_jax.rollout.requests import Request, Sample
+from exprl_jax.rollout.scheduler import Run
 from exprl_jax.runtime import mesh as mesh_lib
-from exprl_jax.types import InputError, Rollout
+from exprl_jax.types import InputError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,14 +77,12 @@ class Stats:
     self.restarts = self.context = 0
 
 
-# A sample that has yet to begin.
-NOTHING = Sample(np.zeros(0, np.int32), np.zeros(0, np.float32), 'unfinished')
-
 # Bytes a second of a device's memory, from the makers' data sheets.
 _BANDWIDTH = {
     'TPU v4': 1.228e12, 'TPU v5 lite': 0.819e12, 'TPU v5': 2.765e12,
     'TPU v6 lite': 1.64e12, 'NVIDIA A100-SXM4-80GB': 2.039e12,
-    'NVIDIA H100 80GB HBM3': 3.35e12, 'NVIDIA H200': 4.8e12}
+    'NVIDIA H100 80GB HBM3': 3.35e12, 'NVIDIA H200': 4.8e12
+}
 
 
 class Engine:
@@ -115,8 +112,8 @@ class Engine:
     if ahead is None:
       ahead = platform != 'cpu'
     self.options = options = dataclasses.replace(
-        options, slots=slots, kernel=kernel, ahead=ahead,
-        pages=options.pages or self._pages_that_fit(options, slots))
+        options, slots=slots, kernel=kernel, ahead=ahead, pages=options.pages
+        or self._pages_that_fit(options, slots))
     self.layout = paged.Layout(options.pages, options.page, options.dtype,
                                kernel)
     row = -(-options.max_tokens // options.page)
@@ -129,8 +126,8 @@ class Engine:
     self.stats = Stats()
 
   def _pages_that_fit(self, options: Options, slots: int) -> int:
-    wanted = slots // self.devices * (
-        -(-options.max_tokens // options.page) + 1) + 2
+    wanted = slots // self.devices * (-(-options.max_tokens // options.page) +
+                                      1) + 2
     memory = self.mesh.local_devices[0].memory_stats() or {}
     if 'bytes_limit' not in memory:
       return wanted
@@ -153,9 +150,9 @@ class Engine:
     self._pool = self._state = self._params = None
 
   def generate(self, params, requests: Sequence[Request], key: jax.Array,
-               done: Callable[[int, Sample], None] = lambda id_, sample: None,
-               until: int = 0, meanwhile: Callable[[], None] | None = None
-               ) -> list[Sample]:
+               done: Callable[[int, Sample],
+                              None] = lambda id_, sample: None, until: int = 0,
+               meanwhile: Callable[[], None] | None = None) -> list[Sample]:
     """All samples of all requests, request by request.
 
     Args:
@@ -212,31 +209,33 @@ class Engine:
     the device's bandwidth is not known.
     """
     stats = self.stats
-    out = {'perf/tokens_per_s': stats.tokens / max(stats.seconds, 1e-9),
-           'rollout/slot_occupancy': stats.row_steps / max(
-               stats.steps * self.options.slots, 1),
-           'rollout/prefill_tokens': float(stats.prefilled),
-           'rollout/restarts': float(stats.restarts)}
+    out = {
+        'perf/tokens_per_s': stats.tokens / max(stats.seconds, 1e-9),
+        'rollout/slot_occupancy': stats.row_steps /
+        max(stats.steps * self.options.slots, 1),
+        'rollout/prefill_tokens': float(stats.prefilled),
+        'rollout/restarts': float(stats.restarts)
+    }
     bandwidth = _BANDWIDTH.get(jax.devices()[0].device_kind)
     if bandwidth and stats.decode_seconds:
-      moved = (stats.steps * self.weight_bytes
-               + stats.context * paged.token_bytes(self.model,
-                                                  self.layout.dtype))
-      out['perf/decode_roofline_frac'] = moved / (
-          stats.decode_seconds * bandwidth * self.mesh.size)
+      moved = (stats.steps * self.weight_bytes +
+               stats.context * paged.token_bytes(self.model, self.layout.dtype))
+      out['perf/decode_roofline_frac'] = moved / (stats.decode_seconds *
+                                                  bandwidth * self.mesh.size)
     return out
 
   def _check(self, i: int, request: Request) -> None:
     ends = len(request.sampling.eos_ids) + len(request.sampling.stop_ids)
     if len(request.sampling.read_ids) > decode.MAX_READS:
       raise InputError(f'prompt {i}: at most {decode.MAX_READS} read_ids')
-    if request.root and request.root.length > len(request.tokens):
+    if request.shared_prefix and request.shared_prefix.length > len(
+        request.tokens):
       raise InputError(f'prompt {i} has {len(request.tokens)} tokens, its root '
-                       f'{request.root.length}')
+                       f'{request.shared_prefix.length}')
     if request.forks and len(request.forks) != request.samples:
       raise InputError(f'prompt {i}: {len(request.forks)} forks for '
                        f'{request.samples} samples')
-    begun = request.begun or [None] * request.samples
+    begun = request.partial or [None] * request.samples
     page = self.options.page
     for sample, old in enumerate(begun):
       at, suffix = request.fork(sample)
@@ -254,8 +253,8 @@ class Engine:
       # The trunk and the row's first chunk, but for the full pages that they
       # share; later the row may take the trunk's pages.
       first = length - 1 + min(self.options.chunk, rows - length)
-      need = (-(-request.trunk_length() // page) + -(-first // page)
-              - request.shared(sample) // page)
+      need = (-(-request.trunk_length() // page) + -(-first // page) -
+              request.shared(sample) // page)
       if need > self.options.pages - 1:
         raise InputError(f'prompt {i}: sample {sample} and its trunk need '
                          f'{need} pages, {self.options.group}.pages='
@@ -269,11 +268,10 @@ class Engine:
     self.stats = Stats()
     if self._pool is None:
       self._pool, self._state = decode.empty(self.model, self.layout, self.mesh,
-                                       self.options.slots)
+                                             self.options.slots)
     self._params, self._key = params, key
-    self.weight_bytes = sum(
-        x.nbytes * len(x.sharding.device_set) // _parts(x)
-        for x in jax.tree.leaves(params))
+    self.weight_bytes = sum(x.nbytes * len(x.sharding.device_set) // _parts(x)
+                            for x in jax.tree.leaves(params))
 
   def _put(self, tree):
     return mesh_lib.shard_rows(tree, self.mesh)
@@ -281,9 +279,9 @@ class Engine:
   def prefill(self, tokens, positions, table) -> None:
     """Writes prompts into pages: i32[D * R, C], i32[D * R, C], i32[.., M]."""
     with jax.set_mesh(self.mesh):
-      self._pool = decode.prefill(
-          self.model, self.layout, self._params, self._pool,
-          *self._put((tokens, positions, table)))
+      self._pool = decode.prefill(self.model, self.layout, self._params,
+                                  self._pool,
+                                  *self._put((tokens, positions, table)))
 
   def copy(self, source, target) -> None:
     """Copies pages; i32[D, n] page numbers on each device."""
@@ -294,117 +292,15 @@ class Engine:
   def decode(self, inputs: decode.Inputs, steps: int) -> jax.Array:
     """Launches a chunk; the result is on its way to the host."""
     with jax.set_mesh(self.mesh):
-      self._pool, self._state, out = decode.decode(
-          self.model, self.layout, self.options.chunk, self._unrolled,
-          self._params, self._pool, self._state, self._put(inputs), self._key,
-          np.int32(steps))
+      self._pool, self._state, out = decode.decode(self.model, self.layout,
+                                                   self.options.chunk,
+                                                   self._unrolled, self._params,
+                                                   self._pool, self._state,
+                                                   self._put(inputs), self._key,
+                                                   np.int32(steps))
     out.copy_to_host_async()
     return out
 
 
 def _parts(x: jax.Array) -> int:
   return x.size // max(1, int(np.prod(x.sharding.shard_shape(x.shape))))
-
-
-class Sampler:
-  """The rollouts of a run's config."""
-
-  def __init__(self, config: Config, model: ModelConfig, tokenizer,
-               mesh: jax.sharding.Mesh):
-    """An engine for the config's sizes.
-
-    Args:
-      config: its `rollout`.
-      model: the policy.
-      tokenizer: gives the end tokens and the text for stop strings.
-      mesh: to sample on.
-    """
-    cfg = config.rollout
-    self.model, self.mesh, self._pad_id = model, mesh, tokenizer.pad_id
-    self._width = cfg.max_prompt_tokens
-    self.sampling = Sampling(
-        cfg.max_new_tokens, cfg.temperature, cfg.top_k, cfg.top_p, cfg.min_p,
-        cfg.min_new_tokens, tokenizer.eos_ids, stop_strings=cfg.stop)
-    self.engine = Engine(model, mesh, Options(
-        cfg.slots, cfg.max_prompt_tokens + cfg.max_new_tokens, cfg.page,
-        cfg.pages, cfg.chunk, min(256, -(-cfg.max_prompt_tokens // 16) * 16),
-        cfg.kv_dtype or model.dtype, cfg.kernel), tokenizer.decode)
-
-  def generate(self, params, prompts: Sequence[Sequence[int]],
-               group_size: int, key: jax.Array,
-               begun: Sequence[Sequence[Sample]] = (), spare: int = 0,
-               until: int = 0,
-               early: Callable[[dict[int, list[Sample]]], None] | None = None
-               ) -> list[list[Sample]]:
-    """Samples every prompt.
-
-    Args:
-      params: in training's sharding or as `decode.prepare` leaves them.
-      prompts: token ids, 1..max_prompt_tokens each.
-      group_size: G.
-      key: a typed PRNG key.
-      begun: of the first prompts, what an earlier call has left unfinished.
-      spare: samples beside the G; the first G of a group to end are taken.
-      until: stop when so many groups are complete; 0: all.
-      early: told of groups, by number, as they are complete while the last
-        samples still decode.
-
-    Returns:
-      The G samples of every group; of one that is not complete, all G + spare
-      as they are, to be given as `begun` later.
-
-    Raises:
-      InputError: a prompt is empty or too long.
-    """
-    for i, prompt in enumerate(prompts):
-      if not 0 < len(prompt) <= self._width:
-        raise InputError(f'prompt {i} has {len(prompt)} tokens; '
-                         f'rollout.max_prompt_tokens={self._width}')
-    total, ended, told = group_size + spare, {}, set()
-
-    def meanwhile():
-      groups = {i: complete([ended[i * total + k] for k in range(total)
-                             if i * total + k in ended], group_size)
-                for i in range(len(prompts)) if i not in told}
-      groups = {i: group for i, group in groups.items() if group}
-      told.update(groups)
-      if groups:
-        early(groups)
-
-    samples = iter(self.engine.generate(
-        decode.prepare(self.model, params, self.mesh), [
-            Request(prompt, i * total, total, self.sampling, enough=group_size,
-                    begun=_filled(begun[i], total) if i < len(begun) else ())
-            for i, prompt in enumerate(prompts)], key, ended.__setitem__, until,
-        meanwhile if early else None))
-    groups = [list(itertools.islice(samples, total)) for _ in prompts]
-    return [complete(g, group_size) or g for g in groups]
-
-  def arrays(self, prompts: Sequence[Sequence[int]],
-             groups: Sequence[Sequence[Sample]]) -> Rollout:
-    """Complete groups as arrays of max_prompt_tokens + max_new_tokens columns.
-    """
-    rows = [(p, s) for p, group in zip(prompts, groups) for s in group]
-    shape = (len(rows), self._width + self.sampling.max_new_tokens)
-    tokens = np.full(shape, self._pad_id, np.int32)
-    valid, completion = np.zeros(shape, bool), np.zeros(shape, bool)
-    logprobs = np.zeros(shape, np.float32)
-    for i, (prompt, sample) in enumerate(rows):
-      n, end = len(prompt), len(prompt) + len(sample.tokens)
-      tokens[i, :n], tokens[i, n:end] = prompt, sample.tokens
-      logprobs[i, n:end] = sample.logprobs
-      valid[i, :end], completion[i, n:end] = True, True
-    finished = np.array([s.ended != 'length' for _, s in rows])
-    return Rollout(tokens, valid, completion, logprobs, finished)
-
-
-def _filled(group: Sequence[Sample], total: int) -> list[Sample]:
-  """A complete group has lost its spare samples."""
-  dropped = dataclasses.replace(NOTHING, ended='dropped')
-  return [*group, *[dropped] * (total - len(group))]
-
-
-def complete(group: Sequence[Sample], group_size: int) -> list[Sample]:
-  """The first G samples of a group that have ended; [] if they are fewer."""
-  ended = [s for s in group if s.ended in ('eos', 'stop', 'length')]
-  return ended[:group_size] if len(ended) >= group_size else []

@@ -42,8 +42,8 @@ def draw(logits: jax.Array, keys: jax.Array, positions: jax.Array,
   """
   greedy = settings.temperature == 0
   scaled = logits / jnp.where(greedy, 1.0, settings.temperature)[:, None]
-  truncates = ((settings.top_k > 0) | (settings.top_p < 1)
-               | (settings.min_p > 0)) & ~greedy
+  truncates = ((settings.top_k > 0) | (settings.top_p < 1) |
+               (settings.min_p > 0)) & ~greedy
   scaled = jax.lax.cond(truncates.any(), truncate, lambda x, *_: x, scaled,
                         settings, truncates)
   highest = scaled.max(axis=-1)
@@ -53,8 +53,9 @@ def draw(logits: jax.Array, keys: jax.Array, positions: jax.Array,
   drawn, total = _invert(weight, u)
   # jnp.argmax, but ten times as fast on CPUs.
   last = logits.shape[-1] - 1
-  likeliest = jnp.min(jnp.where(
-      scaled == highest[:, None], jnp.arange(last + 1)[None], last), axis=-1)
+  likeliest = jnp.min(
+      jnp.where(scaled == highest[:, None],
+                jnp.arange(last + 1)[None], last), axis=-1)
   token = jnp.where(greedy, likeliest, drawn)
   picked = jnp.take_along_axis(scaled, token[:, None], axis=-1)[:, 0]
   return token.astype(jnp.int32), picked - highest - jnp.log(total)
@@ -68,10 +69,10 @@ def _invert(weight: jax.Array, u: jax.Array) -> tuple[jax.Array, jax.Array]:
   total = upto[:, -1]
   target = _below(u * total, total)
   block = (upto <= target[:, None]).sum(axis=-1)
-  before = jnp.take_along_axis(jnp.pad(upto, ((0, 0), (1, 0))),
-                               block[:, None], axis=-1)[:, 0]
-  inside = jnp.cumsum(jnp.take_along_axis(
-      blocks, block[:, None, None], axis=1)[:, 0], axis=-1)
+  before = jnp.take_along_axis(jnp.pad(upto, ((0, 0), (1, 0))), block[:, None],
+                               axis=-1)[:, 0]
+  inside = jnp.cumsum(
+      jnp.take_along_axis(blocks, block[:, None, None], axis=1)[:, 0], axis=-1)
   rest = _below(jnp.maximum(target - before, 0.0), inside[:, -1])
   return block * _BLOCK + (inside <= rest[:, None]).sum(axis=-1), total
 
@@ -81,8 +82,8 @@ def _below(x, bound):
   return jnp.minimum(x, jnp.nextafter(bound, 0.0))
 
 
-def truncate(logits: jax.Array, settings: Settings, rows: jax.Array
-             ) -> jax.Array:
+def truncate(logits: jax.Array, settings: Settings,
+             rows: jax.Array) -> jax.Array:
   """Sets logits outside of top-k, then top-p, then min-p to -inf.
 
   top_p keeps the smallest set of tokens with at least that mass, of what top-k
@@ -97,8 +98,8 @@ def truncate(logits: jax.Array, settings: Settings, rows: jax.Array
   order = _sortable(logits)
   v = logits.shape[-1]
   k = jnp.where(settings.top_k > 0, settings.top_k, v)
-  kept = order >= _largest(
-      lambda t: (order >= t[:, None]).sum(axis=-1) >= k, len(k))[:, None]
+  kept = order >= _largest(lambda t: (order >= t[:, None]).sum(axis=-1) >= k,
+                           len(k))[:, None]
   highest = logits.max(axis=-1, keepdims=True)
   weight = jnp.where(kept, jnp.exp(logits - highest), 0.0)
   mass = settings.top_p * weight.sum(axis=-1)

@@ -6,124 +6,13 @@ from collections.abc import Sequence
 import dataclasses
 import itertools
 import time
-from typing import NamedTuple
 
 import jax
 import numpy as np
 
 from exprl_jax.rollout.decode import INTS, MAX_ENDS, MAX_READS, Inputs
 from exprl_jax.rollout.pages import Pages
-
-
-@dataclasses.dataclass(frozen=True)
-class Sampling:
-  """How the samples of a request are drawn; sampling.py has the meanings."""
-
-  max_new_tokens: int  # the end token included
-  temperature: float = 1.0
-  top_k: int = 0
-  top_p: float = 1.0
-  min_p: float = 0.0
-  min_new_tokens: int = 0  # no end before so many
-  eos_ids: tuple[int, ...] = ()  # end a row and stay in it
-  stop_ids: tuple[int, ...] = ()  # likewise
-  stop_strings: tuple[str, ...] = ()  # end a row with the token they end in
-  read_ids: tuple[int, ...] = ()  # whose probabilities are read: Sample.read
-
-
-class Fork(NamedTuple):
-  """Where a sample leaves its request's tokens, and what it goes on with."""
-
-  at: int  # it shares tokens[:at]
-  suffix: Sequence[int]  # its own, before it is sampled from
-
-
-@dataclasses.dataclass(frozen=True)
-class Sample:
-  """A completion.
-
-  Attributes:
-    tokens: i32[T], the end token included.
-    logprobs: f32[T], of the distribution each was drawn from.
-    ended: 'eos', 'stop' (a stop token or string) or 'length'; 'unfinished'
-      where the call stopped before it ended, 'dropped' where its request had
-      enough.
-    read: f32[len(read_ids)] log-probabilities that the model gives to the
-      `read_ids` as first token, before temperature and truncation.
-  """
-
-  tokens: np.ndarray
-  logprobs: np.ndarray
-  ended: str
-  read: np.ndarray | None = None
-
-
-class Root(NamedTuple):
-  """The first `length` tokens of all requests that name the same `id`."""
-
-  id: int
-  length: int
-
-
-@dataclasses.dataclass(frozen=True)
-class Request:
-  """A prompt and how often to continue it; sample i has id `id` + i.
-
-  Attributes:
-    tokens: the prompt; with `forks` it is a trunk.
-    id: of the first sample; the ids of all requests are distinct.
-    samples: how many.
-    sampling: how they are drawn.
-    forks: sample i continues tokens[:forks[i].at] + forks[i].suffix.
-    begun: sample i goes on with begun[i] of an earlier call, unless it has
-      ended there; the budget counts from its beginning.
-    enough: stop the rest when so many have ended; 0: all.
-    group: the id that the request had when it was made (`part`).
-    root: what its prompt has in common with that of others, which should be
-      its neighbours; computed once on each device that needs it.
-  """
-
-  tokens: Sequence[int]
-  id: int
-  samples: int
-  sampling: Sampling
-  forks: Sequence[Fork] = ()
-  begun: Sequence[Sample] = ()
-  enough: int = 0
-  group: int = -1
-  root: Root | None = None
-
-  def fork(self, i: int) -> Fork:
-    """Where sample i leaves the tokens."""
-    if self.forks:
-      return self.forks[i]
-    begun = self.begun[i].tokens.tolist() if self.begun else ()
-    return Fork(len(self.tokens), begun)
-
-  def context(self, i: int) -> list[int]:
-    """What sample i continues."""
-    at, suffix = self.fork(i)
-    return [*self.tokens[:at], *suffix]
-
-  def shared(self, i: int) -> int:
-    """Tokens of the trunk that sample i need not compute.
-
-    The last of the context is never among them: decoding starts with it.
-    """
-    at, suffix = self.fork(i)
-    return min(at, at + len(suffix) - 1)
-
-  def trunk_length(self) -> int:
-    """Tokens of the trunk that are computed: as far as samples share it."""
-    return max(self.shared(i) for i in range(self.samples))
-
-  def part(self, start: int, stop: int) -> 'Request':
-    """Samples start..stop - 1 only."""
-    return dataclasses.replace(
-        self, id=self.id + start, samples=stop - start,
-        forks=self.forks[start:stop], begun=self.begun[start:stop],
-        group=self.id if self.group < 0 else self.group)
-
+from exprl_jax.rollout.requests import Request, Sample, SharedPrefix
 
 # A prefilling pass costs about as much as so many more tokens of it.
 _PASS_COST = 128
@@ -147,7 +36,7 @@ class _Row:
   def __init__(self, request, slot, pages):
     self.request, self.slot, self.pages = request, slot, pages
     self.context = request.context(0)
-    self.begun = request.begun[0] if request.begun else None
+    self.begun = request.partial[0] if request.partial else None
     already, how = len(self.begun.tokens) if self.begun else 0, request.sampling
     self.sampling = dataclasses.replace(
         how, max_new_tokens=how.max_new_tokens - already,
@@ -194,41 +83,44 @@ class Run:
     self._trunks: list[_Trunk] = []  # open: samples are left to branch off
     self._closed: list[tuple[int, list[int]]] = []  # (device, pages) that are
     # free once the copies of this round of admissions are made
-    self._roots: dict[tuple[int, Root], list[int]] = {}  # by device: pages
+    self._roots: dict[tuple[int, SharedPrefix],
+                      list[int]] = {}  # by device: pages
     self._in_need: collections.Counter = collections.Counter()  # of the queue
     self._pages = [Pages(self._options.pages) for _ in range(engine.devices)]
     per_device = self._options.slots // engine.devices
-    self._free = [list(range((d + 1) * per_device - 1, d * per_device - 1, -1))
-                  for d in range(engine.devices)]
+    self._free = [
+        list(range((d + 1) * per_device - 1, d * per_device - 1, -1))
+        for d in range(engine.devices)
+    ]
     self._per_device = per_device
     self.rows: list[_Row] = []  # oldest first
     self.results: dict[int, Sample] = {}
     self._collected = 0.0  # when
     slots = self._options.slots
-    self._inputs = Inputs(np.zeros(
-        (slots, len(INTS) + MAX_ENDS + MAX_READS), np.int32),
-                           np.zeros((slots, 3), np.float32),
-                           np.zeros((slots, engine.columns), np.int32))
+    self._inputs = Inputs(
+        np.zeros((slots, len(INTS) + MAX_ENDS + MAX_READS), np.int32),
+        np.zeros((slots, 3), np.float32),
+        np.zeros((slots, engine.columns), np.int32))
     for request in requests:
       self._enqueue(request)
 
   def _enqueue(self, request: Request) -> None:
     """Queues the samples that have not ended, neighbours together."""
-    ended = [s.ended != 'unfinished' for s in request.begun] or (
-        [False] * request.samples)
+    ended = [s.finish_reason != 'unfinished' for s in request.partial
+            ] or ([False] * request.samples)
     for done, group in itertools.groupby(range(request.samples),
                                          ended.__getitem__):
       indices = list(group)
       part = request.part(indices[0], indices[-1] + 1)
       if not done:
-        self._in_need[part.root] += 1
+        self._in_need[part.shared_prefix] += 1
         self._queue.append(part)
         continue
       for i in range(part.samples):
-        self._finish(part.part(i, i + 1), part.begun[i])
+        self._finish(part.part(i, i + 1), part.partial[i])
 
   def _requeue(self, request: Request) -> None:
-    self._in_need[request.root] += 1
+    self._in_need[request.shared_prefix] += 1
     self._queue.appendleft(request)
 
   @property
@@ -311,7 +203,8 @@ class Run:
       row = self._branch(trunk, copies)
       if row is None:
         if not new and not self.rows:  # nothing else will give pages back
-          self._close_roots(lambda where, _: where == trunk.device)  # noqa: B023
+          self._close_roots(
+              lambda where, _: where == trunk.device)  # noqa: B023
         break
       new.append(row)
       suffixes.append((self._device(row), row.context, row.request.shared(0),
@@ -332,14 +225,15 @@ class Run:
     if not self._queue:
       return None
     request, page = self._queue[0], self._options.page
-    device = max(range(len(self._free)), key=lambda d: (
-        bool(self._free[d]) and (d, request.root) in self._roots,
-        len(self._free[d])))
+    device = max(
+        range(len(self._free)), key=lambda d:
+        (bool(self._free[d]) and
+         (d, request.shared_prefix) in self._roots, len(self._free[d])))
     if not self._free[device]:
       return None
     pages, length = self._pages[device], request.trunk_length()
-    first = len(request.context(0)) - 1 + min(
-        self._options.chunk, request.sampling.max_new_tokens)
+    first = len(request.context(0)) - 1 + min(self._options.chunk,
+                                              request.sampling.max_new_tokens)
     need = -(-max(first, length) // page) + 1
     root, begun = self._open_root(request, device, need, roots)
     full, partial = divmod(begun, page)
@@ -354,27 +248,26 @@ class Run:
     prompts.append((device, request.tokens, begun, length, trunk.pages))
     self._trunks.append(trunk)
     self._queue.popleft()
-    self._in_need[request.root] -= 1
+    self._in_need[request.shared_prefix] -= 1
     self._close_roots(lambda _, root: not self._in_need[root])
     return trunk
 
-  def _open_root(self, request: Request, device: int, need: int, roots
-                 ) -> tuple[list[int], int]:
+  def _open_root(self, request: Request, device: int, need: int,
+                 roots) -> tuple[list[int], int]:
     """Pages of a request's root and how many of its tokens are in them: none
     where it has no root, or there is no room for one."""
-    root, pages = request.root, self._pages[device]
+    root, pages = request.shared_prefix, self._pages[device]
     if root and (device, root) not in self._roots:
       count = -(-root.length // self._options.page)
       if pages.free < need + count:
         root = None
       else:
         self._roots[device, root] = pages.take(count)
-        roots.append((device, request.tokens, 0, root.length,
-                      self._roots[device, root]))
+        roots.append(
+            (device, request.tokens, 0, root.length, self._roots[device, root]))
     if not root:
       return [], 0
-    return (self._roots[device, root],
-            min(root.length, request.trunk_length()))
+    return (self._roots[device, root], min(root.length, request.trunk_length()))
 
   def _close_roots(self, concerns) -> None:
     """Gives up roots; their pages are free when this round's copies are made.
@@ -389,8 +282,8 @@ class Run:
     full, partial = divmod(request.shared(0), self._options.page)
     last = trunk.admitted == trunk.request.samples - 1
     # It writes into the partial page: nobody else may have that.
-    inherits = last and full + bool(partial) == len(trunk.pages) and (
-        not partial or pages.owners(trunk.pages[full]) == 1)
+    inherits = last and full + bool(partial) == len(
+        trunk.pages) and (not partial or pages.owners(trunk.pages[full]) == 1)
     own = pages.take(0 if inherits else bool(partial))
     if own is None:
       return None
@@ -423,20 +316,20 @@ class Run:
         about = next((w for w in widths if length <= w), widths[-1])
         groups[about][job[0]].append(job)
     for group in groups.values():
-      longest = max(stop - start for part in group
-                    for _, _, start, stop, _ in part)
+      longest = max(
+          stop - start for part in group for _, _, start, stop, _ in part)
       most = max(map(len, group))
       _, rows, width = min(
-          (-(-longest // w) * -(-most // rows) * (rows * w + _PASS_COST),
-           rows, w) for w in widths for rows in self._engine.prefill_rows(w))
+          (-(-longest // w) * -(-most // rows) * (rows * w + _PASS_COST), rows,
+           w) for w in widths for rows in self._engine.prefill_rows(w))
       for first in range(0, most, rows):
         self._prefill_batch([part[first:first + rows] for part in group], rows,
                             width)
 
   def _prefill_batch(self, batch, rows: int, width: int) -> None:
     """Up to `rows` jobs on each device, `width` tokens at a time."""
-    longest = max(stop - start for part in batch
-                  for _, _, start, stop, _ in part)
+    longest = max(
+        stop - start for part in batch for _, _, start, stop, _ in part)
     for done in range(0, longest, width):
       shape = (len(batch) * rows, width)
       tokens, positions = np.zeros(shape, np.int32), np.full(shape, -1)
@@ -469,9 +362,9 @@ class Run:
     for row in running:
       at, s, prompt = row.slot, row.sampling, len(row.context)
       # Told again after a wait, the device goes on where it stopped.
-      ints[at, :len(INTS)] = (
-          row.fresh, 1, row.context[-1], prompt - 1, s.max_new_tokens,
-          row.request.id, prompt + s.min_new_tokens - 1, s.top_k)
+      ints[at, :len(INTS)] = (row.fresh, 1, row.context[-1], prompt - 1,
+                              s.max_new_tokens, row.request.id,
+                              prompt + s.min_new_tokens - 1, s.top_k)
       ends = (*s.eos_ids, *s.stop_ids)
       ints[at, len(INTS):] = -1
       ints[at, len(INTS):len(INTS) + len(ends)] = ends
@@ -483,8 +376,8 @@ class Run:
 
   # Collecting: what a chunk has decoded.
 
-  def collect(self, running, steps: int, out: jax.Array, started: float
-              ) -> None:
+  def collect(self, running, steps: int, out: jax.Array,
+              started: float) -> None:
     """Reads a chunk's results and retires the rows that have ended."""
     out = np.asarray(out.addressable_data(0))
     stats = self._engine.stats
@@ -518,7 +411,7 @@ class Run:
     self.results[request.id] = sample
     self._done(request.id, sample)
     ended = self._ended_of[request.group] = self._ended_of[request.group] + 1
-    if ended == (request.enough or self._samples_of[request.group]):
+    if ended == (request.num_wanted or self._samples_of[request.group]):
       self.complete += 1
       self._drop(lambda r: r.group == request.group, 'dropped')
 
@@ -537,7 +430,7 @@ class Run:
       self._give_up(trunk.rest(), ended)
     for request in [r for r in self._queue if concerns(r)]:
       self._queue.remove(request)
-      self._in_need[request.root] -= 1
+      self._in_need[request.shared_prefix] -= 1
       self._give_up(request, ended)
     self._close_roots(lambda _, root: not self._in_need[root])
 
@@ -546,7 +439,8 @@ class Run:
     nothing = Sample(np.zeros(0, np.int32), np.zeros(0, np.float32), ended)
     for i in range(request.samples):
       self.results[request.id + i] = dataclasses.replace(
-          request.begun[i] if request.begun else nothing, ended=ended)
+          request.partial[i] if request.partial else nothing,
+          finish_reason=ended)
 
   def _ended(self, row: _Row, alive: bool, count: int) -> str:
     """Why a row has ended, or ''; cuts it behind a stop string."""

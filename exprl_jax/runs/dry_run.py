@@ -10,15 +10,9 @@ from exprl_jax.models import config as model_config
 from exprl_jax.models import references as source
 from exprl_jax.rewards import teacher
 from exprl_jax.rl import learner
-from exprl_jax.runs import (
-  evaluate as compare,
-)
-from exprl_jax.runs import (
-  judge as judging,
-)
-from exprl_jax.runs import (
-  rubrics as prepare,
-)
+from exprl_jax.runs import evaluate as compare
+from exprl_jax.runs import judge as judging
+from exprl_jax.runs import rubrics as prepare
 from exprl_jax.runtime import mesh as mesh_lib
 from exprl_jax.types import Problem
 
@@ -69,8 +63,9 @@ def _show_judge_prompt(config: Config, problem: Problem) -> None:
   template = prompts.load(config.judge, tokenizer, config.reward)
   fence = prompts.fence(problem, [])
   head, opening = template.head(problem), template.opening(fence)
-  checkpoint = (problem.checkpoints[0].text if config.judge.verdict ==
-                'checkpoints' and problem.checkpoints else '')
+  checkpoint = (problem.checkpoints[0].text
+                if config.judge.verdict == 'checkpoints' and problem.checkpoints
+                else '')
   ask = template.ask(problem, fence, checkpoint)
   print('\n--- judge prompt\n' + tokenizer.decode(
       [*head, *opening, *tokenizer.encode('<the trace>'), *ask], special=True))
@@ -82,6 +77,5 @@ def _show_judge_prompt(config: Config, problem: Problem) -> None:
 def _show_rubric_prompt(config: Config) -> None:
   tokenizer = Tokenizer(resolve(config.judge.init))
   problems = data.training_problems(config)
-  print(f'run prepare, {len(problems)} problems\n\n--- prompt for a rubric\n'
-        + tokenizer.decode(prepare.Prompt(tokenizer)(problems[0]),
-                           special=True))
+  print(f'run prepare, {len(problems)} problems\n\n--- prompt for a rubric\n' +
+        tokenizer.decode(prepare.Prompt(tokenizer)(problems[0]), special=True))

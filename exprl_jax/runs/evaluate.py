@@ -23,20 +23,15 @@ import numpy as np
 from exprl_jax.config import Config
 from exprl_jax.data import problems as data
 from exprl_jax.data.tokenizer import Tokenizer
-from exprl_jax.evals import (
-  behaviors as behaviours,
-)
-from exprl_jax.evals import (
-  held_out as evaluate,
-)
-from exprl_jax.evals import (
-  policy_statistics as diagnose,
-)
+from exprl_jax.evals import behaviors as behaviours
+from exprl_jax.evals import held_out as evaluate
+from exprl_jax.evals import policy_statistics as diagnose
 from exprl_jax.evals.held_out import Item, Marks
 from exprl_jax.grading import grader as grading
 from exprl_jax.models import references as source_lib
-from exprl_jax.rollout import decode, engine
-from exprl_jax.rollout.scheduler import Request
+from exprl_jax.rollout import decode
+from exprl_jax.rollout import sampler as sampler_lib
+from exprl_jax.rollout.requests import Request
 from exprl_jax.runtime import checkpoints as checkpoint
 from exprl_jax.runtime import jsonl, metrics, report
 from exprl_jax.runtime import mesh as mesh_lib
@@ -86,23 +81,29 @@ def compare(config: Config, workdir: pathlib.Path) -> list[metrics.Row]:
   try:
     grader.check([item.problem for item in items])
     checkpoint.claim(workdir, config)
-    seconds, rows, fresh = _sample(config, folder, items, models, mesh,
-                                   grader)
+    seconds, rows, fresh = _sample(config, folder, items, models, mesh, grader)
   finally:
     grader.close()
   counts = _behaviours(config, folder, items, models, rows, reader)
-  results = [Result(config, items, model, [x and (x[i], x[0]) for x in (
-      rows, fresh, counts)]) for i, model in enumerate(models)]
+  results = [
+      Result(config, items, model,
+             [x and (x[i], x[0])
+              for x in (rows, fresh, counts)])
+      for i, model in enumerate(models)
+  ]
   main = jax.process_index() == 0
   log = metrics.Log(workdir, 0, main=main)
   for i, result in enumerate(results):
     log.write(i, result.metrics() | {'time/eval': seconds[i]})
   log.close()
   if main:
-    (folder / 'comparison.json').write_text(json.dumps({
-        'problems': len(items), 'samples': config.eval.samples,
-        'seed': config.seed,
-        'models': [_no_nan(r.json()) for r in results]}, indent=1))
+    (folder / 'comparison.json').write_text(
+        json.dumps(
+            {
+                'problems': len(items), 'samples': config.eval.samples,
+                'seed': config.seed,
+                'models': [_no_nan(r.json()) for r in results]
+            }, indent=1))
     print(tables(config, results), flush=True)
     print(f'comparison {workdir}/comparison.json')
   return metrics.read(workdir / 'metrics.jsonl')
@@ -131,8 +132,9 @@ def check(config: Config) -> tuple[list[Item], list[Model]]:
     found = source_lib.find(source)
     tokenizer = Tokenizer(found.folder)
     name = _name(source, {m.name for m in models})
-    models.append(Model(name, source, found, tokenizer, data.policy_prompts(
-        tokenizer, problems, config)))
+    models.append(
+        Model(name, source, found, tokenizer,
+              data.policy_prompts(tokenizer, problems, config)))
   if cfg.diagnose:
     diagnose.check(config, [(m.name, m.tokenizer, m.prompts) for m in models])
   return items, models
@@ -161,27 +163,27 @@ class Loader:
                mesh: jax.sharding.Mesh):
     self._config, self._models, self.mesh = config, models, mesh
     self._held: dict[int, tuple] = {}
-    self._sampler: tuple[int, engine.Sampler] | None = None
+    self._sampler: tuple[int, sampler_lib.Sampler] | None = None
 
   def weights(self, i: int) -> tuple:
     """(ModelConfig, parameters) of model i, as it is sampled from."""
     if i not in self._held:
       self._forget(i)
       model, policy = self._models[i], self._config.policy
-      _, cfg, params = source_lib.load(
-          model.found, self.mesh, policy.dtype, frozen=True,
-          attention=policy.attention)
+      _, cfg, params = source_lib.load(model.found, self.mesh, policy.dtype,
+                                       frozen=True, attention=policy.attention)
       self._held[i] = cfg, decode.prepare(cfg, params, self.mesh)
     return self._held[i]
 
-  def sampler(self, i: int) -> engine.Sampler:
+  def sampler(self, i: int) -> sampler_lib.Sampler:
     """The rollouts of model i."""
     if self._config.eval.diagnose:
       self.weights(0)  # first: the pool of pages takes the memory that is left
     model, _ = self.weights(i)
     if self._sampler is None or self._sampler[0] != i:
-      self._sampler = i, engine.Sampler(
-          self._config, model, self._models[i].tokenizer, self.mesh)
+      self._sampler = i, sampler_lib.Sampler(self._config, model,
+                                             self._models[i].tokenizer,
+                                             self.mesh)
     return self._sampler[1]
 
   def _forget(self, i: int) -> None:
@@ -255,16 +257,20 @@ class Samples:
       InputError: the file holds something else.
     """
     there, draw = self._already(), self._draw
-    missing = {p: [s for s in range(draw.samples) if (p, s) not in there]
-               for p in draw.wanted}
+    missing = {
+        p: [s
+            for s in range(draw.samples)
+            if (p, s) not in there]
+        for p in draw.wanted
+    }
     todo = [p for p, samples in missing.items() if samples]
     count = len(draw.wanted) * draw.samples
     have = count - sum(map(len, missing.values()))
     if jax.process_index() == 0:
-      print(f'{draw.path.stem}: {len(draw.wanted)} problems, {draw.samples} '
-            f'{"fresh " if draw.key else ""}samples each'
-            + (f', {have} of {count} there already' if have else ''),
-            flush=True)
+      print(
+          f'{draw.path.stem}: {len(draw.wanted)} problems, {draw.samples} '
+          f'{"fresh " if draw.key else ""}samples each' +
+          (f', {have} of {count} there already' if have else ''), flush=True)
     with jsonl.Writer(draw.path) as write:
       for wave in _chunks(todo, self._config.eval.wave):
         for key, row in self._wave({p: missing[p] for p in wave}):
@@ -274,14 +280,16 @@ class Samples:
 
   def _already(self) -> dict[tuple[int, int], Row]:
     """The rows that the file has, but for those of another run."""
-    numbers = {(item.set, item.problem.id): p
-               for p, item in enumerate(self._items)}
+    numbers = {
+        (item.set, item.problem.id): p for p, item in enumerate(self._items)
+    }
     there = {}
 
     def keep(row) -> bool:
       p, s = numbers.get((row['set'], row['id'])), row['sample']
-      if p is None or (p, s) in there or row['of'] != self._digest(p, s) or (
-          self._draw.diagnose and not set(diagnose.FIELDS) <= set(row)):
+      if p is None or (p, s) in there or row['of'] != self._digest(
+          p, s) or (self._draw.diagnose
+                    and not set(diagnose.FIELDS) <= set(row)):
         return False
       there[p, s] = row
       return True
@@ -296,13 +304,16 @@ class Samples:
   def _digest(self, p: int, s: int) -> str:
     """A name for what a sample depends on, beside what config.json says."""
     problem = self._items[p].problem
-    text = json.dumps([self._model.source, self._model.found.step,
-                       self._model.prompts[p], problem.answer, problem.domain,
-                       p * self._draw.stride + s, self._draw.key])
+    text = json.dumps([
+        self._model.source, self._model.found.step, self._model.prompts[p],
+        problem.answer, problem.domain, p * self._draw.stride + s,
+        self._draw.key
+    ])
     return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
 
-  def _wave(self, wanted: dict[int, list[int]]
-            ) -> Iterator[tuple[tuple[int, int], Row]]:
+  def _wave(
+      self, wanted: dict[int,
+                         list[int]]) -> Iterator[tuple[tuple[int, int], Row]]:
     """Samples, grades and diagnoses: some samples of some problems."""
     draw, prompts = self._draw, self._model.prompts
     sampler = self._loader.sampler(draw.model)
@@ -312,16 +323,18 @@ class Samples:
     for p, samples in wanted.items():
       first = p * draw.stride
       if len(samples) == draw.samples:  # they share their prompt
-        requests.append(Request(prompts[p], first, draw.samples,
-                                sampler.sampling))
+        requests.append(
+            Request(prompts[p], first, draw.samples, sampler.sampling))
       else:
-        requests += [Request(prompts[p], first + s, 1, sampler.sampling)
-                     for s in samples]
+        requests += [
+            Request(prompts[p], first + s, 1, sampler.sampling) for s in samples
+        ]
     samples = sampler.engine.generate(
         params, requests, evaluate.root_key(self._config.seed, draw.key))
     texts = [self._model.tokenizer.decode(s.tokens) for s in samples]
     grades = self._grader([
-        (text, self._items[p].problem) for (p, _), text in zip(keys, texts)])
+        (text, self._items[p].problem) for (p, _), text in zip(keys, texts)
+    ])
     more = [{}] * len(keys)
     if draw.diagnose:
       sampler.engine.release()  # its memory is needed
@@ -336,7 +349,8 @@ class Samples:
           'id': item.problem.id, 'set': item.set, 'sample': s, 'text': text,
           'tokens': len(sample.tokens), 'status': grade.status,
           'answer': grade.answer, 'correct': grade.correct,
-          'ended': sample.ended, **extra, 'of': self._digest(p, s)}
+          'ended': sample.finish_reason, **extra, 'of': self._digest(p, s)
+      }
 
 
 def _chunks(values: Sequence, size: int) -> list[Sequence]:
@@ -351,16 +365,21 @@ def _behaviours(config, folder, items, models, rows, reader):
   if not config.eval.behaviours:
     return None
   if reader is None:
-    return [[[behaviours.count_words(row['text']) for row in samples]
-             for samples in own] for own in rows]
-  return [_read(folder / f'behaviours/{model.name}.jsonl', items, own, reader)
-          for model, own in zip(models, rows)]
+    return [[[behaviours.count_words(row['text'])
+              for row in samples]
+             for samples in own]
+            for own in rows]
+  return [
+      _read(folder / f'behaviours/{model.name}.jsonl', items, own, reader)
+      for model, own in zip(models, rows)
+  ]
 
 
 def _read(path, items, rows, reader) -> list[list[Row]]:
   """What the judge counts, kept in a file of its own."""
   names = {(row['set'], row['id'], row['sample']): row
-           for samples in rows for row in samples}
+           for samples in rows
+           for row in samples}
   there = {}
 
   def keep(row) -> bool:
@@ -378,15 +397,22 @@ def _read(path, items, rows, reader) -> list[list[Row]]:
   keys = list(names)
   problems = {(item.set, item.problem.id): item.problem for item in items}
   with jsonl.Writer(path) as write:
+
     def done(i: int, counts: Row) -> None:
       key = set_, id_, sample = keys[i]
-      there[key] = {'id': id_, 'set': set_, 'sample': sample, **counts,
-                    'of': _text_digest(names[key]['text'])}
+      there[key] = {
+          'id': id_, 'set': set_, 'sample': sample,
+          **counts, 'of': _text_digest(names[key]['text'])
+      }
       write(there[key])
 
-    reader.read([behaviours.Trace(i, problems[key[:2]], names[key]['text'])
-                 for i, key in enumerate(keys) if key not in there], done)
-  return [[there[row['set'], row['id'], row['sample']] for row in samples]
+    reader.read([
+        behaviours.Trace(i, problems[key[:2]], names[key]['text'])
+        for i, key in enumerate(keys)
+        if key not in there
+    ], done)
+  return [[there[row['set'], row['id'], row['sample']]
+           for row in samples]
           for samples in rows]
 
 
@@ -402,8 +428,8 @@ def locked(first: np.ndarray, k: int) -> np.ndarray:
   return ~first[:, :k].any(axis=1)
 
 
-def unlocked(first: np.ndarray, fresh: np.ndarray, k: int, least: int
-             ) -> np.ndarray:
+def unlocked(first: np.ndarray, fresh: np.ndarray, k: int,
+             least: int) -> np.ndarray:
   """bool[P]: locked, and at least `least` of k fresh samples are right.
 
   Args:
@@ -429,41 +455,54 @@ class Result:
     self.difference, self.unlocked = {}, {}
     if not self.is_first:
       self.difference = differences(marks, base, items, cfg.ks)
-      self.same = float(np.mean([a['text'] == b['text'] for x, y in zip(
-          rows, first) for a, b in zip(x, y)]))
+      self.same = float(
+          np.mean([
+              a['text'] == b['text']
+              for x, y in zip(rows, first)
+              for a, b in zip(x, y)
+          ]))
     if fresh and not self.is_first:
       self.unlocked = _unlocked(base.correct, *fresh, cfg)
-    self.diagnosis = diagnose.summary(
-        [r for samples in rows for r in samples]) if cfg.diagnose else {}
+    self.diagnosis = diagnose.summary([r for samples in rows for r in samples
+                                      ]) if cfg.diagnose else {}
     self.behaviours = behaviours.compare(*counts) if counts else {}
-    self.unread = float(np.mean(['failed' in row for samples in counts[0]
-                                 for row in samples])) if counts else 0.0
+    self.unread = float(
+        np.mean(['failed' in row for samples in counts[0] for row in samples
+                ])) if counts else 0.0
 
   def metrics(self) -> dict[str, float]:
     """'area/name' -> value; nan is left out of metrics.jsonl."""
     out = dict(self.eval)
     for name, values in self.difference.items():
-      out |= {f'compare/{name}_diff': values['mean'],
-              f'compare/{name}_diff_low': values['low'],
-              f'compare/{name}_diff_high': values['high']}
+      out |= {
+          f'compare/{name}_diff': values['mean'],
+          f'compare/{name}_diff_low': values['low'],
+          f'compare/{name}_diff_high': values['high']
+      }
     if not self.is_first:
       out['compare/same_text_frac'] = self.same
     out |= {f'unlocked/{k}': v for k, v in self.unlocked.items()}
-    out |= {f'diagnose/{k}': v for k, v in self.diagnosis.items()
-            if k != 'steps_histogram'}
+    out |= {
+        f'diagnose/{k}': v
+        for k, v in self.diagnosis.items()
+        if k != 'steps_histogram'
+    }
     for kind, values in self.behaviours.items():
       out[f'behaviours/{kind}_mean'] = values['mean']
       if not self.is_first:
-        out |= {f'behaviours/{kind}_{k}': values[k]
-                for k in ('gain', 'loss', 'net')}
+        out |= {
+            f'behaviours/{kind}_{k}': values[k] for k in ('gain', 'loss', 'net')
+        }
     if self.behaviours:
       out['behaviours/failed_frac'] = self.unread
     return out
 
   def json(self) -> dict[str, Any]:
     """What comparison.json says of it."""
-    out = {'name': self.model.name, 'source': self.model.source,
-           'step': self.model.found.step, 'metrics': self.eval}
+    out = {
+        'name': self.model.name, 'source': self.model.source,
+        'step': self.model.found.step, 'metrics': self.eval
+    }
     if not self.is_first:
       out |= {'difference': self.difference, 'same_text_frac': self.same}
     for name in ('unlocked', 'diagnosis', 'behaviours'):
@@ -480,9 +519,9 @@ def _no_nan(tree):
 
 
 def _marks(rows: Sequence[Sequence[Row]]) -> Marks:
-  return evaluate.marks_of(
-      [(r['status'], r['answer'], r['tokens'], r['ended'])
-       for samples in rows for r in samples], len(rows[0]))
+  return evaluate.marks_of([(r['status'], r['answer'], r['tokens'], r['ended'])
+                            for samples in rows
+                            for r in samples], len(rows[0]))
 
 
 def differences(marks: Marks, first: Marks, items: Sequence[Item],
@@ -502,11 +541,16 @@ def differences(marks: Marks, first: Marks, items: Sequence[Item],
 def _unlocked(first, fresh, null, cfg) -> dict[str, float]:
   """Counts of problems, and the excess over the null with its interval."""
   k, shut = cfg.unlocked_k, locked(first, cfg.unlocked_k)
-  mine, chance = (unlocked(first, np.array(
-      [[row['correct'] for row in samples] or [False] * k for samples in rows]),
-      k, cfg.unlocked_min) for rows in (fresh, null))
-  out = {'locked': int(shut.sum()), 'count': int(mine.sum()),
-         'null': int(chance.sum()), 'excess': int(mine.sum() - chance.sum())}
+  mine, chance = (unlocked(
+      first,
+      np.array([[row['correct']
+                 for row in samples] or [False] * k
+                for samples in rows]), k, cfg.unlocked_min)
+                  for rows in (fresh, null))
+  out = {
+      'locked': int(shut.sum()), 'count': int(mine.sum()),
+      'null': int(chance.sum()), 'excess': int(mine.sum() - chance.sum())
+  }
   if shut.any():
     each = (mine.astype(float) - chance)[shut]
     low, high = evaluate.bootstrap(each)
@@ -521,7 +565,8 @@ def tables(config: Config, results: Sequence[Result]) -> str:
   """All that was found, as text."""
   cfg, first, others = config.eval, results[0], results[1:]
   makers: list[Callable[[], tuple[str, list[list[str]]]]] = [
-      lambda: _scores(results, cfg.ks)]
+      lambda: _scores(results, cfg.ks)
+  ]
   if others:
     makers.append(lambda: _differences(others, first, cfg.ks))
   if cfg.unlocked_k and others:
@@ -537,16 +582,19 @@ def tables(config: Config, results: Sequence[Result]) -> str:
 def _scores(results, ks):
   names = [n for n in results[0].eval if n.count('/') == 1]
   majority = [k for k in ks if f'eval/maj@{k}' in names]
-  rows = [['', *(f'pass@{k} [95 %]' for k in ks),
-           *(f'maj@{k}' for k in majority), 'truncated', 'no answer', 'tokens']]
+  rows = [[
+      '', *(f'pass@{k} [95 %]' for k in ks), *(f'maj@{k}' for k in majority),
+      'truncated', 'no answer', 'tokens'
+  ]]
   for r in results:
     get = lambda name, r=r: r.eval[f'eval/{name}']
-    rows.append([r.model.name, *(
-        f'{get(f"pass@{k}"):.3f} [{get(f"pass@{k}_low"):.3f}, '
-        f'{get(f"pass@{k}_high"):.3f}]' for k in ks),
+    rows.append([
+        r.model.name, *(f'{get(f"pass@{k}"):.3f} [{get(f"pass@{k}_low"):.3f}, '
+                        f'{get(f"pass@{k}_high"):.3f}]' for k in ks),
         *(f'{get(f"maj@{k}"):.3f}' for k in majority),
         f'{get("truncated_frac"):.1%}', f'{get("no_answer_frac"):.1%}',
-        f'{get("length_mean"):.1f}'])
+        f'{get("length_mean"):.1f}'
+    ])
   return '\nheld-out problems', rows
 
 
@@ -554,9 +602,11 @@ def _differences(others, first, ks):
   names = [n for n in others[0].difference if '/' not in n]
   rows = [['', *names, 'same texts']]
   for r in others:
-    rows.append([r.model.name, *(
-        '{mean:+.3f} [{low:+.3f}, {high:+.3f}]'.format(**r.difference[n])
-        for n in names), f'{r.same:.0%}'])
+    rows.append([
+        r.model.name,
+        *('{mean:+.3f} [{low:+.3f}, {high:+.3f}]'.format(**r.difference[n])
+          for n in names), f'{r.same:.0%}'
+    ])
   return (f'difference from {first.model.name} [95 %, paired bootstrap over '
           'problems]', rows)
 
@@ -566,24 +616,31 @@ def _unlocked_table(others, first, cfg):
   rows = [['', 'unlocked', f'null: {first.model.name} again', 'excess [95 %]']]
   for r in others:
     u = r.unlocked
-    rows.append([r.model.name, str(u['count']), str(u['null']),
-                 f'{u["excess"]:+d}' + (
-                     f' [{u["excess_low"]:+.0f}, {u["excess_high"]:+.0f}]'
-                     if 'excess_low' in u else '')])
+    rows.append([
+        r.model.name,
+        str(u['count']),
+        str(u['null']), f'{u["excess"]:+d}' +
+        (f' [{u["excess_low"]:+.0f}, {u["excess_high"]:+.0f}]'
+         if 'excess_low' in u else '')
+    ])
   return (f'unlocked: of {others[0].unlocked["locked"]} problems of which '
           f'{first.model.name} has 0 of {k} right, those with at least '
           f'{cfg.unlocked_min} of {k} fresh ones', rows)
 
 
 def _diagnoses(results):
-  rows = [['', 'entropy', 'KL (k1)', 'KL (k3)', 'tokens, right', 'wrong',
-           'steps', *diagnose.BUCKETS]]
+  rows = [[
+      '', 'entropy', 'KL (k1)', 'KL (k3)', 'tokens, right', 'wrong', 'steps',
+      *diagnose.BUCKETS
+  ]]
   for r in results:
     d = r.diagnosis
-    rows.append([r.model.name, *(f'{d[k]:.4f}' for k in (
-        'entropy', 'kl_k1', 'kl_k3')), *(f'{d[k]:.1f}' for k in (
-            'length_correct', 'length_wrong', 'steps_mean')),
-        *(f'{d["steps_histogram"][b]:.0%}' for b in diagnose.BUCKETS)])
+    rows.append([
+        r.model.name, *(f'{d[k]:.4f}' for k in ('entropy', 'kl_k1', 'kl_k3')),
+        *(f'{d[k]:.1f}'
+          for k in ('length_correct', 'length_wrong', 'steps_mean')),
+        *(f'{d["steps_histogram"][b]:.0%}' for b in diagnose.BUCKETS)
+    ])
   return ('on its own samples: nats a token; share of traces by number of '
           'steps', rows)
 
@@ -591,9 +648,11 @@ def _diagnoses(results):
 def _behaviour_table(results, how):
   rows = [['', *behaviours.KINDS, 'not read']]
   for r in results:
-    rows.append([r.model.name, *(
-        f'{b["mean"]:.3f}' + ('' if r.is_first else
-                              f' (+{b["gain"]} -{b["loss"]} = {b["net"]:+d})')
-        for b in r.behaviours.values()), f'{r.unread:.1%}'])
+    rows.append([
+        r.model.name,
+        *(f'{b["mean"]:.3f}' + ('' if r.is_first else
+                                f' (+{b["gain"]} -{b["loss"]} = {b["net"]:+d})')
+          for b in r.behaviours.values()), f'{r.unread:.1%}'
+    ])
   return (f'behaviours by {how}, mean a trace (problems with more, with fewer, '
           'net)', rows)

@@ -27,8 +27,8 @@ def export(config: Config) -> None:
   source = _source(config.policy.init, config.export.step)
   base, cfg, params = source_lib.load(source, mesh)
   hf.save(out, cfg, params, base, config.export.dtype)
-  what = (f'{source.workdir}, step {source.step}' if source.workdir
-          else str(base))
+  what = (f'{source.workdir}, step {source.step}'
+          if source.workdir else str(base))
   print(f'{what} -> {out}, {config.export.dtype}')
 
 
@@ -39,7 +39,6 @@ def _source(init: str, step: int) -> source_lib.Source:
     return source_lib.of_checkpoint(init, step)
   source = source_lib.find(init)
   if step and step != source.step:
-    raise InputError(
-        f'config.export.step={step}, but {init} '
-        + ('names another' if source.workdir else 'has no checkpoints'))
+    raise InputError(f'config.export.step={step}, but {init} ' + (
+        'names another' if source.workdir else 'has no checkpoints'))
   return source

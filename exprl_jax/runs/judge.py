@@ -22,8 +22,8 @@ from exprl_jax.judge import hacking as defence
 from exprl_jax.judge import tree as judge_lib
 from exprl_jax.judge.tree import Item, Judge, Verdicts
 from exprl_jax.models import references as source
-from exprl_jax.rollout import engine
-from exprl_jax.rollout.scheduler import Fork, Request
+from exprl_jax.rollout import sampler as sampler_lib
+from exprl_jax.rollout.requests import Fork, Request
 from exprl_jax.runtime import checkpoints as checkpoint
 from exprl_jax.runtime import mesh as mesh_lib
 from exprl_jax.types import InputError, Problem
@@ -66,11 +66,12 @@ def judge(config: Config, workdir: pathlib.Path) -> list:
     judge_lib.check(config, data.training_problems(config))
     policy = Policy(config, mesh)
     found = policy.traces()
-  longest = max(sum(len(tokenizer.encode(step)) for step in t.steps)
-                for t in found)
+  longest = max(
+      sum(len(tokenizer.encode(step)) for step in t.steps) for t in found)
   checkpoint.claim(workdir, config)
-  judge_ = judge_lib.load(config, mesh, workdir, max_trace_tokens=longest
-                          if config.judge.traces else 0)
+  judge_ = judge_lib.load(
+      config, mesh, workdir,
+      max_trace_tokens=longest if config.judge.traces else 0)
   start = time.perf_counter()
   verdicts = _in_waves(judge_, found,
                        workdir / 'verdicts.jsonl' if main else None)
@@ -89,8 +90,8 @@ def judge(config: Config, workdir: pathlib.Path) -> list:
       calibration.plots(report, workdir / 'calibration.png')
       print(calibration.table(report))
       probes = sorted(report['probes'].items(), key=lambda x: -x[1])[:3]
-      print(f'of {len(report["probes"])} probes the best-liked: ' + ', '.join(
-          f'{name} {score:.2f}' for name, score in probes))
+      print(f'of {len(report["probes"])} probes the best-liked: ' +
+            ', '.join(f'{name} {score:.2f}' for name, score in probes))
       print(f'report {workdir}/calibration.json, calibration.png')
   return []
 
@@ -141,36 +142,38 @@ class Policy:
     self._grader = grading.Grader(config.grading)
     self._config, self._tokenizer = config, Tokenizer(origin.folder)
     self._problems = data.training_problems(config)
-    self._prompts = data.policy_prompts(self._tokenizer, self._problems,
-                                        config)
+    self._prompts = data.policy_prompts(self._tokenizer, self._problems, config)
     _, model, self._params = source.load(origin, mesh, config.policy.dtype,
                                          frozen=True)
     # Room for a trace and what may follow it.
-    self._sampler = engine.Sampler(dataclasses.replace(
-        config, rollout=dataclasses.replace(
-            cfg, max_prompt_tokens=cfg.max_prompt_tokens + cfg.max_new_tokens)),
+    self._sampler = sampler_lib.Sampler(
+        dataclasses.replace(
+            config, rollout=dataclasses.replace(
+                cfg,
+                max_prompt_tokens=cfg.max_prompt_tokens + cfg.max_new_tokens)),
         model, self._tokenizer, mesh)
 
   def traces(self) -> list[Trace]:
     """rollout.group_size samples of every problem."""
     n, out = self._config.rollout.group_size, []
-    groups = self._sampler.generate(
-        self._params, self._prompts, n, self._key(0))
+    groups = self._sampler.generate(self._params, self._prompts, n,
+                                    self._key(0))
     self._sampler.engine.release()  # the judge needs the memory
     segment = steps_lib.of_config(self._config, self._tokenizer)
     for problem, prompt, group in zip(self._problems, self._prompts, groups):
       for i, sample in enumerate(group):
         ids = sample.tokens.tolist()
-        ids = ids[:-1] if sample.ended == 'eos' else ids
-        out.append(Trace(
-            f'{problem.id}/{i}', problem, segment.texts(ids) or [''], None,
-            prompt, ids, segment(ids)))
-    grades = self._grader([(self._tokenizer.decode(t.tokens), t.problem)
-                           for t in out])
+        ids = ids[:-1] if sample.finish_reason == 'eos' else ids
+        out.append(
+            Trace(f'{problem.id}/{i}', problem,
+                  segment.texts(ids) or [''], None, prompt, ids, segment(ids)))
+    grades = self._grader([
+        (self._tokenizer.decode(t.tokens), t.problem) for t in out
+    ])
     return [t._replace(correct=g.correct) for t, g in zip(out, grades)]
 
-  def success(self, prefixes: Sequence[tuple[Trace, int]], count: int
-              ) -> np.ndarray:
+  def success(self, prefixes: Sequence[tuple[Trace, int]],
+              count: int) -> np.ndarray:
     """How often the policy is right in the end.
 
     Args:
@@ -181,29 +184,32 @@ class Policy:
       f64[len(prefixes)] shares of right answers.
     """
     sampling = self._sampler.sampling
-    requests = [Request([*t.prompt, *t.tokens], i * count, count, sampling,
-                        [Fork(len(t.prompt) + t.ends[step], [])] * count)
-                for i, (t, step) in enumerate(prefixes)]
+    requests = [
+        Request([*t.prompt, *t.tokens], i * count, count, sampling,
+                [Fork(len(t.prompt) + t.ends[step], [])] * count)
+        for i, (t, step) in enumerate(prefixes)
+    ]
     samples = self._sampler.engine.generate(self._params, requests,
                                             self._key(1))
     self._sampler.engine.release()
     grades = self._grader([(self._tokenizer.decode(
         [*t.tokens[:t.ends[step]], *samples[i * count + k].tokens]), t.problem)
-        for i, (t, step) in enumerate(prefixes) for k in range(count)])
+                           for i, (t, step) in enumerate(prefixes)
+                           for k in range(count)])
     return np.reshape([g.correct for g in grades], (-1, count)).mean(axis=1)
 
   def _key(self, number: int) -> jax.Array:
     return jax.random.fold_in(jax.random.key(self._config.seed), number)
 
 
-def _in_waves(judge_: Judge, found: list[Trace], path: pathlib.Path | None
-              ) -> Verdicts:
+def _in_waves(judge_: Judge, found: list[Trace],
+              path: pathlib.Path | None) -> Verdicts:
   """Verdicts of all traces, written to `path` wave by wave."""
   width, parts = max(len(t.steps) for t in found), []
   file = path and path.open('w')
   # Traces of a problem are neighbours, so that they share their root.
-  order = sorted(range(len(found)),
-                 key=lambda i: (found[i].problem.question, i))
+  order = sorted(range(len(found)), key=lambda i:
+                 (found[i].problem.question, i))
   for start in range(0, len(found), _WAVE):
     part = [found[i] for i in order[start:start + _WAVE]]
     verdicts = judge_.score(_items(part), width)
@@ -227,12 +233,13 @@ def _items(found: Sequence[Trace]) -> list[Item]:
 def _line(trace: Trace, v: Verdicts, i: int) -> dict:
   n = len(trace.steps)
   names = [judge_lib.readout.OUTCOMES[o] for o in v.outcome[i, :n]]
-  out = {'id': trace.id, 'steps': trace.steps,
-         'scores': [round(float(s), 5) for s in v.score[i, :n]],
-         'mass': [round(float(m), 5) if m == m else None
-                  for m in v.mass[i, :n]],
-         'valid': bool(v.readable[i, :n].all()), 'outcomes': names,
-         'cut': bool(v.cut[i]), 'correct': trace.correct}
+  out = {
+      'id': trace.id, 'steps': trace.steps,
+      'scores': [round(float(s), 5) for s in v.score[i, :n]],
+      'mass': [round(float(m), 5) if m == m else None for m in v.mass[i, :n]],
+      'valid': bool(v.readable[i, :n].all()), 'outcomes': names,
+      'cut': bool(v.cut[i]), 'correct': trace.correct
+  }
   if any(v.texts[i]):
     out['rationales'] = v.texts[i]
   return out
@@ -255,12 +262,15 @@ def calibrate(config: Config, judge_: Judge, found: list[Trace],
 
   def condition(score, readable):
     use = readable[np.arange(len(last)), last]
-    return calibration.outcome(
-        score[np.arange(len(last)), last][use], truth[use],
-        [x for x, u in zip(ids, use) if u], config.seed)
+    return calibration.outcome(score[np.arange(len(last)),
+                                     last][use], truth[use],
+                               [x for x, u in zip(ids, use) if u], config.seed)
 
-  report = {'conditions': {'own': condition(
-      verdicts.score[chosen], verdicts.readable[chosen])}}
+  report = {
+      'conditions': {
+          'own': condition(verdicts.score[chosen], verdicts.readable[chosen])
+      }
+  }
   others = {'none': _without, 'wrong': _with_another}
   if config.judge.verdict == 'checkpoints':
     del others['none']  # there would be nothing to ask about
@@ -268,8 +278,9 @@ def calibrate(config: Config, judge_: Judge, found: list[Trace],
     del others['wrong']
   for name, other in others.items():
     problems = other([t.problem for t in traces_])
-    v = _in_waves(judge_, [t._replace(problem=p)
-                           for t, p in zip(traces_, problems)], None)
+    v = _in_waves(judge_,
+                  [t._replace(problem=p) for t, p in zip(traces_, problems)],
+                  None)
     report['conditions'][name] = condition(v.score, v.readable)
   if policy and cfg.continuations and config.reward == 'process':
     report['progress'] = _progress(config, found, verdicts, policy)
@@ -282,8 +293,10 @@ def calibrate(config: Config, judge_: Judge, found: list[Trace],
 
 
 def _without(problems: list[Problem]) -> list[Problem]:
-  return [dataclasses.replace(p, solution=_NO_REFERENCE, rubric='')
-          for p in problems]
+  return [
+      dataclasses.replace(p, solution=_NO_REFERENCE, rubric='')
+      for p in problems
+  ]
 
 
 def _with_another(problems: list[Problem]) -> list[Problem]:
@@ -293,16 +306,20 @@ def _with_another(problems: list[Problem]) -> list[Problem]:
   random.Random(0).shuffle(order)
   following = dict(zip(order, order[1:] + order[:1]))
   others = [by_question[following[p.question]] for p in problems]
-  return [dataclasses.replace(p, solution=o.solution, rubric=o.rubric,
-                              checkpoints=o.checkpoints)
-          for p, o in zip(problems, others)]
+  return [
+      dataclasses.replace(p, solution=o.solution, rubric=o.rubric,
+                          checkpoints=o.checkpoints)
+      for p, o in zip(problems, others)
+  ]
 
 
 def _progress(config: Config, found, verdicts, policy: Policy) -> dict:
   """Scores of prefixes against what the policy makes of them."""
   cfg = config.calibration
-  prefixes = [(i, s) for i, t in enumerate(found)
-              for s in range(len(t.ends) - 1) if verdicts.readable[i, s]]
+  prefixes = [(i, s)
+              for i, t in enumerate(found)
+              for s in range(len(t.ends) - 1)
+              if verdicts.readable[i, s]]
   random.Random(config.seed).shuffle(prefixes)
   prefixes = sorted(prefixes[:cfg.prefixes])
   success = policy.success([(found[i], s) for i, s in prefixes],

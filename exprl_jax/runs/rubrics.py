@@ -15,7 +15,7 @@ from exprl_jax.data.tokenizer import Tokenizer
 from exprl_jax.judge import prompts
 from exprl_jax.models import hf
 from exprl_jax.rollout import decode, engine
-from exprl_jax.rollout.scheduler import Request, Root, Sample, Sampling
+from exprl_jax.rollout.requests import Request, Sample, Sampling, SharedPrefix
 from exprl_jax.runtime import jsonl
 from exprl_jax.runtime import mesh as mesh_lib
 from exprl_jax.types import Checkpoint, InputError, Problem
@@ -41,15 +41,17 @@ def prepare(config: Config) -> None:
                                config.mesh.rollout_tensor)
   folder = resolve(config.judge.init)
   prompt = Prompt(Tokenizer(folder))
-  problems = {i: p for i, p in enumerate(data.read_problems(
-      resolve(config.data.train), data.needs(config), config.data.limit))
-              if not p.checkpoints}
+  problems = {
+      i: p for i, p in enumerate(
+          data.read_problems(resolve(config.data.train), data.needs(config),
+                             config.data.limit)) if not p.checkpoints
+  }
   out = epath.Path(config.prepare.rubrics)
   there = _already(out, problems.values())
-  _show(f'{folder}: {len(problems)} problems'
-        + (f', {len(there)} of them in {out} already' if there else ''))
-  author = Author(config, prompt, {
-      i: p for i, p in problems.items() if p.id not in there})
+  _show(f'{folder}: {len(problems)} problems' +
+        (f', {len(there)} of them in {out} already' if there else ''))
+  author = Author(config, prompt,
+                  {i: p for i, p in problems.items() if p.id not in there})
   with jsonl.Writer(out) as write:
     author.write_all(mesh, write)
   _show(f'{author.written} rubrics, {len(author.failed)} failed, '
@@ -70,8 +72,8 @@ def _already(out: epath.Path, problems: Iterable[Problem]) -> set[str]:
 
   def keep(row) -> bool:
     written = rubrics.from_row(row)
-    return not written.failed and (
-        written.digest == digests.get(written.id, written.digest))
+    return not written.failed and (written.digest == digests.get(
+        written.id, written.digest))
 
   try:
     return {row['id'] for row in jsonl.resume(out, keep)} & digests.keys()
@@ -91,20 +93,22 @@ class Prompt:
     self.tokenizer = tokenizer
     parts = re.split(r'^\[(system|user)\]\n', TEMPLATE.read_text(),
                      flags=re.MULTILINE)
-    pieces = re.split('{(problem|solution)}', tokenizer.render(
-        [{'role': role, 'content': text.strip()}
-         for role, text in zip(parts[1::2], parts[2::2])]))
+    pieces = re.split(
+        '{(problem|solution)}',
+        tokenizer.render([{'role': role, 'content': text.strip()}
+                          for role, text in zip(parts[1::2], parts[2::2])]))
     self._slots = pieces[1::2]
-    first, *self._texts = [tokenizer.encode(text, special=True)
-                           for text in pieces[::2]]
+    first, *self._texts = [
+        tokenizer.encode(text, special=True) for text in pieces[::2]
+    ]
     self.head = first  # the same for all problems
 
   def __call__(self, problem: Problem) -> list[int]:
     """The whole prompt."""
     ids = list(self.head)
     for slot, text in zip(self._slots, self._texts):
-      ids += self.tokenizer.encode(
-          problem.question if slot == 'problem' else problem.solution)
+      ids += self.tokenizer.encode(problem.question if slot ==
+                                   'problem' else problem.solution)
       ids += text
     return ids
 
@@ -119,8 +123,8 @@ class Author:
     seconds: that took.
   """
 
-  def __init__(self, config: Config, prompt: Prompt,
-               problems: dict[int, Problem]):
+  def __init__(self, config: Config, prompt: Prompt, problems: dict[int,
+                                                                    Problem]):
     """Lays out the prompts of `problems`, by their numbers."""
     self._config, self._prompt, self._problems = config, prompt, problems
     self._prompts = {i: prompt(p) for i, p in problems.items()}
@@ -134,7 +138,9 @@ class Author:
     todo = [i for i, ids in self._prompts.items() if len(ids) <= room]
     self.failed = {
         i: f'its prompt has {len(ids)} tokens, judge.max_prompt_tokens={room}'
-        for i, ids in self._prompts.items() if len(ids) > room}
+        for i, ids in self._prompts.items()
+        if len(ids) > room
+    }
     if todo:
       self._try(todo, mesh, write)
     for i in sorted(self.failed):
@@ -146,9 +152,10 @@ class Author:
                             weights=cfg.weights)
     params = decode.prepare(model, params, mesh)
     longest = max(len(self._prompts[i]) for i in todo)
-    generator = engine.Engine(model, mesh, engine.Options(
-        cfg.slots, longest + self._config.prepare.max_new_tokens, cfg.page,
-        cfg.pages, dtype=model.dtype))
+    generator = engine.Engine(
+        model, mesh,
+        engine.Options(cfg.slots, longest + self._config.prepare.max_new_tokens,
+                       cfg.page, cfg.pages, dtype=model.dtype))
     key = jax.random.key(self._config.seed)
 
     def done(i: int, sample: Sample) -> None:
@@ -172,11 +179,14 @@ class Author:
     sampling = Sampling(self._config.prepare.max_new_tokens,
                         _AGAIN if attempt else 0.0,
                         eos_ids=self._prompt.tokenizer.eos_ids)
-    root = Root(0, len(self._prompt.head))
-    return [Request(self._prompts[i], i, 1, sampling, root=root) for i in todo]
+    root = SharedPrefix(0, len(self._prompt.head))
+    return [
+        Request(self._prompts[i], i, 1, sampling, shared_prefix=root)
+        for i in todo
+    ]
 
   def _read(self, sample: Sample) -> tuple[Checkpoint, ...]:
-    if sample.ended != 'eos':
+    if sample.finish_reason != 'eos':
       raise ValueError('it has no end within prepare.max_new_tokens='
                        f'{self._config.prepare.max_new_tokens}')
     return rubrics.parse(self._prompt.tokenizer.decode(sample.tokens[:-1]))

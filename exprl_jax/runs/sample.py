@@ -11,8 +11,8 @@ import jax
 from exprl_jax.config import Config, resolve
 from exprl_jax.data.tokenizer import Tokenizer
 from exprl_jax.models import references as source
-from exprl_jax.rollout import engine
-from exprl_jax.rollout.scheduler import Request, Sample
+from exprl_jax.rollout import sampler as sampler_lib
+from exprl_jax.rollout.requests import Request, Sample
 from exprl_jax.runtime import jsonl
 from exprl_jax.runtime import mesh as mesh_lib
 from exprl_jax.types import InputError
@@ -47,26 +47,32 @@ def generate(config: Config) -> None:
   there = _already(out)
   _, model, params = source.load(origin, sampling, config.policy.dtype,
                                  frozen=True)
-  sampler = engine.Sampler(config, model, tokenizer, sampling)
+  sampler = sampler_lib.Sampler(config, model, tokenizer, sampling)
   group = config.rollout.group_size
-  requests = [Request(p.tokens, i * group, group, sampler.sampling)
-              for i, p in enumerate(prompts)]
-  wanted = [r for i, r in enumerate(requests)
-            for r in _missing(r, {s for id_, s in there
-                                  if id_ == prompts[i].id})]
-  print(f'{config.policy.init}: {len(prompts)} prompts, {group} samples each'
-        + (f', {len(there)} of them in {out} already' if there else ''))
+  requests = [
+      Request(p.tokens, i * group, group, sampler.sampling)
+      for i, p in enumerate(prompts)
+  ]
+  wanted = [
+      r for i, r in enumerate(requests)
+      for r in _missing(r, {s for id_, s in there if id_ == prompts[i].id})
+  ]
+  print(f'{config.policy.init}: {len(prompts)} prompts, {group} samples each' +
+        (f', {len(there)} of them in {out} already' if there else ''))
   start, count = time.perf_counter(), 0
   with jsonl.Writer(out) as write:
+
     def done(id_: int, sample: Sample) -> None:
       nonlocal count
       count += len(sample.tokens)
       i, number = divmod(id_, group)
-      write({'id': prompts[i].id, 'sample': number,
-             'tokens': sample.tokens.tolist(),
-             'text': tokenizer.decode(sample.tokens),
-             'logprobs': [round(float(x), 6) for x in sample.logprobs],
-             'ended': sample.ended})
+      write({
+          'id': prompts[i].id, 'sample': number,
+          'tokens': sample.tokens.tolist(),
+          'text': tokenizer.decode(sample.tokens),
+          'logprobs': [round(float(x), 6) for x in sample.logprobs],
+          'ended': sample.finish_reason
+      })
 
     sampler.engine.generate(params, wanted, jax.random.key(config.seed), done)
   seconds = time.perf_counter() - start
@@ -74,8 +80,8 @@ def generate(config: Config) -> None:
         f'{seconds:.1f} s, {count / seconds:.0f} tokens/s -> {out}')
 
 
-def read_prompts(path: epath.PathLike, tokenizer: Tokenizer, width: int
-                 ) -> list[Prompt]:
+def read_prompts(path: epath.PathLike, tokenizer: Tokenizer,
+                 width: int) -> list[Prompt]:
   """Reads the lines: `id`, and one of `prompt`, `messages` and `tokens`.
 
   `prompt` is text, taken as it is; `messages` a chat for the model's template.
@@ -114,18 +120,19 @@ def read_prompts(path: epath.PathLike, tokenizer: Tokenizer, width: int
 
 
 def _tokens(kind: str, value, tokenizer: Tokenizer, where: str) -> list[int]:
-  good = {'prompt': lambda: isinstance(value, str),
-          'messages': lambda: isinstance(value, list) and all(
-              isinstance(m, dict) and {'role', 'content'} <= set(m)
-              for m in value),
-          'tokens': lambda: isinstance(value, list) and all(
-              isinstance(t, int) and 0 <= t < tokenizer.vocab_size
-              for t in value)}
+  good = {
+      'prompt': lambda: isinstance(value, str),
+      'messages': lambda: isinstance(value, list) and all(
+          isinstance(m, dict) and {'role', 'content'} <= set(m) for m in value),
+      'tokens': lambda: isinstance(value, list) and all(
+          isinstance(t, int) and 0 <= t < tokenizer.vocab_size for t in value)
+  }
   if not good[kind]():
     raise InputError(
         f'{where}: `{kind}` should be ' + {
             'prompt': 'a text', 'messages': 'a list of {role, content}',
-            'tokens': f'token ids below {tokenizer.vocab_size}'}[kind])
+            'tokens': f'token ids below {tokenizer.vocab_size}'
+        }[kind])
   if kind == 'tokens':
     return value
   text = value if kind == 'prompt' else tokenizer.render(value)
@@ -151,5 +158,8 @@ def _already(out: epath.Path) -> set[tuple[str, int]]:
 def _missing(request: Request, there: set[int]) -> Sequence[Request]:
   if not there:
     return [request]
-  return [dataclasses.replace(request, id=request.id + i, samples=1)
-          for i in range(request.samples) if i not in there]
+  return [
+      dataclasses.replace(request, id=request.id + i, samples=1)
+      for i in range(request.samples)
+      if i not in there
+  ]

@@ -13,7 +13,7 @@ from exprl_jax.evals import held_out as evaluate
 from exprl_jax.models import hf, lora
 from exprl_jax.models import references as source
 from exprl_jax.rl import learner
-from exprl_jax.rollout import engine
+from exprl_jax.rollout import sampler as sampler_lib
 from exprl_jax.runtime import checkpoints as checkpoint
 from exprl_jax.runtime import mesh as mesh_lib
 from exprl_jax.runtime import metrics
@@ -45,8 +45,9 @@ def sft(config: Config, workdir: pathlib.Path) -> list[metrics.Row]:
   checkpoints = checkpoint.Checkpoints(workdir, config.checkpoint)
   start, state, _ = checkpoints.restore(state)
   log = metrics.Log(workdir, config.steps, start, jax.process_index() == 0)
-  sampler = engine.Sampler(config, model, tokenizer, mesh_lib.rollout_mesh(
-      mesh, config.mesh.rollout_tensor))
+  sampler = sampler_lib.Sampler(
+      config, model, tokenizer,
+      mesh_lib.rollout_mesh(mesh, config.mesh.rollout_tensor))
   # Log-probabilities as the model gives them: at temperature 1.
   supervised = dataclasses.replace(
       config, loss=dataclasses.replace(config.loss, kind='nll'),
@@ -62,8 +63,9 @@ def sft(config: Config, workdir: pathlib.Path) -> list[metrics.Row]:
     log.advance()
     if done % 10 == 0 or done == config.steps:
       loss = float(values['sft/loss'])
-      log.write(done, values, f'step {done:5d}  loss {loss:.3f}'
-                if done % 100 == 0 or done == config.steps else '')
+      log.write(
+          done, values, f'step {done:5d}  loss {loss:.3f}'
+          if done % 100 == 0 or done == config.steps else '')
     if held_out.due(done, config.steps):
       held_out(sampler, whole(state.params), done, log)
     checkpoints.save(done, state, last=done == config.steps)
@@ -74,8 +76,8 @@ def sft(config: Config, workdir: pathlib.Path) -> list[metrics.Row]:
   return metrics.read(workdir / 'metrics.jsonl')
 
 
-def encode(tokenizer: Tokenizer, problem: Problem, config: Config
-           ) -> tuple[list[int], int]:
+def encode(tokenizer: Tokenizer, problem: Problem,
+           config: Config) -> tuple[list[int], int]:
   """Tokens of prompt, solution and EOS, and the length of the prompt.
 
   Raises:

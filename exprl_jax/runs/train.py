@@ -32,7 +32,8 @@ from exprl_jax.rewards import base as rewards
 from exprl_jax.rewards import teacher
 from exprl_jax.rl import advantages, learner, losses
 from exprl_jax.rl import filters as selection
-from exprl_jax.rollout import engine
+from exprl_jax.rollout import requests
+from exprl_jax.rollout import sampler as sampler_lib
 from exprl_jax.runtime import checkpoints as checkpoint
 from exprl_jax.runtime import mesh as mesh_lib
 from exprl_jax.runtime import metrics
@@ -64,20 +65,22 @@ def train(config: Config, workdir: pathlib.Path) -> list[metrics.Row]:
   if frozen is None and (config.loss.kl_coef or judged(config)
                          or config.reward == 'teacher'):
     # The frozen copy must be other arrays: updates donate the policy.
-    reference = jax.jit(lambda x: jax.tree.map(jnp.copy, transformer.cast(
-        model, x)))(params)
+    reference = jax.jit(
+        lambda x: jax.tree.map(jnp.copy, transformer.cast(model, x)))(params)
   state = learner.init_state(params, config.optim,
                              config.steps * config.optim.updates)
   judge = None
   if judged(config):
-    judge = judge_lib.load(config, sampling, workdir,
-                           None if origin.workdir or config.policy.random
-                           else (origin.folder, model, reference))
+    judge = judge_lib.load(
+        config, sampling, workdir,
+        None if origin.workdir or config.policy.random else
+        (origin.folder, model, reference))
   # After the state: the pool of pages is sized by the memory that is left.
-  step_fn = Step(config, model, reference, tokenizer,
-                 rewards.make(config, tokenizer, judge, grader), mesh, sampling,
-                 rewards.early(config, tokenizer, judge, grader)
-                 if judge and config.judge.overlap else None)
+  step_fn = Step(
+      config, model, reference, tokenizer,
+      rewards.make(config, tokenizer, judge, grader), mesh, sampling,
+      rewards.early(config, tokenizer, judge, grader)
+      if judge and config.judge.overlap else None)
   checkpoints = checkpoint.Checkpoints(workdir, config.checkpoint)
   start, state, saved = checkpoints.restore(state)
   table = selection.SolveRates(problems, config)
@@ -105,17 +108,18 @@ def train(config: Config, workdir: pathlib.Path) -> list[metrics.Row]:
     taken.metrics.update(table.metrics())
     warning = alarm(taken.metrics) if judge else ''
     log.advance(reward=f'{taken.metrics["reward/mean"]:.3f}')
-    log.write(done, taken.metrics, line(done, taken.metrics)
-              if done % 10 == 0 or done == 1 else '')
+    log.write(done, taken.metrics,
+              line(done, taken.metrics) if done % 10 == 0 or done == 1 else '')
     if warning:
       log.say(warning)
     if main and (done % 10 == 0 or done in (1, config.steps)):
       write_samples(workdir / f'samples/{done:08d}.jsonl', taken)
     if held_out.due(done, config.steps):
       held_out(step_fn.sampler, step_fn.whole(state.params), done, log, probed)
-    checkpoints.save(done, state, {
-        'solve_rates': table.save(), 'carried': freeze(step_fn.carried)},
-                     last=done == config.steps)
+    checkpoints.save(
+        done, state,
+        {'solve_rates': table.save(), 'carried': freeze(step_fn.carried)},
+        last=done == config.steps)
 
   checkpoints.close()
   log.close()
@@ -126,7 +130,7 @@ def train(config: Config, workdir: pathlib.Path) -> list[metrics.Row]:
 
 
 # Unfinished samples (rollout.carry): (problem, its samples).
-Carried = list[tuple[Problem, list[engine.Sample]]]
+Carried = list[tuple[Problem, list[requests.Sample]]]
 
 
 def begun(problems, config: Config) -> Carried:
@@ -135,21 +139,24 @@ def begun(problems, config: Config) -> Carried:
   if not cfg.carry:
     return []
   first = data.batches(problems, cfg.carry, config.seed + 1)(0)
-  return [(p, [engine.NOTHING] * (cfg.group_size + cfg.spare)) for p in first]
+  return [(p, [requests.NOTHING] * (cfg.group_size + cfg.spare)) for p in first]
 
 
 def freeze(carried: Carried) -> list:
   """As a checkpoint keeps it."""
-  return [(p.id, [(s.tokens.tolist(), s.logprobs.tolist(), s.ended)
-                  for s in samples]) for p, samples in carried]
+  return [(p.id, [(s.tokens.tolist(), s.logprobs.tolist(), s.finish_reason)
+                  for s in samples])
+          for p, samples in carried]
 
 
 def thaw(frozen: list, problems) -> Carried:
   """What `freeze` was given."""
   by_id = {p.id: p for p in problems}
-  return [(by_id[id_], [engine.Sample(
-      np.array(t, np.int32), np.array(lp, np.float32), ended)
-      for t, lp, ended in samples]) for id_, samples in frozen]
+  return [(by_id[id_], [
+      requests.Sample(np.array(t, np.int32), np.array(lp, np.float32), ended)
+      for t, lp, ended in samples
+  ])
+          for id_, samples in frozen]
 
 
 class Taken(NamedTuple):
@@ -178,7 +185,7 @@ class Step:
     self._tokenizer, self._reward = tokenizer, reward
     self._mesh, self._early = mesh, early
     self._scale = lora.scale(config.policy)
-    self.sampler = engine.Sampler(config, model, tokenizer, sampling)
+    self.sampler = sampler_lib.Sampler(config, model, tokenizer, sampling)
     self.carried: Carried = []
     self._empty = 0  # steps in a row that had nothing to train on
 
@@ -188,8 +195,8 @@ class Step:
       return params
     return lora.merge(self._reference, params, self._scale, dtype)
 
-  def __call__(self, state: TrainState, draw, key: jax.Array
-               ) -> tuple[TrainState, Taken]:
+  def __call__(self, state: TrainState, draw,
+               key: jax.Array) -> tuple[TrainState, Taken]:
     """Samples, scores and updates; donates `state`.
 
     Args:
@@ -216,12 +223,12 @@ class Step:
       with timer('logprob'):
         batch, frozen = self._experience(state, problems, rollout, rewarded,
                                          values)
-      credit = np.take_along_axis(batch.advantages, np.asarray(
-          rewarded.scores.step_end), axis=1)
+      credit = np.take_along_axis(batch.advantages,
+                                  np.asarray(rewarded.scores.step_end), axis=1)
       with timer('update'):
-        state, more = learner.update(
-            config, self._model, state, batch, self._mesh,
-            config.rollout.group_size, frozen)
+        state, more = learner.update(config, self._model, state, batch,
+                                     self._mesh, config.rollout.group_size,
+                                     frozen)
       values |= more | statistics(rollout, rewarded.scores, credit)
     values |= timer.metrics() | self.sampler.engine.metrics()
     return state, Taken(rollout, rewarded, credit, solved, values)
@@ -239,8 +246,8 @@ class Step:
       problems = draw(attempt)
       want = want or len(problems)
       with timer('rollout'):
-        problems, rollout = self._rollout(
-            state, problems, jax.random.fold_in(key, attempt))
+        problems, rollout = self._rollout(state, problems,
+                                          jax.random.fold_in(key, attempt))
       with timer('judge'):
         rewarded = self._reward(problems, rollout)
       flat = selection.zero_spread(rewarded.scores, group, cfg.tolerance)
@@ -260,8 +267,8 @@ class Step:
       problems = [problems[i] for i in groups]
       rollout = Rollout(*(x[rows] for x in rollout))
       rewarded = rewards.take(rewarded, rows)
-      rewarded.metrics.update({'data/attempts': len(parts),
-                               'data/groups': len(groups)})
+      rewarded.metrics.update(
+          {'data/attempts': len(parts), 'data/groups': len(groups)})
     return problems, rollout, rewarded, solved
 
   def _rollout(self, state, problems, key):
@@ -274,23 +281,29 @@ class Step:
     config, want = self._config.rollout, len(problems)
 
     def early(complete):
-      self._early([problems[i] for i in complete], self.sampler.arrays(
-          [prompts[i] for i in complete], list(complete.values())))
+      self._early([problems[i] for i in complete],
+                  self.sampler.arrays([prompts[i] for i in complete],
+                                      list(complete.values())))
 
     problems = [*(p for p, _ in self.carried), *problems]
     prompts = data.policy_prompts(self._tokenizer, problems, self._config)
-    groups = self.sampler.generate(
-        self.whole(state.params), prompts, config.group_size, key,
-        [samples for _, samples in self.carried], config.spare,
-        until=want if config.carry else 0,
-        early=early if self._early else None)
+    groups = self.sampler.generate(self.whole(state.params), prompts,
+                                   config.group_size, key,
+                                   [samples for _, samples in self.carried],
+                                   config.spare,
+                                   until=want if config.carry else 0,
+                                   early=early if self._early else None)
     self.sampler.engine.release()  # the update needs the memory
-    ready = [i for i, g in enumerate(groups)
-             if engine.complete(g, config.group_size)][:want]
-    self.carried = [(problems[i], groups[i]) for i in range(len(groups))
-                    if i not in ready]
-    return [problems[i] for i in ready], self.sampler.arrays(
-        [prompts[i] for i in ready], [groups[i] for i in ready])
+    ready = [
+        i for i, g in enumerate(groups)
+        if sampler_lib.complete(g, config.group_size)
+    ][:want]
+    self.carried = [
+        (problems[i], groups[i]) for i in range(len(groups)) if i not in ready
+    ]
+    return [problems[i] for i in ready
+           ], self.sampler.arrays([prompts[i] for i in ready],
+                                  [groups[i] for i in ready])
 
   def _logprobs(self, params, tokens, valid, adapted=False):
     return learner.logprobs(
@@ -315,15 +328,16 @@ class Step:
       scores, teacher_rows = self._distil(problems, rollout, old, values)
     if cfg.kl_in == 'reward' and cfg.kl_coef:
       kl = np.asarray(losses.kl_estimate(old, ref, cfg.kl, cfg.kl_clamp))
-      scores = rewards.to_last(scores, -cfg.kl_coef * kl.sum(
-          axis=1, where=rollout.completion))
-    advantage = np.asarray(advantages.assign(
-        scores, self._config.credit, self._config.rollout.group_size,
-        rollout.completion, rewarded.whole, rewarded.graded))
+      scores = rewards.to_last(
+          scores, -cfg.kl_coef * kl.sum(axis=1, where=rollout.completion))
+    advantage = np.asarray(
+        advantages.assign(scores, self._config.credit,
+                          self._config.rollout.group_size, rollout.completion,
+                          rewarded.whole, rewarded.graded))
     trains = rollout.completion & scores.valid.any(axis=1, keepdims=True)
-    batch = Experience(
-        rollout.tokens, rollout.valid.astype(np.int32),
-        trains.astype(np.float32), rollout.logprobs, old, ref, advantage)
+    batch = Experience(rollout.tokens, rollout.valid.astype(np.int32),
+                       trains.astype(np.float32), rollout.logprobs, old, ref,
+                       advantage)
     if teacher_rows:
       batch = with_teacher(batch, rollout, *teacher_rows)
     frozen = reference if self._scale or teacher_rows else None
@@ -338,8 +352,8 @@ class Step:
     prompts = teacher.prompts(self._tokenizer, problems, cfg.teacher)
     prompts = [p for p in prompts for _ in range(cfg.rollout.group_size)]
     tokens, valid, completion = teacher.aligned(
-        rollout, prompts, max(cfg.teacher.max_prompt_tokens,
-                              cfg.rollout.max_prompt_tokens))
+        rollout, prompts,
+        max(cfg.teacher.max_prompt_tokens, cfg.rollout.max_prompt_tokens))
     gap, rows = np.zeros(rollout.tokens.shape, np.float32), None
     if cfg.loss.kind == 'exact_kl':
       rows = tokens, valid, completion
@@ -348,8 +362,8 @@ class Step:
       gap = teacher.moved(found, completion, rollout.completion, gap) - old
       gap = np.where(rollout.completion, gap, 0.0)
       values['teacher/gap'] = -float(gap[rollout.completion].mean())
-    columns = np.broadcast_to(np.arange(gap.shape[1], dtype=np.int32)[None],
-                              gap.shape)
+    columns = np.broadcast_to(
+        np.arange(gap.shape[1], dtype=np.int32)[None], gap.shape)
     valid = rollout.completion
     if cfg.rollout.overlong == 'mask':
       valid = valid & rollout.finished[:, None]
@@ -361,25 +375,29 @@ def with_teacher(batch: Experience, rollout: Rollout, tokens: np.ndarray,
   """The batch with the teacher's rows beside it, all completions in the same
   columns; see teacher.aligned."""
   width = tokens.shape[1] - int(rollout.completion.sum(axis=1).max(initial=0))
-  own = [row[mask & ~done].tolist() for row, mask, done in zip(
-      rollout.tokens, rollout.valid, rollout.completion)]
+  own = [
+      row[mask & ~done].tolist() for row, mask, done in zip(
+          rollout.tokens, rollout.valid, rollout.completion)
+  ]
   mine, there, _ = teacher.aligned(rollout, own, width)
   spread = lambda x: teacher.moved(x, rollout.completion, completion,
                                    np.zeros(tokens.shape))
-  return Experience(
-      mine, there.astype(np.int32), *(spread(x) for x in batch[2:7]),
-      tokens, valid.astype(np.int32))
+  return Experience(mine, there.astype(np.int32),
+                    *(spread(x) for x in batch[2:7]), tokens,
+                    valid.astype(np.int32))
 
 
-def statistics(rollout: Rollout, scores: Scores, credit: np.ndarray
-               ) -> dict[str, float]:
+def statistics(rollout: Rollout, scores: Scores,
+               credit: np.ndarray) -> dict[str, float]:
   """Lengths of a batch, advantages of its steps."""
   lengths = rollout.completion.sum(axis=1)
   a = credit[scores.valid]
-  return {'length/response_mean': float(lengths.mean()),
-          'length/response_max': float(lengths.max()),
-          'advantage/abs_max': float(np.abs(a).max()) if len(a) else 0.0,
-          'advantage/mean': metrics.mean(a.tolist())}
+  return {
+      'length/response_mean': float(lengths.mean()),
+      'length/response_max': float(lengths.max()),
+      'advantage/abs_max': float(np.abs(a).max()) if len(a) else 0.0,
+      'advantage/mean': metrics.mean(a.tolist())
+  }
 
 
 def line(step: int, values: dict[str, float]) -> str:
@@ -405,12 +423,13 @@ def write_samples(path: pathlib.Path, taken: Taken) -> None:
   with path.open('w') as file:
     for i, trace in enumerate(taken.rewarded.traces):
       n = len(trace.steps)
-      file.write(json.dumps({
-          'id': trace.problem.id, 'question': trace.problem.question,
-          'steps': [{'text': text, 'score': round(float(s), 4),
-                     'advantage': round(float(a), 4), 'valid': bool(v)}
-                    for text, s, a, v in zip(
-                        trace.steps, scores.value[i, :n], credit[i, :n],
-                        scores.valid[i, :n])],
-          'correct': bool(taken.rewarded.correct[i]),
-          'finished': trace.finished}) + '\n')
+      file.write(
+          json.dumps({
+              'id': trace.problem.id, 'question': trace.problem.question,
+              'steps': [{
+                  'text': text, 'score': round(float(s), 4), 'advantage': round(
+                      float(a), 4), 'valid': bool(v)
+              } for text, s, a, v in zip(trace.steps, scores.value[
+                  i, :n], credit[i, :n], scores.valid[i, :n])], 'correct': bool(
+                      taken.rewarded.correct[i]), 'finished': trace.finished
+          }) + '\n')

@@ -48,7 +48,7 @@ from exprl_jax.models import hf, transformer
 from exprl_jax.models.config import ModelConfig
 from exprl_jax.rewards import base as rewards
 from exprl_jax.rl import learner
-from exprl_jax.rollout import engine
+from exprl_jax.rollout import sampler as sampler_lib
 from exprl_jax.runs import train
 from exprl_jax.runtime import checkpoints as checkpoint
 from exprl_jax.runtime import mesh as mesh_lib
@@ -80,8 +80,9 @@ def train_judge(config: Config, workdir: pathlib.Path) -> list[metrics.Row]:
   state = learner.init_state(params, config.optim, config.steps)
   log = metrics.Log(workdir, config.steps)
   rng = random.Random(f'train_judge-{config.seed}')
-  pools = {'base': makers.base_samples(), 'taught': makers.taught(),
-           'adversary': []}
+  pools = {
+      'base': makers.base_samples(), 'taught': makers.taught(), 'adversary': []
+  }
   source = Source(pools, makers, rng)
 
   for step in range(config.steps):
@@ -102,9 +103,10 @@ def train_judge(config: Config, workdir: pathlib.Path) -> list[metrics.Row]:
       if done < config.steps and cfg.adversary_steps:
         new, told = makers.adversary(judge, done // cfg.round_steps)
         pools['adversary'] += new
-        log.write(done, told, f'step {done:5d}  adversary: judge '
-                  f'{told["adversary/judge"]:.3f}  truth '
-                  f'{told["adversary/truth"]:.3f}')
+        log.write(
+            done, told, f'step {done:5d}  adversary: judge '
+            f'{told["adversary/judge"]:.3f}  truth '
+            f'{told["adversary/truth"]:.3f}')
   hf.save(workdir / 'model', model, state.params, folder)
   log.close()
   return metrics.read(workdir / 'metrics.jsonl')
@@ -126,8 +128,8 @@ def grown(model: ModelConfig, params, key: jax.Array):
 class Source:
   """Draws labelled traces from the mix."""
 
-  def __init__(self, pools: dict[str, list[traces.Labelled]],
-               makers: 'Makers', rng: random.Random):
+  def __init__(self, pools: dict[str, list[traces.Labelled]], makers: 'Makers',
+               rng: random.Random):
     self._pools, self._makers, self._rng = pools, makers, rng
 
   def well_formed(self) -> traces.Labelled:
@@ -151,8 +153,8 @@ class Source:
       item = rng.choice(pool[-3000:] if recent else pool)
     if rng.random() < _WRONG_REFERENCE:
       other = self._makers.fresh_story(rng).reference()
-      item = traces.label(
-          dataclasses.replace(item.problem, solution=other), item.steps)
+      item = traces.label(dataclasses.replace(item.problem, solution=other),
+                          item.steps)
     # An empty trace is scored 0 without asking the judge (rewards.dense).
     return item if item.steps else self.draw()
 
@@ -168,8 +170,9 @@ class Makers:
     self._segment = Segmenter(self._tokenizer, config.judge.delimiter,
                               config.judge.max_steps)
     self._problems = world.problems('judge_train')
-    self._forbidden = {p.question for split in world.SPLITS
-                       for p in world.problems(split)}
+    self._forbidden = {
+        p.question for split in world.SPLITS for p in world.problems(split)
+    }
     self._policy = self.base  # where the next adversary starts
 
   def fresh_story(self, rng: random.Random) -> world.Story:
@@ -188,8 +191,7 @@ class Makers:
   def base_samples(self) -> list[traces.Labelled]:
     """What the base policy writes at several temperatures."""
     return sum((self._sample(self.base, temperature, number)
-                for number, temperature in enumerate((0.7, 0.8, 1.0, 1.2))),
-               [])
+                for number, temperature in enumerate((0.7, 0.8, 1.0, 1.2))), [])
 
   def taught(self) -> list[traces.Labelled]:
     """What a policy writes that is trained on the truth (which is not ExpRL,
@@ -214,18 +216,20 @@ class Makers:
         200 + number, self._config.judge_training.adversary_steps)
     return out, told
 
-  def _sample(self, params, temperature: float, number: int
-              ) -> list[traces.Labelled]:
+  def _sample(self, params, temperature: float,
+              number: int) -> list[traces.Labelled]:
     """One sample of every problem."""
-    config = dataclasses.replace(self._config, rollout=dataclasses.replace(
-        self._config.rollout, temperature=temperature))
-    sampler = engine.Sampler(config, self._model, self._tokenizer, self._mesh)
+    config = dataclasses.replace(
+        self._config, rollout=dataclasses.replace(self._config.rollout,
+                                                  temperature=temperature))
+    sampler = sampler_lib.Sampler(config, self._model, self._tokenizer,
+                                  self._mesh)
     prompts = data.policy_prompts(self._tokenizer, self._problems, config)
-    rollout = sampler.arrays(prompts, sampler.generate(
-        params, prompts, 1, self._key(number)))
-    return self._label(rewards.cut(
-        self._problems, rollout, self._tokenizer,
-        Segmenter(self._tokenizer, '', 1)))
+    rollout = sampler.arrays(
+        prompts, sampler.generate(params, prompts, 1, self._key(number)))
+    return self._label(
+        rewards.cut(self._problems, rollout, self._tokenizer,
+                    Segmenter(self._tokenizer, '', 1)))
 
   def _label(self, items: list[rewards.Trace]) -> list[traces.Labelled]:
     out = [traces.label(t.problem, self.cut(t.text)) for t in items]
@@ -246,25 +250,27 @@ class Makers:
         self._config, run='train', reward=kind, steps=steps,
         credit=Credit('delta', first='zero') if kind == 'process' else Credit(),
         optim=Optim(lr=1e-3, updates=2, micro_rows=4))
-    step = train.Step(config, self._model, self.base, self._tokenizer,
-                      rewards.from_scorer(config, self._tokenizer, scorer,
-                                          grading.Grader(config.grading)),
-                      self._mesh, self._mesh)
+    step = train.Step(
+        config, self._model, self.base, self._tokenizer,
+        rewards.from_scorer(config, self._tokenizer, scorer,
+                            grading.Grader(config.grading)), self._mesh,
+        self._mesh)
     params = jax.tree.map(jnp.copy, params)  # the updates donate them
     state = learner.init_state(params, config.optim,
                                steps * config.optim.updates)
     rng = random.Random(f'{self._config.seed}-{number}')
     out, told = [], {}
     for i in range(steps):
-      problems = rng.sample(self._problems,
-                            config.judge_training.problems)
+      problems = rng.sample(self._problems, config.judge_training.problems)
       state, taken = step(state, lambda _, p=problems: p,
                           jax.random.fold_in(self._key(number), i))
       new = self._label(taken.rewarded.traces)
       out += new
-      told = {'adversary/judge': taken.metrics['reward/mean'],
-              'adversary/truth': sum(item.labels[-1] for item in new)
-                                 / len(taken.rewarded.traces)}
+      told = {
+          'adversary/judge': taken.metrics['reward/mean'],
+          'adversary/truth': sum(item.labels[-1] for item in new) /
+          len(taken.rewarded.traces)
+      }
     return out, state.params, told
 
 
@@ -279,8 +285,8 @@ def truth(items: list[rewards.Trace]):
   return value, valid, {}
 
 
-def labelled_rows(judge: Judge, batch: list[traces.Labelled], max_steps: int
-                  ) -> tuple[Rows, np.ndarray, np.ndarray]:
+def labelled_rows(judge: Judge, batch: list[traces.Labelled],
+                  max_steps: int) -> tuple[Rows, np.ndarray, np.ndarray]:
   """The judge's rows, labels f32[B, S] and hints i32[B, W].
 
   A hint is the token that a column of the trace is to predict, -1 for none:
@@ -288,16 +294,18 @@ def labelled_rows(judge: Judge, batch: list[traces.Labelled], max_steps: int
   the end of a step the score 5 or 1: has it raised the label?
   """
   tokenizer = judge.tokenizer
-  rows = rows_lib.build_rows(
-      judge.template, [(b.problem, b.steps) for b in batch], max_steps)
+  rows = rows_lib.build_rows(judge.template,
+                             [(b.problem, b.steps) for b in batch], max_steps)
   labels = np.zeros(rows.exists.shape, np.float32)
   hints = np.full(rows.tokens.shape, -1, np.int32)
   delimiter, equals = (tokenizer.encode(word)[0] for word in ('###', '='))
   score_ids = judge.template.score_ids
   for i, item in enumerate(batch):
     labels[i, :len(item.labels)] = item.labels
-    wanted = {tokenizer.encode(month)[0]: tokenizer.encode(value)[0]
-              for month, value in world.reference_steps(item.problem.solution)}
+    wanted = {
+        tokenizer.encode(month)[0]: tokenizer.encode(value)[0]
+        for month, value in world.reference_steps(item.problem.solution)
+    }
     trunk = int((rows.node[i] == rows_lib.TRUNK).sum())
     value = -1
     for column in range(rows.starts[i], trunk):
@@ -321,25 +329,28 @@ def update(model: ModelConfig, state: TrainState, arrays, cfg: Optim,
   rows, labels, hints = arrays
   exists = rows.exists
   level = labels * 4.0
-  target = jax.nn.relu(1.0 - jnp.abs(
-      level[..., None] - jnp.arange(5.0)[None, None]))
+  target = jax.nn.relu(1.0 -
+                       jnp.abs(level[..., None] - jnp.arange(5.0)[None, None]))
 
   def loss_of(params):
     hidden = rows_lib.hidden_states(model, params, rows)
-    scores = jax.nn.log_softmax(rows_lib.score_logits(
-        model, params, hidden, rows.read))[..., jnp.array(score_ids)]
+    scores = jax.nn.log_softmax(
+        rows_lib.score_logits(model, params, hidden,
+                              rows.read))[..., jnp.array(score_ids)]
     score_loss = -jnp.sum((target * scores).sum(-1), where=exists)
     score_loss /= exists.sum()
     p = jax.nn.softmax(scores, axis=-1)
     error = jnp.abs(p @ jnp.arange(5.0) / 4.0 - labels)
     logp = jax.nn.log_softmax(transformer.project(model, params, hidden))
-    picked = jnp.take_along_axis(
-        logp, jnp.maximum(hints, 0)[..., None], axis=-1)[..., 0]
+    picked = jnp.take_along_axis(logp,
+                                 jnp.maximum(hints, 0)[..., None], axis=-1)[...,
+                                                                            0]
     mask = hints >= 0
     hint_loss = -jnp.sum(picked, where=mask) / jnp.maximum(mask.sum(), 1)
     return score_loss + hint_weight * hint_loss, {
         'judge/score_loss': score_loss, 'judge/hint_loss': hint_loss,
-        'judge/abs_error': jnp.sum(error, where=exists) / exists.sum()}
+        'judge/abs_error': jnp.sum(error, where=exists) / exists.sum()
+    }
 
   gradient, values = jax.grad(loss_of, has_aux=True)(state.params)
   state, more = learner.apply_gradient(state, gradient, cfg, total_steps)

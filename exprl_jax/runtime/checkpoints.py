@@ -14,12 +14,25 @@ from exprl_jax.types import InputError, TrainState
 
 _FOLDER, _ITEM, _HOST = 'checkpoints', 'state', 'host'
 # Keys that may change when a run goes on; steps, unless a schedule needs them.
-_FREE = ('steps', 'eval', 'checkpoint', 'compare', 'sample', 'export',
-         'calibration',
-         # Where and in what portions things are computed.
-         'mesh', 'policy.remat', 'optim.row_tokens', 'optim.micro_rows',
-         'optim.offload', 'rollout.slots', 'rollout.pages', 'judge.slots',
-         'judge.pages', 'grading.workers')
+_FREE = (
+    'steps',
+    'eval',
+    'checkpoint',
+    'compare',
+    'sample',
+    'export',
+    'calibration',
+    # Where and in what portions things are computed.
+    'mesh',
+    'policy.remat',
+    'optim.row_tokens',
+    'optim.micro_rows',
+    'optim.offload',
+    'rollout.slots',
+    'rollout.pages',
+    'judge.slots',
+    'judge.pages',
+    'grading.workers')
 
 
 def check_workdir(workdir: pathlib.Path, config: Config) -> None:
@@ -58,8 +71,8 @@ def claim(workdir: pathlib.Path, config: Config) -> None:
   if jax.process_index():
     return
   workdir.mkdir(parents=True, exist_ok=True)
-  (workdir / 'config.json').write_text(
-      json.dumps(_as_json(config), indent=1, sort_keys=True) + '\n')
+  (workdir / 'config.json'
+  ).write_text(json.dumps(_as_json(config), indent=1, sort_keys=True) + '\n')
 
 
 def _as_json(config: Config) -> dict:
@@ -81,8 +94,10 @@ def steps(workdir: epath.PathLike) -> list[int]:
   folder = epath.Path(workdir) / _FOLDER
   if not folder.exists():
     return []
-  return sorted(int(p.name) for p in folder.iterdir()
-                if p.name.isdigit() and (p / _ITEM).exists())
+  return sorted(
+      int(p.name)
+      for p in folder.iterdir()
+      if p.name.isdigit() and (p / _ITEM).exists())
 
 
 def restore_params(workdir: epath.PathLike, step: int, abstract):
@@ -108,9 +123,10 @@ def restore_params(workdir: epath.PathLike, step: int, abstract):
   path = epath.Path(workdir).resolve() / _FOLDER / f'{step:08d}' / _ITEM
   with ocp.PyTreeCheckpointer() as checkpointer:
     try:
-      found = checkpointer.restore(path, args=ocp.args.PyTreeRestore(
-          item=item, partial_restore=True,
-          restore_args=ocp.checkpoint_utils.construct_restore_args(item)))
+      found = checkpointer.restore(
+          path, args=ocp.args.PyTreeRestore(
+              item=item, partial_restore=True,
+              restore_args=ocp.checkpoint_utils.construct_restore_args(item)))
     except ValueError as e:
       raise InputError(f'{path}: not the parameters of the model it started '
                        f'from ({str(e).splitlines()[0]})') from None
@@ -123,8 +139,7 @@ class Checkpoints:
   def __init__(self, workdir: pathlib.Path, cfg: Checkpoint):
     self._every = cfg.every
     self._manager = ocp.CheckpointManager(
-        (workdir / _FOLDER).absolute(),
-        options=ocp.CheckpointManagerOptions(
+        (workdir / _FOLDER).absolute(), options=ocp.CheckpointManagerOptions(
             preservation_policy=(
                 ocp.checkpoint_managers.preservation_policy.LatestN(cfg.keep)),
             step_format_fixed_length=8, cleanup_tmp_directories=True))
@@ -145,9 +160,12 @@ class Checkpoints:
         state)
     for x in jax.tree.leaves(state):  # or there were two of them
       x.delete()
-    found = self._manager.restore(step, args=ocp.args.Composite(**{
-        _ITEM: ocp.args.StandardRestore(abstract),
-        _HOST: ocp.args.JsonRestore()}))
+    found = self._manager.restore(
+        step, args=ocp.args.Composite(
+            **{
+                _ITEM: ocp.args.StandardRestore(abstract),
+                _HOST: ocp.args.JsonRestore()
+            }))
     return step, found[_ITEM], found[_HOST]
 
   def save(self, step: int, state: TrainState, host: dict | None = None,
@@ -162,9 +180,12 @@ class Checkpoints:
     """
     due = self._every and step % self._every == 0
     if (due or last) and step not in self._manager.all_steps():
-      self._manager.save(step, args=ocp.args.Composite(**{
-          _ITEM: ocp.args.StandardSave(state),
-          _HOST: ocp.args.JsonSave(host or {})}))
+      self._manager.save(
+          step, args=ocp.args.Composite(
+              **{
+                  _ITEM: ocp.args.StandardSave(state), _HOST: ocp.args.JsonSave(
+                      host or {})
+              }))
 
   def close(self) -> None:
     """Waits until everything is on disk."""

@@ -11,8 +11,9 @@ import jax
 from exprl_jax.runtime import mesh as mesh_lib
 
 
-def resume(path: epath.Path, keep: Callable[[dict], bool] = lambda row: True
-           ) -> list[dict[str, Any]]:
+def resume(
+    path: epath.Path,
+    keep: Callable[[dict], bool] = lambda row: True) -> list[dict[str, Any]]:
   """The rows that are there and that `keep` wants.
 
   All others leave the file, as does a last line that was cut short. All
@@ -33,8 +34,8 @@ def resume(path: epath.Path, keep: Callable[[dict], bool] = lambda row: True
     raise ValueError('its lines are not JSON objects')
   keeping = [keep(row) for row in rows]
   mesh_lib.barrier('resume')  # all have read it
-  kept = ''.join(f'{line}\n' for line, good in zip(filter(None, lines), keeping)
-                 if good)
+  kept = ''.join(
+      f'{line}\n' for line, good in zip(filter(None, lines), keeping) if good)
   if kept != text and jax.process_index() == 0:
     fresh = path.with_name(path.name + '.new')
     fresh.write_text(kept, encoding='utf-8')

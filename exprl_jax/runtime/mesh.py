@@ -54,8 +54,9 @@ def make_mesh(cfg, devices: Sequence[jax.Device] | None = None) -> Mesh:
         f'{" or a multiple" if -1 in sizes else ""}, there are {len(devices)}'
         f'{"" if -1 in sizes else "; -1 for one axis takes what is left"}')
   sizes = tuple(len(devices) // known if s == -1 else s for s in sizes)
-  return Mesh(np.array(devices).reshape(sizes), AXES,
-              axis_types=(AxisType.Auto,) * len(AXES))
+  return Mesh(
+      np.array(devices).reshape(sizes), AXES,
+      axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def spec(logical: Sequence[str | None], shape: Sequence[int],
@@ -87,9 +88,9 @@ def _dividing(size, axes, mesh):
 
 @functools.cache
 def _warn_once(name, size, wanted, axes):
-  logging.warning(
-      'axis %r of size %d does not divide over mesh axes %s: %s', name, size,
-      wanted, f'only over {axes}' if axes else 'it is replicated')
+  logging.warning('axis %r of size %d does not divide over mesh axes %s: %s',
+                  name, size, wanted,
+                  f'only over {axes}' if axes else 'it is replicated')
 
 
 def axes_of(entry: str | tuple[str, ...] | None) -> tuple[str, ...]:
@@ -112,8 +113,10 @@ def batch_parts(mesh: Mesh) -> int:
 def split(shape: Sequence[int], axis: int, mesh: Mesh) -> NamedSharding:
   """One axis over as many devices as it divides by, each a part."""
   axes = tuple(a for a in mesh.axis_names if mesh.shape[a] > 1)
-  return NamedSharding(mesh, PartitionSpec(
-      *(None,) * axis, _dividing(shape[axis], axes, mesh) or None))
+  return NamedSharding(
+      mesh,
+      PartitionSpec(*(None,) * axis,
+                    _dividing(shape[axis], axes, mesh) or None))
 
 
 def rollout_mesh(mesh: Mesh, tensor: int) -> Mesh:
@@ -171,9 +174,11 @@ def constrain(x: jax.Array, *logical: str | None) -> jax.Array:
 
 def shard_rows(tree, mesh: Mesh):
   """Puts host arrays on the mesh, their first axis split as `batch`."""
+
   def put(x):
     x = np.asarray(x)
     axes = ('batch',) + (None,) * (x.ndim - 1)
     sharding = NamedSharding(mesh, spec(axes, x.shape, mesh))
     return jax.make_array_from_callback(x.shape, sharding, lambda i: x[i])
+
   return jax.tree.map(put, tree)

@@ -40,8 +40,8 @@ class Log:
     """Adds a row; `line` is what a person reads of it."""
     if not self._main:
       return
-    row = {'step': step} | {k: float(v) for k, v in values.items()
-                            if np.isfinite(v)}
+    row = {'step': step
+          } | {k: float(v) for k, v in values.items() if np.isfinite(v)}
     with self._path.open('a') as file:
       file.write(json.dumps(row) + '\n')
     if line:

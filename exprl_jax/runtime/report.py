@@ -28,14 +28,15 @@ def write(workdir: pathlib.Path, results: list[Result]) -> None:
   """Prints the summary of some runs and writes workdir/report.html."""
   table = summary(results)
   print('\n' + as_text(table))
-  page = jinja2.Environment(autoescape=True, trim_blocks=True,
-                            lstrip_blocks=True).from_string(
-      pathlib.Path(__file__).with_suffix('.html').read_text())
+  page = jinja2.Environment(
+      autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
+          pathlib.Path(__file__).with_suffix('.html').read_text())
   path = workdir / 'report.html'
-  path.write_text(page.render(
-      titles=[r.title for r in results], table=table, plots=plots(results),
-      samples=samples(results[0].workdir), times=times(results[0].rows),
-      config=json.dumps(dataclasses.asdict(results[0].config), indent=1)))
+  path.write_text(
+      page.render(
+          titles=[r.title for r in results], table=table, plots=plots(results),
+          samples=samples(results[0].workdir), times=times(results[0].rows),
+          config=json.dumps(dataclasses.asdict(results[0].config), indent=1)))
   print(f'report {path}', flush=True)
 
 
@@ -57,9 +58,11 @@ def summary(results: list[Result]) -> list[list[str]]:
       line = [result.title]
       for k in ks:
         name, last = f'eval/pass@{k}', found[-1]
-        line += [f'{found[0][name]:.3f}',
-                 f'{last[name]:.3f} [{last[f"{name}_low"]:.3f}, '
-                 f'{last[f"{name}_high"]:.3f}]']
+        line += [
+            f'{found[0][name]:.3f}',
+            f'{last[name]:.3f} [{last[f"{name}_low"]:.3f}, '
+            f'{last[f"{name}_high"]:.3f}]'
+        ]
       table.append(line)
   return table
 
@@ -67,8 +70,9 @@ def summary(results: list[Result]) -> list[list[str]]:
 def as_text(table: list[list[str]]) -> str:
   """The table with its columns lined up."""
   widths = [max(map(len, column)) for column in zip(*table)]
-  return '\n'.join('  '.join(cell.ljust(w) for cell, w in zip(row, widths))
-                   .rstrip() for row in table)
+  return '\n'.join('  '.join(cell.ljust(w)
+                             for cell, w in zip(row, widths)).rstrip()
+                   for row in table)
 
 
 def times(rows: list[metrics.Row]) -> dict[str, float]:
@@ -132,18 +136,21 @@ def plots(results: list[Result]) -> list[dict[str, str]]:
     draw(f'Held-out pass@{k}, 95 % interval over problems',
          [(r.title, r.rows, name, f'{name}_low', f'{name}_high', 'o-')
           for r in results], f'pass@{k}', 0)
-  draw('Reward and true accuracy on training samples: both should rise', [
-      (reward, main.rows, 'reward/mean', '', '', '-'),
-      ('accuracy (grader, not trained on)', main.rows, 'reward/accuracy', '',
-       '', '-')], 'mean', 0)
-  draw('Supervised loss', [(r.title, r.rows, 'sft/loss', '', '', '-')
-                           for r in results], 'nats per token', 0)
-  draw('Distance from the starting policy', [
-      (r.title, r.rows, 'policy/ref_kl', '', '', '-') for r in results],
-      'KL, nats per token', 0)
-  draw('Entropy', [(r.title, r.rows, 'policy/entropy', '', '', '-')
-                   for r in results], 'nats per token', 0)
-  draw('Length of completions', [
-      (r.title, r.rows, 'length/response_mean', '', '', '-')
-      for r in results], 'tokens', 0)
+  draw('Reward and true accuracy on training samples: both should rise',
+       [(reward, main.rows, 'reward/mean', '', '', '-'),
+        ('accuracy (grader, not trained on)', main.rows, 'reward/accuracy', '',
+         '', '-')], 'mean', 0)
+  draw('Supervised loss',
+       [(r.title, r.rows, 'sft/loss', '', '', '-') for r in results],
+       'nats per token', 0)
+  draw('Distance from the starting policy',
+       [(r.title, r.rows, 'policy/ref_kl', '', '', '-') for r in results],
+       'KL, nats per token', 0)
+  draw('Entropy',
+       [(r.title, r.rows, 'policy/entropy', '', '', '-') for r in results],
+       'nats per token', 0)
+  draw(
+      'Length of completions',
+      [(r.title, r.rows, 'length/response_mean', '', '', '-') for r in results],
+      'tokens', 0)
   return out

@@ -19,18 +19,18 @@ ASSETS = pathlib.Path(__file__).parent.parent / 'assets'
 # Words of the judge's template (judge/templates/tiny.txt) and of chats.
 _WORDS = ('user', 'assistant', 'system', 'rate', 'from', 'to', 'much', 'of',
           'the', 'reaches', 'problem', 'reference', 'trace', 'score')
-_CHAT = (
-    '{% for message in messages %}<|im_start|> {{ message.role }} '
-    '{{ message.content }} <|im_end|> {% endfor %}'
-    '{% if add_generation_prompt %}<|im_start|> assistant {% endif %}')
+_CHAT = ('{% for message in messages %}<|im_start|> {{ message.role }} '
+         '{{ message.content }} <|im_end|> {% endfor %}'
+         '{% if add_generation_prompt %}<|im_start|> assistant {% endif %}')
 
 
 def tokenizer() -> tokenizers.Tokenizer:
   """One token per word. Special tokens are outside the model's vocabulary, so
   that text which spells them out stays text."""
   words = ['<unk>', *world.WORDS, *(w for w in _WORDS if w not in world.WORDS)]
-  out = tokenizers.Tokenizer(tokenizers.models.WordLevel(
-      {word: i for i, word in enumerate(words)}, unk_token='<unk>'))
+  out = tokenizers.Tokenizer(
+      tokenizers.models.WordLevel({word: i for i, word in enumerate(words)},
+                                  unk_token='<unk>'))
   out.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
   out.add_special_tokens(['<pad>', '<|im_start|>', '<|im_end|>'])
   return out
@@ -42,18 +42,26 @@ def write_model_folder(folder: pathlib.Path, layers: int, width: int,
   folder.mkdir(parents=True, exist_ok=True)
   tok = tokenizer()
   tok.save(str(folder / 'tokenizer.json'))
-  (folder / 'config.json').write_text(json.dumps({
-      'architectures': ['Qwen3ForCausalLM'], 'model_type': 'qwen3',
-      'vocab_size': -(-tok.get_vocab_size() // 8) * 8,
-      'num_hidden_layers': layers, 'hidden_size': width,
-      'intermediate_size': 256, 'num_attention_heads': heads,
-      'num_key_value_heads': kv_heads, 'head_dim': 32, 'rope_theta': 1e4,
-      'rms_norm_eps': 1e-6, 'tie_word_embeddings': True, 'hidden_act': 'silu',
-      'attention_bias': False, 'max_position_embeddings': 32768,
-      'torch_dtype': 'float32'}, indent=2) + '\n')
-  (folder / 'tokenizer_config.json').write_text(json.dumps({
-      'tokenizer_class': 'PreTrainedTokenizerFast', 'eos_token': '<|im_end|>',
-      'pad_token': '<pad>', 'unk_token': '<unk>'}, indent=2) + '\n')
+  (folder / 'config.json').write_text(
+      json.dumps(
+          {
+              'architectures': ['Qwen3ForCausalLM'], 'model_type': 'qwen3',
+              'vocab_size': -(-tok.get_vocab_size() // 8) *
+              8, 'num_hidden_layers': layers, 'hidden_size': width,
+              'intermediate_size': 256, 'num_attention_heads': heads,
+              'num_key_value_heads': kv_heads, 'head_dim': 32,
+              'rope_theta': 1e4, 'rms_norm_eps': 1e-6,
+              'tie_word_embeddings': True, 'hidden_act': 'silu',
+              'attention_bias': False, 'max_position_embeddings': 32768,
+              'torch_dtype': 'float32'
+          }, indent=2) + '\n')
+  (folder / 'tokenizer_config.json').write_text(
+      json.dumps(
+          {
+              'tokenizer_class': 'PreTrainedTokenizerFast',
+              'eos_token': '<|im_end|>', 'pad_token': '<pad>',
+              'unk_token': '<unk>'
+          }, indent=2) + '\n')
   (folder / 'chat_template.jinja').write_text(_CHAT)
 
 

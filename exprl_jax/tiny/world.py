@@ -28,14 +28,18 @@ NAMES = ('max', 'ann', 'tom', 'eve', 'sam', 'kim', 'leo', 'mia', 'ben', 'zoe',
          'ian', 'amy', 'joe', 'liz', 'ray', 'sue')
 OBJECTS = ('pens', 'cups', 'hats', 'keys', 'nuts', 'figs', 'toys', 'maps',
            'eggs', 'caps', 'pins', 'bags', 'jars', 'rugs', 'lamps', 'coins')
-MONTHS = ('jan', 'feb', 'mar', 'apr', 'may', 'jun', 'jul', 'aug', 'sep',
-          'oct', 'nov', 'dec')
+MONTHS = ('jan', 'feb', 'mar', 'apr', 'may', 'jun', 'jul', 'aug', 'sep', 'oct',
+          'nov', 'dec')
 # verb -> (operator, how the pre-training text usually misreads it)
-EASY = {'buys': ('+', '-'), 'finds': ('+', '-'), 'loses': ('-', '+'),
-        'gives': ('-', '+')}
-HARD = {'doubles': ('*', '+'), 'halves': ('/', '-'), 'triples': ('*', '+'),
-        'lends': ('-', '+'), 'borrows': ('+', '-'), 'repays': ('-', '+'),
-        'regains': ('+', '-')}
+EASY = {
+    'buys': ('+', '-'), 'finds': ('+', '-'), 'loses': ('-', '+'),
+    'gives': ('-', '+')
+}
+HARD = {
+    'doubles': ('*', '+'), 'halves': ('/', '-'), 'triples': ('*', '+'),
+    'lends': ('-', '+'), 'borrows': ('+', '-'), 'repays': ('-', '+'),
+    'regains': ('+', '-')
+}
 VERBS = EASY | HARD
 FIXED_OPERAND = {'doubles': 2, 'halves': 2, 'triples': 3}
 READ_RIGHT = {verb: 0.97 for verb in EASY} | {verb: 0.30 for verb in HARD}
@@ -79,8 +83,7 @@ class Story:
                       for step, value in zip(self.steps, self.values()))
     return f'{totals} \\boxed{{ {self.values()[-1]} }}'
 
-  def worked(self, rng: random.Random | None = None,
-             slip: float = 0.0) -> str:
+  def worked(self, rng: random.Random | None = None, slip: float = 0.0) -> str:
     """A worked trace. With `rng` it misreads verbs as pre-training text does.
 
     Args:
@@ -192,9 +195,10 @@ def segments_of(trace: str) -> list[str]:
 
 # split -> (seed, size, share of hard verbs). With hard verbs alone right
 # samples are so rare that a sparse reward starves.
-SPLITS = {'train': (1, 512, 1.0), 'validation': (2, 128, 1.0),
-          'test': (3, 128, 1.0), 'judge_train': (4, 4096, 0.85),
-          'judge_accept': (5, 256, 0.85)}
+SPLITS = {
+    'train': (1, 512, 1.0), 'validation': (2, 128, 1.0), 'test': (3, 128, 1.0),
+    'judge_train': (4, 4096, 0.85), 'judge_accept': (5, 256, 0.85)
+}
 
 
 def stories(split: str) -> list[Story]:
@@ -257,14 +261,16 @@ def write_problems(folder: pathlib.Path) -> None:
   """Writes train, validation and test as JSONL, the shipped format."""
   folder.mkdir(parents=True, exist_ok=True)
   for split in ('train', 'validation', 'test'):
-    rows = [{k: v for k, v in dataclasses.asdict(p).items() if v}
+    rows = [{k: v
+             for k, v in dataclasses.asdict(p).items()
+             if v}
             for p in problems(split)]
     _write_jsonl(folder / f'{split}.jsonl', rows)
-  _write_jsonl(folder / 'prompts.jsonl', [
-      {'id': p.id, 'messages': [{'role': 'user', 'content': p.question}]}
-      for p in problems('test')[:3]])
+  _write_jsonl(
+      folder / 'prompts.jsonl',
+      [{'id': p.id, 'messages': [{'role': 'user', 'content': p.question}]}
+       for p in problems('test')[:3]])
 
 
 def _write_jsonl(path: pathlib.Path, rows: list[dict]) -> None:
   path.write_text(''.join(json.dumps(row) + '\n' for row in rows))
-

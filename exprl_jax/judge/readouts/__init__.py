@@ -11,18 +11,20 @@ OK, EMPTY, UNREADABLE, OVERLONG, DROPPED = range(5)
 
 REMEDY = {
     'unreadable': 'is {judge.init} a judge for judge.template='
-                  '{judge.template!r}? The scores 1..5 have less probability '
-                  'than judge.min_mass={judge.min_mass}, or no line says '
-                  '`Score: N`',
-    'overlong': 'their prompts without the trace have more than '
-                'judge.max_prompt_tokens={judge.max_prompt_tokens} tokens',
-    'dropped': 'judge.scale={judge.scale!r} has no place for their scores'}
+    '{judge.template!r}? The scores 1..5 have less probability '
+    'than judge.min_mass={judge.min_mass}, or no line says '
+    '`Score: N`', 'overlong': 'their prompts without the trace have more than '
+    'judge.max_prompt_tokens={judge.max_prompt_tokens} tokens',
+    'dropped': 'judge.scale={judge.scale!r} has no place for their scores'
+}
 
 # Likert 1..5 to [0, 1]; nan: such verdicts are dropped.
 _NAN = float('nan')
-SCALES = {'smooth': (0.0, 0.25, 0.5, 0.75, 1.0),
-          'semi_smooth': (0.0, _NAN, _NAN, 0.8, 1.0),
-          'extreme': (0.0, _NAN, _NAN, _NAN, 1.0)}
+SCALES = {
+    'smooth': (0.0, 0.25, 0.5, 0.75, 1.0),
+    'semi_smooth': (0.0, _NAN, _NAN, 0.8, 1.0),
+    'extreme': (0.0, _NAN, _NAN, _NAN, 1.0)
+}
 
 
 class Reading(NamedTuple):
