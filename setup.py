@@ -39,6 +39,7 @@ setuptools.setup(
         'google-cloud-storage>=3.0',
         'absl-py>=2.0',
         'ml_collections>=1.1',
+        'jaxtyping>=0.3',
         'numpy',
         'math-verify[antlr4_13_2]==0.9.0',  # pinned: grading_worker tightens it
         'matplotlib>=3.9',  # plots of the report

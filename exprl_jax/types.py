@@ -14,6 +14,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+# A nested dict of arrays: the parameters of a model, or adapters.
+Params = Any
+
 
 class InputError(ValueError):
   """What the user gave is wrong. The message is one line that says what it is
