@@ -1,21 +1,26 @@
 """The nouns that the modules hand to each other.
 
-Letters in shapes: P prompts, G samples per prompt, B = P * G rows, T tokens,
-S steps (segments of a trace), V vocabulary. Arrays are numpy or jax arrays.
+Letters in shapes: P prompts, G samples per prompt, B = P * G rows, T tokens of
+a completion, S steps, R packed rows of L tokens, V vocabulary.
 
-Per-token arrays are aligned with `tokens`: `logprobs[b, t]` belongs to
-`tokens[b, t]` given `tokens[b, :t]`, so column 0 is always 0. The only place
-that shifts by one is `losses.token_logprobs`.
+A trajectory stays ragged, an array of its own length, until `rl/packing.py`
+packs it: what a step holds on the host grows with its tokens, not with rows
+times the token budget. `logprobs[t]` belongs to token t given the tokens before
+it; the only place that shifts by one is `models/head.py`.
 """
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-import jax
+from jaxtyping import Array, Bool, Float, Int
 import numpy as np
 
 # A nested dict of arrays: the parameters of a model, or adapters.
 Params = Any
+
+# Why a sample ended: 'unfinished' where its rollout stopped before it did,
+# 'dropped' where its group had enough samples without it.
+FinishReason = Literal['eos', 'stop', 'length', 'unfinished', 'dropped']
 
 
 class InputError(ValueError):
@@ -48,47 +53,64 @@ class Problem:
   checkpoints: tuple[Checkpoint, ...] = ()  # its lines, if it has any
 
 
-class Rollout(NamedTuple):
-  """Sampled rows: each is its prompt, then its completion, then padding.
+class Trajectory(NamedTuple):
+  """One sampled completion, on the host."""
 
-  Rows of one group are neighbours: row `p * G + g` is sample g of prompt p.
-  They are on the host, whole in every process.
-  """
+  prompt: np.ndarray  # i32[P]
+  completion: np.ndarray  # i32[T], the end token included
+  logprobs: np.ndarray  # f32[T], of the distribution that was sampled from
+  finish_reason: FinishReason
+  step_ends: tuple[int, ...] = ()  # where each step ends in the completion,
+  # exclusive; the last one is T
 
-  tokens: np.ndarray  # i32[B, T]
-  valid: np.ndarray  # bool[B, T] prompt or completion, not padding
-  completion: np.ndarray  # bool[B, T] sampled tokens, the EOS included
-  logprobs: np.ndarray  # f32[B, T] of the distribution sampled from
-  finished: np.ndarray  # bool[B] ended by EOS, not by the token budget
+  @property
+  def tokens(self) -> np.ndarray:
+    """i32[P + T]: prompt and completion."""
+    return np.concatenate([self.prompt, self.completion])
+
+  @property
+  def finished(self) -> bool:
+    """Ended by itself, not by the token budget."""
+    return self.finish_reason != 'length'
+
+
+class Group(NamedTuple):
+  """The G samples of a problem."""
+
+  problem: Problem
+  trajectories: list[Trajectory]
 
 
 class Scores(NamedTuple):
-  """Rewards of B rows at S places each; outcome rewards have S = 1."""
+  """Rewards of B rows at up to S steps each; one score a row has S = 1.
 
-  value: jax.Array  # f32[B, S] in [0, 1] for judges and graders
-  step_end: jax.Array  # i32[B, S] column of the last token of the step
-  valid: jax.Array  # bool[B, S] False: no such step, or no readable verdict
-
-
-class Experience(NamedTuple):
-  """What the learner consumes: [B, T] on the host, packed [R, L] on devices.
+  `valid` is a mask: False where there is no such step, or where it has no
+  readable score. There are no sentinel values.
   """
 
-  tokens: jax.Array  # i32
-  segment_ids: jax.Array  # i32, on the host 1; 0 is padding
-  weight: jax.Array  # f32, what the token's loss counts; 0: not trained
-  sampler_logprobs: jax.Array  # f32, as the sampler computed them
-  old_logprobs: jax.Array  # f32, of the policy before this batch's updates
-  ref_logprobs: jax.Array  # f32, of the frozen KL reference
-  advantages: jax.Array  # f32
-  teacher_tokens: jax.Array | None = None  # i32, loss 'exact_kl': the same
-  teacher_ids: jax.Array | None = None  # completions behind other prompts
+  value: Float[Array | np.ndarray, 'B S']  # [0, 1] of judges and graders
+  valid: Bool[Array | np.ndarray, 'B S']
+
+
+class PackedBatch(NamedTuple):
+  """A micro-batch on the devices: sequences packed into R rows of L tokens."""
+
+  tokens: Int[Array | np.ndarray, 'R L']
+  segment_ids: Int[Array | np.ndarray, 'R L']  # of each sequence; 0: padding
+  loss_weight: Float[Array | np.ndarray, 'R L']  # of a token's loss; 0: none
+  rollout_logprobs: Float[Array | np.ndarray, 'R L']  # by the sampler
+  old_logprobs: Float[Array | np.ndarray, 'R L']  # before this batch's updates
+  ref_logprobs: Float[Array | np.ndarray, 'R L']  # of the frozen KL reference
+  advantages: Float[Array | np.ndarray, 'R L']
+  # The same completions behind the teacher's prompts (loss 'exact_kl').
+  teacher_tokens: Int[Array | np.ndarray, 'R L'] | None = None
+  teacher_segment_ids: Int[Array | np.ndarray, 'R L'] | None = None
 
 
 class TrainState(NamedTuple):
   """What a checkpoint holds."""
 
-  step: jax.Array  # i32[] optimiser steps taken
-  skipped: jax.Array  # i32[] since then, for gradients that were not finite
-  params: Any
+  step: Int[Array, '']  # optimizer steps taken
+  skipped: Int[Array, '']  # since then, for gradients that were not finite
+  params: Params
   opt_state: Any

@@ -8,15 +8,21 @@ import pytest
 
 from exprl_jax.config import Credit
 from exprl_jax.rl import advantages
-from exprl_jax.types import Scores
+from exprl_jax.types import Scores, Trajectory
 
 
-def scores(value, valid=None, step_end=None):
+def scores(value, valid=None):
   value = np.array(value, np.float32)
   valid = np.ones(value.shape, bool) if valid is None else np.array(valid, bool)
-  step_end = (np.zeros(value.shape, np.int32) if step_end is None else np.array(
-      step_end, np.int32))
-  return Scores(value, step_end, valid)
+  return Scores(value, valid)
+
+
+def cut(*ends):
+  """Trajectories with steps that end there; the last one ends them."""
+  return [
+      Trajectory(np.zeros(2, np.int32), np.zeros(e[-1], np.int32),
+                 np.zeros(e[-1], np.float32), 'eos', tuple(e)) for e in ends
+  ]
 
 
 def check(f, s, want, **kwargs):
@@ -87,26 +93,26 @@ def test_delta_skips_an_unreadable_step():
         [[0, 0.25, -0.25]])
 
 
-def test_spread_covers_each_step_and_only_the_completion():
-  s = scores([[0.0, 0.0, 0.0]], [[True, True, False]], [[3, 5, 0]])
-  completion = np.array([[0, 0, 1, 1, 1, 1, 0]], bool)
-  np.testing.assert_allclose(
-      advantages.spread(np.array([[1.0, -2.0, 9.0]]), s, completion),
-      [[0, 0, 1, 1, -2, -2, 0]])
+def spread(values, valid, *ends):
+  return [
+      x.tolist() for x in advantages.spread(np.array(values, np.float32),
+                                            np.array(valid, bool), cut(*ends))
+  ]
+
+
+def test_spread_covers_each_step():
+  assert spread([[1, -2, 9], [3, 9, 9]], [[1, 1, 0], [1, 0, 0]], (2, 4),
+                (3,)) == [[1, 1, -2, -2], [3, 3, 3]]
 
 
 def test_spread_gives_tokens_of_an_unreadable_step_to_the_next():
-  s = scores([[0.0, 0.0]], [[False, True]], [[2, 4]])
-  np.testing.assert_allclose(
-      advantages.spread(np.array([[7.0, 1.0]]), s, np.ones((1, 5), bool)),
-      [[1, 1, 1, 1, 1]])
+  assert spread([[7, 1]], [[0, 1]], (3, 5)) == [[1] * 5]
+  assert spread([[7, 1]], [[1, 0]], (3, 5)) == [[7, 7, 7, 0, 0]]
 
 
 def test_a_row_without_a_score_gets_no_advantage():
-  s = scores([[0.5, 0.5]], [[False, False]], [[2, 4]])
-  assert not np.any(advantages.delta(s))
-  ones = np.ones((1, 5), bool)
-  assert not np.any(advantages.spread(np.ones((1, 2)), s, ones))
+  assert not np.any(advantages.delta(scores([[0.5, 0.5]], [[False, False]])))
+  assert spread([[1, 1]], [[0, 0]], (2, 5)) == [[0] * 5]
 
 
 @pytest.mark.parametrize('seed', range(5))
@@ -145,8 +151,8 @@ def test_rloo_leaves_each_row_out_of_its_baseline():
 def test_delta_of_one_step_against_the_group():
   """s_1 minus the mean of all the group's final scores, (.75 + .25) / 2."""
   s = scores([[0.75, 0.0], [0.5, 0.25]], [[True, False], [True, True]])
-  check(advantages.delta, s, [[0.25, 0], [0.25, -0.25]], single='group_centred',
-        group_size=2)
+  check(advantages.delta, s, [[0.25, 0], [0.25, -0.25]],
+        single='group_centered', group_size=2)
 
 
 def test_end_of_the_paper_and_of_the_authors():
@@ -161,16 +167,16 @@ def test_end_of_the_paper_and_of_the_authors():
 def process_group():
   """Two rows, (.25, .75, 1) with 2, 2, 4 tokens and (.5) with 4."""
   s = scores([likert(2, 4, 5), likert(3, 1, 1)],
-             [[True] * 3, [True, False, False]], [[3, 5, 9], [5, 0, 0]])
-  columns = np.arange(12)[None, :]
-  completion = (columns >= 2) & (columns < np.array([[10], [6]]))
-  return s, completion
+             [[True] * 3, [True, False, False]])
+  trajectories = cut((2, 4, 8), (4,))
+  return s, trajectories, advantages.step_tokens(s.valid, trajectories)
 
 
-def test_lengths_of_steps():
-  s, completion = process_group()
-  np.testing.assert_allclose(advantages.step_lengths(s, completion),
-                             [[2, 2, 4], [4, 0, 0]])
+def test_tokens_of_steps():
+  np.testing.assert_array_equal(process_group()[2], [[2, 2, 4], [4, 0, 0]])
+  # Those of an unreadable step count for the next one.
+  np.testing.assert_array_equal(
+      advantages.step_tokens(np.array([[False, True]]), cut((2, 5))), [[0, 5]])
 
 
 @pytest.mark.parametrize(
@@ -181,78 +187,72 @@ def test_lengths_of_steps():
         ('padded', ((0.5 + 1.5 + 4) / 8 + 0.5) / 2 / 12)
     ])  # nearly none
 def test_group_process_by_each_baseline(baseline, mean):
-  s, completion = process_group()
-  lengths = advantages.step_lengths(s, completion)
+  s, _, tokens = process_group()
   check(advantages.group_process, s, np.where(s.valid, s.value - mean, 0),
-        group_size=2, baseline=baseline, lengths=lengths, padded=12)
+        group_size=2, baseline=baseline, step_tokens=tokens, padded_tokens=12)
 
 
 def test_batch_and_raw():
-  s, completion = process_group()
-  lengths = advantages.step_lengths(s, completion)
+  s, _, tokens = process_group()
   check(advantages.batch, s, np.where(s.valid, s.value - 0.625, 0),
-        lengths=lengths)
+        step_tokens=tokens)
   check(advantages.raw, s, np.where(s.valid, s.value, 0))
 
 
-def assign(s, completion, whole=None, graded=None, group_size=2, **credit):
-  whole = np.zeros(len(completion), bool) if whole is None else np.array(whole)
-  graded = scores(np.zeros((len(completion), 1))) if graded is None else graded
-  return advantages.assign(s, Credit(**credit), group_size, completion, whole,
-                           graded)
+def assign(s, outcome_rows=None, graded=None, group_size=2, step_tokens=None,
+           **credit):
+  rows = len(s.value)
+  outcome_rows = np.zeros(
+      rows, bool) if outcome_rows is None else np.array(outcome_rows)
+  graded = scores(np.zeros((rows, 1))) if graded is None else graded
+  if step_tokens is None:
+    step_tokens = np.ones(s.value.shape, np.float32)
+  return np.asarray(
+      advantages.assign(s, graded, outcome_rows, step_tokens,
+                        cfg=Credit(**credit), group_size=group_size,
+                        padded_tokens=12))
 
 
 @pytest.mark.parametrize(
     'rule', ['group', 'rloo', 'delta', 'end', 'raw', 'group_process', 'batch'])
 def test_every_rule_reaches_the_tokens(rule):
-  s, completion = process_group()
-  got = np.asarray(assign(s, completion, rule=rule))
-  ends = s.step_end[s.valid]
-  assert not got[~completion].any()
+  s, trajectories, tokens = process_group()
+  got = assign(s, rule=rule, step_tokens=tokens)
   args = {
       'group': (s, 2), 'rloo': (s, 2),
-      'group_process': (s, 2, 'steps', None, 12),
-      'batch': (s, advantages.step_lengths(s, completion))
+      'group_process': (s, 2, 'steps', tokens, 12), 'batch': (s, tokens)
   }.get(rule, (s,))
   want = getattr(advantages, rule)(*args)
-  np.testing.assert_allclose(got[np.nonzero(s.valid)[0], ends],
-                             np.asarray(want)[s.valid], atol=1e-6)
+  np.testing.assert_allclose(got, want, atol=1e-6)
+  for row, trajectory, values in zip(
+      advantages.spread(got, s.valid, trajectories), trajectories, got):
+    ends = np.array(trajectory.step_ends)
+    np.testing.assert_array_equal(row[ends - 1], values[:len(ends)])
 
 
-def test_token_scores_are_their_advantage():
-  completion = np.array([[0, 1, 1, 0]], bool)
-  s = scores([[9.0, -1.0, 2.0, 9.0]], completion)
-  np.testing.assert_allclose(assign(s, completion, rule='token', group_size=1),
-                             [[0, -1, 2, 0]])
-
-
-def test_whole_rows_among_those_of_steps_are_normalised_in_their_group():
-  """The first group has steps, the second one score a row."""
+def test_outcome_rows_among_stepwise_ones_are_normalized_in_their_group():
+  """The first group has steps, the second one score per row."""
   s = scores([[0.25, 1.0], [0.5, 0.5], [0.0, 0.0], [1.0, 0.0]],
-             [[True, True], [True, True], [True, False], [True, False]],
-             [[1, 2], [1, 2], [2, 0], [2, 0]])
-  completion = np.tile(np.array([[0, 1, 1]], bool), (4, 1))
-  z = 0.70711
-  np.testing.assert_allclose(
-      assign(s, completion, [False, False, True, True], rule='delta'),
-      [[0, -0.75, 0.75], [0, 0, 0], [0, -z, -z], [0, z, z]], atol=1e-5)
-  # Rules with a mean over the batch do not see the whole rows' scores.
-  steps = assign(Scores(*(x[:2] for x in s)), completion[:2], rule='batch')
-  both = assign(s, completion, [False, False, True, True], rule='batch')
+             [[True, True], [True, True], [True, False], [True, False]])
+  z, outcome = 0.70711, [False, False, True, True]
+  np.testing.assert_allclose(assign(s, outcome, rule='delta'),
+                             [[-0.75, 0.75], [0, 0], [-z, 0], [z, 0]],
+                             atol=1e-5)
+  # Rules with a mean over the batch do not see the outcome rows' scores.
+  steps = assign(Scores(s.value[:2], s.valid[:2]), rule='batch')
+  both = assign(s, outcome, rule='batch')
   np.testing.assert_allclose(both[:2], steps, atol=1e-6)
 
 
-def test_sparse_and_dense_are_normalised_each_for_itself():
-  s = scores([[0.2], [0.4]], None, [[2], [2]])
-  completion = np.tile(np.array([[0, 1, 1]], bool), (2, 1))
+def test_sparse_and_dense_are_normalized_separately():
+  s, z = scores([[0.2], [0.4]]), 0.70711
   graded = scores([[1.0], [0.0]])
-  z = 0.70711
-  got = assign(s, completion, graded=graded, rule='group', sparse_weight=0.5)
-  np.testing.assert_allclose(got[:, 1:], [[-z / 2] * 2, [z / 2] * 2], atol=1e-4)
+  got = assign(s, graded=graded, rule='group', sparse_weight=0.5)
+  np.testing.assert_allclose(got, [[-z / 2], [z / 2]], atol=1e-4)
   # A row that cannot be graded has the dense part only.
   graded = scores([[1.0], [0.0]], [[True], [False]])
-  got = assign(s, completion, graded=graded, rule='group', sparse_weight=0.5)
-  np.testing.assert_allclose(got[:, 1:], [[-z] * 2, [z] * 2], atol=1e-4)
+  got = assign(s, graded=graded, rule='group', sparse_weight=0.5)
+  np.testing.assert_allclose(got, [[-z], [z]], atol=1e-4)
 
 
 @pytest.mark.parametrize('seed', range(5))
@@ -263,13 +263,11 @@ def test_unreadable_rows_neither_move_nor_are_moved(rule, seed):
   rng = np.random.default_rng(seed)
   value = rng.random((8, 3))
   valid = np.repeat(rng.random((8, 1)) < 0.6, 3, axis=1)
-  ends = np.tile([[2, 4, 6]], (8, 1))
-  completion = np.tile(np.arange(8)[None, :] > 0, (8, 1))
-  a = assign(scores(value, valid, ends), completion, rule=rule, group_size=4)
+  a = assign(scores(value, valid), rule=rule, group_size=4)
   value[~valid] = 1e6 * rng.random(value[~valid].shape)
-  b = assign(scores(value, valid, ends), completion, rule=rule, group_size=4)
+  b = assign(scores(value, valid), rule=rule, group_size=4)
   np.testing.assert_array_equal(a, b)
-  assert not np.any(np.asarray(a)[~valid[:, 0]])
+  assert not np.any(a[~valid[:, 0]])
 
 
 @pytest.mark.parametrize('seed', range(5))
@@ -277,16 +275,32 @@ def test_grpo_is_an_independent_numpy_version(seed):
   """Rewards of 0 and 1, groups of rows, the same value on all tokens."""
   rng = np.random.default_rng(seed)
   reward = (rng.random((6, 5)) < 0.4).astype(float)
-  length = rng.integers(1, 7, 30)
-  want = np.zeros((30, 8))
+  trajectories = cut(*rng.integers(1, 7, (30, 1)))
+  s = scores(reward.reshape(30, 1))
+  values = assign(s, rule='group', group_size=5)
+  rows = advantages.spread(values, s.valid, trajectories)
   for g in range(6):
     mean = sum(reward[g]) / 5
     std = (sum((r - mean)**2 for r in reward[g]) / 4)**0.5
     for k in range(5):
-      for t in range(length[5 * g + k]):
-        want[5 * g + k, 1 + t] = (reward[g, k] - mean) / (std + 1e-6)
-  columns = np.arange(8)[None, :]
-  completion = (columns > 0) & (columns <= length[:, None])
-  s = scores(reward.reshape(30, 1), None, length[:, None])
-  np.testing.assert_allclose(assign(s, completion, rule='group', group_size=5),
-                             want, atol=1e-5)
+      row = rows[5 * g + k]
+      assert len(row) == len(trajectories[5 * g + k].completion)
+      np.testing.assert_allclose(row, (reward[g, k] - mean) / (std + 1e-6),
+                                 atol=1e-5)
+
+
+def test_every_rule_says_which_of_its_keys_it_reads():
+  """No rule changes with a key of another."""
+  s, _, tokens = process_group()
+  other = {
+      'divide_by_std': False, 'min_std': 0.7, 'first': 'zero',
+      'single': 'score', 'last': 'zero', 'baseline': 'tokens'
+  }
+  for name, rule in advantages.RULES.items():
+    if 'token' in rule.granularity:
+      continue
+    with jax.disable_jit():
+      base = assign(s, rule=name, step_tokens=tokens)
+      for key in other.keys() - set(rule.keys):
+        got = assign(s, rule=name, step_tokens=tokens, **{key: other[key]})
+        np.testing.assert_array_equal(got, base, err_msg=f'{name} {key}')

@@ -11,12 +11,14 @@ import numpy as np
 import pytest
 
 from exprl_jax import config as config_lib
-from exprl_jax import main
-from exprl_jax.grading import grader as grading
+from exprl_jax import main, rewards
+from exprl_jax.grading.grader import Grader
 from exprl_jax.judge.readouts import EMPTY, OK, UNREADABLE
-from exprl_jax.rewards import base as rewards
+from exprl_jax.judge.tree import Judgments
+from exprl_jax.rewards import base, shaping
+from exprl_jax.runs import recipes, setup
 from exprl_jax.runtime import metrics
-from exprl_jax.types import InputError, Problem, Rollout, Scores
+from exprl_jax.types import Group, InputError, Problem, Scores, Trajectory
 from tests.conftest import POLICY
 
 SHORT = [
@@ -28,8 +30,12 @@ GROUPS = ['--config.rollout.group_size=4']
 
 
 def run(config, workdir, *flags):
-  main.main(
-      [f'--config=configs/{config}.py', f'--workdir={workdir}', *SHORT, *flags])
+  """Runs configs/NAME.py or, as 'NAME:ARG', a recipe of it."""
+  name, colon, arg = config.partition(':')
+  main.main([
+      f'--config=configs/{name}.py{colon}{arg}', f'--workdir={workdir}', *SHORT,
+      *flags
+  ])
   return metrics.read(workdir / 'metrics.jsonl')
 
 
@@ -55,18 +61,19 @@ def test_the_main_job_in_short(tmp_path, capsys):
   rows = run('tiny', tmp_path, *GROUPS)
   out = capsys.readouterr().out
   assert f'workdir {tmp_path}' in out
-  assert 'tiny, seed 0' in out and 'tiny_grpo, seed 0' in out
+  assert 'tiny, seed 0' in out and 'tiny:grpo, seed 0' in out
   assert 'pass@1 before' in out
   steps = [r for r in rows if 'policy/loss' in r]
   assert [r['step'] for r in steps] == [1, 2, 3]
   for row in steps:
     assert all(np.isfinite(v) for v in row.values())
     assert {
-        'reward/mean', 'reward/accuracy', 'judge/score_mass', 'policy/ref_kl',
-        'policy/entropy', 'length/response_mean', 'time/rollout', 'time/judge',
-        'time/update'
+        'reward/mean', 'reward/accuracy', 'judge/score_token_probability',
+        'policy/ref_kl', 'policy/entropy', 'length/response_mean',
+        'time/rollout', 'time/judge', 'time/update'
     } <= set(row)
-    assert row['judge/score_mass'] > 0.9 and row['judge/invalid_frac'] == 0
+    assert row['judge/score_token_probability'] > 0.9 and row[
+        'judge/invalid_frac'] == 0
     # The sampler's and the learner's log-probabilities agree.
     assert row['mismatch/logprob_abs_diff'] < 1e-5
   assert not undocumented(rows)
@@ -84,22 +91,23 @@ def test_the_main_job_in_short(tmp_path, capsys):
 
 
 @pytest.mark.parametrize('config, flags, names', [
-    ('tiny_outcome', GROUPS, ['judge/score_mass', 'policy/clip_frac_low']),
-    ('tiny_grpo', [
-        *GROUPS, '--config.loss.kl_in=reward', '--config.loss.kl=k1',
+    ('tiny:outcome', GROUPS,
+     ['judge/score_token_probability', 'policy/clip_frac_low']),
+    ('tiny:grpo', [
+        *GROUPS, '--config.loss.kl_in=reward', '--config.loss.kl_estimator=k1',
         '--config.credit.rule=rloo', '--config.rollout.overlong=mask'
     ], ['mismatch/is_ess']),
-    ('tiny_sft', [], ['sft/loss', 'perf/packing_fill']),
-    ('tiny_self_distill', GROUPS, ['teacher/gap']),
-    ('tiny_self_distill', [
+    ('tiny:sft', [], ['sft/loss', 'perf/packing_fill']),
+    ('tiny:self_distill', GROUPS, ['teacher/gap']),
+    ('tiny:self_distill', [
         *GROUPS, '--config.loss.kind=exact_kl', '--config.rollout.overlong=mask'
     ], ['policy/entropy']),
-    ('tiny_stage2', [
-        *GROUPS, '--config.select.drop_zero_spread=True',
-        '--config.select.tries=1', '--config.select.curriculum=1'
+    ('tiny:stage2', [
+        *GROUPS, '--config.select.drop_zero_variance=True',
+        '--config.select.max_refills=1', '--config.select.curriculum=1'
     ], [
         'data/groups', 'data/attempts', 'reward/unfiltered_mean',
-        'data/never_solved_frac', 'group/zero_spread_frac'
+        'data/never_solved_frac', 'group/zero_variance_frac'
     ]),
     ('tiny', [
         *GROUPS, '--config.policy.lora_rank=4', '--config.loss.kind=gspo',
@@ -122,7 +130,7 @@ def test_every_recipe_runs(tmp_path, config, flags, names):
 
 def test_distilling_the_exact_kl_brings_the_policy_to_its_teacher(tmp_path):
   """Its loss is the KL itself: it falls."""
-  rows = run('tiny_self_distill', tmp_path, *GROUPS, '--config.steps=25',
+  rows = run('tiny:self_distill', tmp_path, *GROUPS, '--config.steps=25',
              '--config.loss.kind=exact_kl', '--config.optim.lr=1e-3',
              '--config.data.limit=8', '--config.eval.problems=')
   losses = [r['policy/loss'] for r in rows]
@@ -135,7 +143,7 @@ def test_stages_are_handed_over_by_workdir_or_checkpoint(tmp_path):
   run('tiny', tmp_path / 'one', *GROUPS, '--config.compare=',
       '--config.policy.lora_rank=2', '--config.steps=1')
   rows = [
-      run('tiny_stage2', tmp_path / f'two{i}', *GROUPS,
+      run('tiny:stage2', tmp_path / f'two{i}', *GROUPS,
           f'--config.policy.init={init}', '--config.steps=1')
       for i, init in enumerate((tmp_path / 'one', f'{tmp_path / "one"}@1'))
   ]
@@ -172,18 +180,18 @@ def test_domains_have_templates_prompts_and_credit_of_their_own(tmp_path):
 def test_nothing_to_train_on_stops_the_run(tmp_path):
   """Two samples at temperature 0 are the same: no group has a spread."""
   with pytest.raises(RuntimeError, match='2 steps in a row without a row'):
-    run('tiny_stage2', tmp_path, '--config.rollout.group_size=2',
-        '--config.rollout.temperature=0', '--config.select.tries=0',
-        '--config.select.drop_zero_spread=True', '--config.select.max_empty=2',
-        '--config.eval.problems=')
+    run('tiny:stage2', tmp_path, '--config.rollout.group_size=2',
+        '--config.rollout.temperature=0', '--config.select.max_refills=0',
+        '--config.select.drop_zero_variance=True',
+        '--config.select.max_empty_steps=2', '--config.eval.problems=')
 
 
 @pytest.mark.parametrize(
     'more', [['--config.select.curriculum=True'],
              [
-                 '--config.rollout.carry=5', '--config.rollout.spare=2',
-                 '--config.rollout.slots=40', '--config.rollout.chunk=3',
-                 '--config.rollout.temperature=2.0'
+                 '--config.rollout.partial_rollouts=5',
+                 '--config.rollout.oversampling=2', '--config.rollout.slots=40',
+                 '--config.rollout.chunk=3', '--config.rollout.temperature=2.0'
              ]], ids=str)
 def test_resumed_is_uninterrupted(tmp_path, more):
   flags = ['--config.compare=', '--config.checkpoint.every=1', *GROUPS, *more]
@@ -193,11 +201,11 @@ def test_resumed_is_uninterrupted(tmp_path, more):
           (tmp_path / f'whole/checkpoints/{i:08d}/host/metadata').read_text())
       for i in (2, 3)
   ]
-  assert hosts[0]['solve_rates'] != hosts[1]['solve_rates']
-  if '--config.rollout.carry=5' in more:
-    assert len(hosts[-1]['carried']) == 5
+  assert hosts[0]['curriculum'] != hosts[1]['curriculum']
+  if '--config.rollout.partial_rollouts=5' in more:
+    assert len(hosts[-1]['source']) == 5
     begun = [
-        tokens for host in hosts for _, group in host['carried']
+        tokens for host in hosts for _, group in host['source']
         for tokens, _, ended in group if ended == 'unfinished'
     ]
     assert any(begun) and not all(begun)
@@ -225,22 +233,16 @@ def test_a_run_is_a_function_of_its_seed(tmp_path):
 
 
 def test_the_sft_loss_falls_on_its_own_rows(tmp_path):
-  rows = run('tiny_sft', tmp_path, '--config.steps=40', '--config.data.limit=8',
+  rows = run('tiny:sft', tmp_path, '--config.steps=40', '--config.data.limit=8',
              '--config.eval.problems=', '--config.optim.warmup_steps=1')
   losses = [r['sft/loss'] for r in rows if 'sft/loss' in r]
   assert losses[-1] < 0.5 * losses[0]
 
 
 def test_evaluate_a_workdir(tmp_path):
-  run('tiny_grpo', tmp_path / 'run', *GROUPS, '--config.steps=1')
-  config = tmp_path / 'evaluate.py'
-  config.write_text(
-      pathlib.Path('configs/tiny_grpo.py').read_text().replace(
-          "c.run = 'train'", "c.run = 'evaluate'"))
-  main.main([
-      f'--config={config}', f'--workdir={tmp_path / "out"}', *SHORT,
-      f'--config.policy.init={tmp_path / "run"}'
-  ])
+  run('tiny:grpo', tmp_path / 'run', *GROUPS, '--config.steps=1')
+  run('tiny:grpo', tmp_path / 'out', '--config.run=evaluate',
+      f'--config.policy.init={tmp_path / "run"}')
   (row,) = metrics.read(tmp_path / 'out/metrics.jsonl')
   last = metrics.read(tmp_path / 'run/metrics.jsonl')[-1]
   assert row['eval/pass@1'] == last['eval/pass@1']
@@ -288,7 +290,7 @@ def test_mistakes_are_reported_before_anything_is_written(tmp_path):
 
 
 def test_a_workdir_of_another_run_is_left_alone(tmp_path):
-  run('tiny_grpo', tmp_path / 'w', *GROUPS, '--config.steps=1')
+  run('tiny:grpo', tmp_path / 'w', *GROUPS, '--config.steps=1')
   before = sorted(p.name for p in (tmp_path / 'w').iterdir())
   bad('holds another run: credit.first, credit.rule', tmp_path, *GROUPS)
   assert sorted(p.name for p in (tmp_path / 'w').iterdir()) == before
@@ -307,50 +309,55 @@ def test_the_command_prints_one_line_and_exits_with_one():
   assert out.stderr.count('\n') == 1 and 'Did you mean "steps"' in out.stderr
 
 
-class Verdicts:
-  """A judge whose verdicts are given, to test what is made of them."""
+class FixedJudge:
+  """A judge whose judgments are given, to test what is made of them."""
 
-  def __init__(self, score, outcome):
-    self._score, self._outcome = np.array(score), np.array(outcome)
+  def __init__(self, score, status):
+    self._score, self._status = np.array(score), np.array(status)
 
   def score(self, items, max_steps):
-    from exprl_jax.judge.tree import Verdicts as V
     n = len(items)
-    return V(self._score, np.ones_like(self._score), self._outcome,
-             np.zeros(n, bool), [[''] * max_steps] * n)
+    return Judgments(score=self._score,
+                     score_token_probability=np.ones_like(self._score),
+                     status=self._status, truncated=np.zeros(n, bool),
+                     texts=[[''] * max_steps] * n)
 
 
-def test_empty_unreadable_and_cut_off_rows(policy):
+def sampled(completion, finish_reason='eos'):
+  ids = np.array(completion, np.int32)
+  return Trajectory(np.zeros(2, np.int32), ids, np.zeros(len(ids), np.float32),
+                    finish_reason)
+
+
+def test_empty_unreadable_and_truncated_rows(policy):
   """Row 0: two steps. Row 1: one is unreadable. Row 2: EOS alone, scores 0
-  without a judge. Row 3: cut off, scores 0 under overlong='zero'."""
+  without a judge. Row 3: truncated, scores 0 under overlong='zero'."""
   tokenizer = policy[2]
   _, values, _ = main.parse([
       '--config=configs/tiny.py', '--config.rollout.overlong=zero',
       '--config.judge.max_steps=2'
   ])
-  config = config_lib.freeze(values)
-  trace = tokenizer.encode('dec 4 ### jan 8')
-  rows = [
-      trace + [tokenizer.eos_ids[0]], trace + [tokenizer.eos_ids[0]],
-      [tokenizer.eos_ids[0]], trace
-  ]
-  tokens, completion = np.zeros((4, 9), np.int32), np.zeros((4, 9), bool)
-  for i, row in enumerate(rows):
-    tokens[i, 2:2 + len(row)], completion[i, 2:2 + len(row)] = row, True
-  rollout = Rollout(tokens, completion, completion, np.zeros((4, 9)),
-                    np.array([True, True, True, False]))
-  judge = Verdicts([[.25, .5], [.25, .5], [0, 0], [.25, .5]],
-                   [[OK, OK], [OK, UNREADABLE], [EMPTY, -1], [OK, OK]])
-  reward = rewards.make(config, tokenizer, judge,
-                        grading.Grader(config.grading))
-  out = reward([Problem('', 'q', 's', '8')], rollout)
+  config = recipes.freeze(values)
+  trace, eos = tokenizer.encode('dec 4 ### jan 8'), tokenizer.eos_ids[0]
+  group = Group(Problem('', 'q', 's', '8'), [
+      sampled([*trace, eos]),
+      sampled([*trace, eos]),
+      sampled([eos]),
+      sampled(trace, 'length')
+  ])
+  judge = FixedJudge(np.float32([[.25, .5], [.25, .5], [0, 0], [.25, .5]]),
+                     [[OK, OK], [OK, UNREADABLE], [EMPTY, -1], [OK, OK]])
+  process = rewards.lookup('process')
+  score = base.scoring(config, tokenizer, Grader(config.grading),
+                       process.make(config, judge), process.granularity)
+  out = score([group])
   np.testing.assert_allclose(out.scores.value,
                              [[.25, .5], [0, 0], [0, 0], [0, 0]])
   np.testing.assert_array_equal(out.scores.valid,
                                 [[1, 1], [0, 0], [1, 0], [1, 1]])
-  # Steps end before '###' and at the EOS; columns start at the prompt's 2.
-  np.testing.assert_array_equal(out.scores.step_end[[0, 2, 3]],
-                                [[3, 7], [2, 0], [3, 6]])
+  # Steps end before '###' and at the EOS.
+  assert [t.step_ends for t in out.trajectories] == [(2, 6), (2, 6), (1,),
+                                                     (2, 5)]
   assert out.metrics['judge/invalid_frac'] == 0.25
   assert out.metrics['judge/empty_frac'] == 0.25
   assert out.metrics['judge/unreadable_frac'] == 0.25
@@ -361,18 +368,18 @@ def test_a_judge_that_cannot_be_read_stops_the_run(tmp_path):
   """The policy is no judge: after 'score' it does not say 1 to 5."""
   with pytest.raises(RuntimeError, match='most are unreadable'):
     run('tiny', tmp_path, *GROUPS, '--config.compare=',
-        '--config.judge.init=asset:tiny_policy', '--config.judge.min_mass=0.99')
+        '--config.judge.init=asset:tiny_policy',
+        '--config.judge.min_score_probability=0.99')
 
 
 def test_early_judging_changes_nothing(tmp_path, monkeypatch):
-  asked, early = [], rewards.early
+  asked, early = [], setup._early
 
   def spied(*args):
     ask = early(*args)
-    return lambda problems, rollout: (asked.append(len(problems)),
-                                      ask(problems, rollout))
+    return ask and (lambda groups: (asked.append(len(groups)), ask(groups)))
 
-  monkeypatch.setattr(rewards, 'early', spied)
+  monkeypatch.setattr(setup, '_early', spied)
   flags = (*GROUPS, '--config.compare=', '--config.steps=1',
            '--config.rollout.slots=6', '--config.rollout.chunk=5',
            '--config.rollout.temperature=1.5')
@@ -385,16 +392,14 @@ def test_early_judging_changes_nothing(tmp_path, monkeypatch):
 
 def test_what_becomes_of_rows_without_an_end():
   """Two rows of two scores; the second one used 5 of 6 tokens and goes on."""
-  completion = np.arange(7)[None, :] >= np.array([[5], [2]])
-  rollout = Rollout(np.zeros((2, 7), np.int32), completion, completion,
-                    np.zeros((2, 7)), np.array([True, False]))
+  rows = [sampled([0, 0]), sampled([0] * 5, 'length')]
   scores = Scores(np.array([[.5, .25], [.5, 1.]], np.float32),
-                  np.array([[5, 6], [3, 6]]), np.array([[1, 0], [1, 1]], bool))
+                  np.array([[1, 0], [1, 1]], bool))
 
   def value(kind, **more):
-    out = rewards.overlong(
-        scores, rollout,
-        config_lib.Rollout(overlong=kind, max_new_tokens=6, **more))
+    out = shaping.truncated(
+        scores, rows, config_lib.Rollout(overlong=kind, max_new_tokens=6,
+                                         **more))
     return np.where(out.valid, out.value, np.nan)
 
   nan = np.nan
@@ -407,10 +412,36 @@ def test_what_becomes_of_rows_without_an_end():
                              [[.5, nan], [.5, .25]])
 
 
+def test_a_reward_of_the_users_own_is_an_import_path(tmp_path):
+  """docs/examples/length_reward.py is one; it trains as any other."""
+  rows = run('tiny:grpo', tmp_path, *GROUPS, '--config.eval.problems=',
+             '--config.reward=docs/examples/length_reward.py:short_steps',
+             '--config.credit.rule=delta')
+  assert len(rows) == 3 and all('policy/loss' in r for r in rows)
+  with pytest.raises(InputError, match='config.reward=.*:nothing: Attribute'):
+    run('tiny:grpo', tmp_path / 'w',
+        '--config.reward=docs/examples/length_reward.py:nothing')
+
+
+def test_the_tiny_judge_can_be_trained_again(tmp_path):
+  """A round of each kind of data, and an adversary."""
+  rows = run('tiny:judge', tmp_path, '--config.steps=4',
+             '--config.data.limit=16', '--config.judge_training.start=',
+             '--config.judge_training.warmup_steps=1',
+             '--config.judge_training.round_steps=2',
+             '--config.judge_training.adversary_steps=2',
+             '--config.judge_training.policy_steps=2',
+             '--config.judge_training.problems=2')
+  assert {'adversary/judge', 'adversary/truth'} <= set(rows[0])
+  saved = [(tmp_path / name / 'model.safetensors').read_bytes()
+           for name in ('judges/00000002', 'judges/00000004', 'model')]
+  assert saved[0] != saved[1] == saved[2]
+
+
 def test_a_solution_that_does_not_fit_is_named_before_anything_is_written(
     tmp_path):
   path = tmp_path / 'rows.jsonl'
   path.write_text(json.dumps({'question': 'q', 'solution': 'by dec 4 ' * 17}))
   with pytest.raises(InputError, match='problem 1: its solution has 52 tokens'):
-    run('tiny_sft', tmp_path / 'w', f'--config.data.train={path}')
+    run('tiny:sft', tmp_path / 'w', f'--config.data.train={path}')
   assert not (tmp_path / 'w').exists()

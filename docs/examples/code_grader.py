@@ -33,8 +33,9 @@ def grade(text: str, problem: dict) -> str:
     A status of `exprl_jax.grading.STATUSES`.
   """
   try:
-    tests = [(str(given), str(want)) for given, want in
-             json.loads(problem['answer'])]
+    tests = [
+        (str(given), str(want)) for given, want in json.loads(problem['answer'])
+    ]
   except ValueError:
     return 'gold_unparsable'
   programs = re.findall(r'```python\s*\n(.*?)```', text, re.S)
@@ -50,10 +51,10 @@ def grade(text: str, problem: dict) -> str:
 def _run(program, given, want) -> str:
   with tempfile.TemporaryDirectory() as folder:
     try:
-      done = subprocess.run(
-          [sys.executable, '-I', '-c', program], input=given, cwd=folder,
-          env={}, capture_output=True, text=True, errors='replace',
-          timeout=2 * SECONDS, preexec_fn=_limit)
+      done = subprocess.run([sys.executable, '-I', '-c', program], input=given,
+                            cwd=folder, env={}, capture_output=True, text=True,
+                            errors='replace', timeout=2 * SECONDS,
+                            preexec_fn=_limit)
     except subprocess.TimeoutExpired:
       return 'timeout'
   # Spaces at the ends of lines do not count.

@@ -1,7 +1,8 @@
-"""The configuration of a run: schema.py has every key."""
+"""The configuration of a run: schema.py has every key, load.py reads files."""
 
+from exprl_jax.config.load import by_domain, freeze, load, longest
+from exprl_jax.config.paths import resolve
 from exprl_jax.config.schema import (
-    CHOICES,
     Calibration,
     Checkpoint,
     Config,
@@ -16,22 +17,16 @@ from exprl_jax.config.schema import (
     Mesh,
     Model,
     Optim,
-    Prepare,
     Rollout,
+    Rubrics,
     Sample,
     Select,
     Teacher,
-    by_domain,
-    freeze,
-    judged,
-    load,
-    longest,
-    resolve,
 )
 
 __all__ = [
-    'CHOICES', 'Calibration', 'Checkpoint', 'Config', 'Credit', 'Data', 'Eval',
-    'Export', 'Grading', 'Judge', 'JudgeTraining', 'Loss', 'Mesh', 'Model',
-    'Optim', 'Prepare', 'Rollout', 'Sample', 'Select', 'Teacher', 'by_domain',
-    'freeze', 'judged', 'load', 'longest', 'resolve'
+    'Calibration', 'Checkpoint', 'Config', 'Credit', 'Data', 'Eval', 'Export',
+    'Grading', 'Judge', 'JudgeTraining', 'Loss', 'Mesh', 'Model', 'Optim',
+    'Rollout', 'Rubrics', 'Sample', 'Select', 'Teacher', 'by_domain', 'freeze',
+    'load', 'longest', 'resolve'
 ]

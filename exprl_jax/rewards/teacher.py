@@ -1,17 +1,23 @@
 """Self-distillation: the frozen base model, shown the solution, as a teacher.
 
 It gives the policy's own tokens log-probabilities behind another prompt
-(METHOD: on-policy self-distillation; Huebotter et al., arXiv 2601.20802).
+(on-policy self-distillation; Huebotter et al., arXiv 2601.20802).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from exprl_jax.config import Teacher, resolve
-from exprl_jax.data import problems as data
+from exprl_jax.data import chat
 from exprl_jax.data.tokenizer import Tokenizer
-from exprl_jax.types import InputError, Problem, Rollout
+from exprl_jax.rewards.answer import sparse
+from exprl_jax.rewards.base import Reward
+from exprl_jax.rl import losses
+from exprl_jax.rl.credit import Credit, Logprobs
+from exprl_jax.rl.policy import Policy
+from exprl_jax.rl.scored import ScoredRollouts, Trace
+from exprl_jax.types import InputError, Problem, Trajectory
 
 _TEMPLATE = '''Here is a problem, and below it a solution known to be right.
 
@@ -46,7 +52,7 @@ def prompts(tokenizer: Tokenizer, problems: Sequence[Problem],
                        f'hold {slot} once')
   out = []
   for problem in problems:
-    ids = data.render(
+    ids = chat.render(
         tokenizer, [{'role': 'user', 'content': template}],
         {'{question}': problem.question, '{solution}': problem.solution})
     if len(ids) > cfg.max_prompt_tokens:
@@ -57,32 +63,63 @@ def prompts(tokenizer: Tokenizer, problems: Sequence[Problem],
   return out
 
 
-def aligned(rollout: Rollout, prompts: Sequence[Sequence[int]],
-            width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """The completions behind other prompts, all beginning in column `width`.
+def token_scores(reference_logprobs: Callable[[Sequence[np.ndarray]],
+                                              list[np.ndarray]],
+                 teacher_tokens: Sequence[np.ndarray],
+                 trajectories: Sequence[Trajectory],
+                 old: Sequence[np.ndarray]) -> list[np.ndarray]:
+  """Scores every token: the teacher's log-probability minus the policy's.
 
   Args:
-    rollout: its completions are taken.
-    prompts: one for each of its rows, at most `width` tokens.
-    width: columns before the completions.
+    reference_logprobs: sequences -> their log-probs under the frozen start.
+    teacher_tokens: each completion behind the teacher's prompt.
+    trajectories: B of them.
+    old: the policy's log-probs f32[P + T] of each trajectory.
 
   Returns:
-    (tokens i32[B, W], valid bool[B, W], completion bool[B, W]).
+    f32[T] for each.
   """
-  lengths = rollout.completion.sum(axis=1)
-  shape = (len(lengths), width + int(lengths.max(initial=0)))
-  tokens, valid = np.zeros(shape, np.int32), np.zeros(shape, bool)
-  for row, mask, ids in zip(tokens, valid, prompts):
-    row[width - len(ids):width], mask[width - len(ids):width] = ids, True
-  columns = np.arange(shape[1])[None, :]
-  completion = (columns >= width) & (columns < width + lengths[:, None])
-  return moved(rollout.tokens, rollout.completion, completion,
-               tokens), valid | completion, completion
+  out = []
+  for teacher, policy, t in zip(reference_logprobs(teacher_tokens), old,
+                                trajectories):
+    n = len(t.completion)
+    out.append(teacher[len(teacher) - n:] - policy[len(policy) - n:])
+  return out
 
 
-def moved(x: np.ndarray, source: np.ndarray, target: np.ndarray,
-          into: np.ndarray) -> np.ndarray:
-  """x of the cells of mask `source`, in those of `target`, row by row."""
-  into = into.astype(x.dtype)
-  into[target] = x[source]
-  return into
+def sequences(tokenizer: Tokenizer, traces: Sequence[Trace],
+              cfg: Teacher) -> list[np.ndarray]:
+  """Each completion behind the teacher's prompt, i32[m]."""
+  problems = {t.problem.id: t.problem for t in traces}
+  by_id = dict(zip(problems, prompts(tokenizer, list(problems.values()), cfg)))
+  return [
+      np.array([*by_id[t.problem.id], *t.trajectory.completion], np.int32)
+      for t in traces
+  ]
+
+
+def credit(policy: Policy, tokenizer: Tokenizer, scored: ScoredRollouts,
+           logprobs: Logprobs) -> Credit:
+  """Self-distillation: a token's advantage is its score.
+
+  With the loss 'exact_kl' the learner runs the teacher itself, on its tokens.
+  """
+  config, trajectories = policy.config, scored.trajectories
+  finished = np.array([t.finished for t in trajectories])
+  trains = finished | (config.rollout.overlong != 'mask')
+  tokens = sequences(tokenizer, scored.traces, config.teacher)
+  if losses.kind(config.loss.kind).teacher:
+    zeros = [np.zeros(len(t.completion), np.float32) for t in trajectories]
+    return Credit(trains, zeros, tokens)
+  gaps = token_scores(policy.reference_logprobs, tokens, trajectories,
+                      logprobs.old)
+  return Credit(trains, [gap * ok for gap, ok in zip(gaps, trains)],
+                metrics={'teacher/gap': -float(np.concatenate(gaps).mean())})
+
+
+# The rows' own score, right or wrong, is only logged: what trains are the
+# scores of tokens.
+REWARDS = {
+    'teacher': Reward('token', lambda config, judge: sparse,
+                      uses_reference=True),
+}

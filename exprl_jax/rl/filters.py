@@ -1,22 +1,20 @@
-"""Which problems a step draws, and which groups it trains on."""
+"""Dynamic sampling: which groups of a step train."""
 
-from collections.abc import Callable, Sequence
-
+from jaxtyping import Bool
 import numpy as np
 
 from exprl_jax.config import Config
-from exprl_jax.data import problems as data
-from exprl_jax.types import Problem, Scores
-
-# (step, attempt) -> problems; attempt 0 is the step's batch, later ones refill.
-Draw = Callable[[int, int], list[Problem]]
+from exprl_jax.rl.curriculum import Solved
+from exprl_jax.rl.scored import ScoredRollouts, concatenate
+from exprl_jax.types import Scores
 
 
-def zero_spread(scores: Scores, group_size: int,
-                tolerance: float = 1e-6) -> np.ndarray:
-  """bool[P]: groups whose scores, of all rows and steps, are all equal.
+def zero_variance(scores: Scores, group_size: int,
+                  tolerance: float = 1e-6) -> Bool[np.ndarray, ' P']:
+  """Finds the groups whose scores, of all rows and steps, are all equal.
 
-  They teach nothing: advantages compare scores. So do groups without any.
+  Advantages compare scores, so these groups carry no gradient. Nor do groups
+  without a valid score.
   """
   shape = (-1, group_size * scores.value.shape[1])
   valid = np.asarray(scores.valid).reshape(shape)
@@ -26,70 +24,75 @@ def zero_spread(scores: Scores, group_size: int,
   return high - low <= tolerance
 
 
-def drawing(problems: Sequence[Problem], config: Config,
-            table: 'SolveRates') -> Draw:
-  """The problems of a step, as a function of step, attempt and solve rates.
+class Batch:
+  """Collects the groups of a step, over one rollout or several.
 
-  Without curriculum the solve rates do not matter: every epoch is another
-  permutation, and a resumed run needs nothing but its step.
-  """
-  size, seed = config.data.batch, config.seed
-  if config.select.curriculum:
-    return lambda step, attempt: table.draw(size, (seed, step, attempt))
-  streams = {}
-
-  def draw(step, attempt):
-    if attempt not in streams:  # a stream of its own for each attempt
-      streams[attempt] = data.batches(problems, size, seed + 1000 * attempt)
-    return streams[attempt](step)
-
-  return draw
-
-
-class SolveRates:
-  """How often each problem is solved: the curriculum's table.
-
-  A problem that is solved sometimes teaches most: with rate p it is drawn with
-  weight floor + (1 - floor) 4 p (1 - p). A problem that was not tried yet
-  counts as p = 0.5, so all of them get their turn.
+  With select.drop_zero_variance, groups that carry no gradient are dropped and
+  other problems are tried in their place, select.max_refills times; what is
+  missing then stays missing.
   """
 
-  def __init__(self, problems: Sequence[Problem], config: Config):
-    self._cfg, self._problems = config.select, problems
-    self._rates: dict[str, float] = {}
+  def __init__(self, config: Config):
+    self._select, self._group_size = config.select, config.rollout.group_size
+    self._parts: list[ScoredRollouts] = []
+    self._informative: list[bool] = []  # of each group so far
+    self._wanted = 0  # groups
 
-  def draw(self, size: int, seed: Sequence[int]) -> list[Problem]:
-    """Problems without replacement (with, if there are fewer than `size`)."""
-    rate = np.array([self._rates.get(p.id, 0.5) for p in self._problems])
-    floor = self._cfg.floor
-    weight = floor + (1 - floor) * 4 * rate * (1 - rate)
-    rng = np.random.default_rng(seed)
-    chosen = rng.choice(len(rate), size, size > len(rate),
-                        weight / weight.sum())
-    return [self._problems[i] for i in chosen]
+  @property
+  def attempts(self) -> int:
+    """Rollouts so far."""
+    return len(self._parts)
 
-  def update(self, problems: Sequence[Problem], solved: np.ndarray) -> None:
-    """Moves the rates of problems; solved f32[P] is the share of right rows."""
-    memory = self._cfg.memory
-    for problem, new in zip(problems, solved.tolist()):
-      old = self._rates.get(problem.id, new)
-      self._rates[problem.id] = old + memory * (new - old)
+  @property
+  def complete(self) -> bool:
+    """Whether the batch is full, or will not be refilled."""
+    if not self._select.drop_zero_variance:
+      return self.attempts == 1
+    full = self.attempts and sum(self._informative) >= self._wanted
+    return bool(full) or self.attempts > self._select.max_refills
 
-  def metrics(self) -> dict[str, float]:
-    """How many problems were tried, are never solved, always."""
-    rates = np.array(list(self._rates.values()))
-    if not len(rates):
-      return {}
-    return {
-        'data/tried_frac': len(rates) / len(self._problems),
-        'data/never_solved_frac': float((rates <= 0).mean()),
-        'data/always_solved_frac': float((rates >= 1).mean())
-    }
+  def add(self, scored: ScoredRollouts) -> None:
+    """Adds the groups of a rollout."""
+    equal = zero_variance(scored.scores, self._group_size,
+                          self._select.tolerance)
+    share = {'group/zero_variance_frac': float(equal.mean())}
+    self._wanted = self._wanted or len(equal)
+    self._parts.append(scored._replace(metrics=scored.metrics | share))
+    self._informative += (~equal).tolist()
 
-  def save(self) -> dict[str, float]:
-    """What a checkpoint keeps."""
-    return dict(self._rates)
+  def result(self) -> tuple[ScoredRollouts, Solved]:
+    """The rows that train, and how often each tried problem was solved."""
+    scored, size = concatenate(self._parts), self._group_size
+    solved = Solved([t.problem for t in scored.traces[::size]],
+                    scored.correct.reshape(-1, size).mean(axis=1))
+    if not self._select.drop_zero_variance:
+      return scored, solved
+    groups = np.flatnonzero(self._informative)[:self._wanted]
+    rows = (groups[:, None] * size + np.arange(size)[None]).ravel()
+    scored = scored.take(rows)
+    counts = {'data/attempts': self.attempts, 'data/groups': len(groups)}
+    return scored._replace(metrics=scored.metrics | counts), solved
 
-  def restore(self, saved: dict[str, float]) -> None:
-    """Takes over what `save` gave."""
-    self._rates = dict(saved)
+
+class EmptySteps:
+  """Stops a run that has had nothing to train on for too long."""
+
+  def __init__(self, limit: int):
+    """Args: `limit` is select.max_empty_steps."""
+    self._limit, self._in_a_row = limit, 0
+
+  def count(self, scored: ScoredRollouts) -> bool:
+    """Whether a step's rows train.
+
+    Raises:
+      RuntimeError: none did in `limit` steps in a row.
+    """
+    trains = bool(scored.trains.any())
+    self._in_a_row = 0 if trains else self._in_a_row + 1
+    if self._in_a_row >= self._limit:
+      raise RuntimeError(
+          f'{self._in_a_row} steps in a row without a row to train on '
+          '(select.max_empty_steps): all rewards of a group are equal and it '
+          'is dropped by select.drop_zero_variance, or rows have no valid '
+          'score; reward/*, length/* and grade/* in metrics.jsonl say which')
+    return trains

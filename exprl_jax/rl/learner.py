@@ -1,198 +1,133 @@
-"""The update: from experience to new parameters.
+"""The update: from examples to new parameters.
 
-The host lays a batch out in packed micro-batches; programs do the rest.
+The host packs examples into micro-batches; two programs do the rest.
 `gradient` adds the gradient of one micro-batch to a total, `apply_gradient`
-takes the optimiser step. As they are apart, the number of micro-batches may
-change from step to step without a new compilation, and the optimiser's moments
+takes the optimizer step. As they are apart, the number of micro-batches may
+change from step to step without a new compilation, and the optimizer's moments
 need not be on the devices while gradients are computed (optim.offload).
 """
 
+from collections.abc import Iterator, Sequence
 import functools
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
-import optax
 
-from exprl_jax.config import Config, Loss, Optim, longest
-from exprl_jax.models import lora, transformer
+from exprl_jax.config import Config, Loss
+from exprl_jax.models import head, lora, transformer
 from exprl_jax.models.config import ModelConfig
 from exprl_jax.rl import losses, packing
+from exprl_jax.rl.experience import Example
+from exprl_jax.rl.optimizer import apply_gradient, offload, onload
+from exprl_jax.rl.policy import Policy
 from exprl_jax.runtime import mesh as mesh_lib
-from exprl_jax.types import Experience, TrainState
-
-
-def optimizer(cfg: Optim, total_steps: int) -> optax.GradientTransformation:
-  """AdamW behind a global-norm clip."""
-
-  def matrices(params):
-    return jax.tree_util.tree_map_with_path(
-        lambda path, _: not path[-1].key.endswith(('norm', 'bias')), params)
-
-  return optax.chain(
-      optax.clip_by_global_norm(cfg.clip_norm),
-      optax.adamw(learning_rate(cfg, total_steps), cfg.b1, cfg.b2, cfg.eps,
-                  weight_decay=cfg.weight_decay, mu_dtype=cfg.moments,
-                  mask=matrices if cfg.decay == 'matrices' else None))
-
-
-def learning_rate(cfg: Optim, total_steps: int) -> optax.Schedule:
-  """Linear warm-up, then constant, or to 0 at `total_steps`."""
-  left = max(total_steps - cfg.warmup_steps, 1)
-  then = {
-      'constant': optax.constant_schedule(cfg.lr),
-      'linear': optax.linear_schedule(cfg.lr, 0.0, left),
-      'cosine': optax.cosine_decay_schedule(cfg.lr, left)
-  }[cfg.schedule]
-  warm = optax.linear_schedule(0.0, cfg.lr, max(cfg.warmup_steps, 1))
-  return optax.join_schedules([warm, then], [cfg.warmup_steps])
-
-
-def init_state(params, cfg: Optim, total_steps: int) -> TrainState:
-  """Step 0. The moments are sharded as the parameters are, counts are on all
-  devices of their mesh. Updates donate the state, so `params` goes with it.
-  """
-  tx = optimizer(cfg, total_steps)
-  state = TrainState(jnp.int32(0), jnp.int32(0), params, tx.init(params))
-  sharding = jax.tree.leaves(params)[0].sharding
-  if isinstance(sharding, NamedSharding):
-    everywhere = NamedSharding(sharding.mesh, PartitionSpec())
-    state = jax.tree.map(
-        lambda x: jax.device_put(x, everywhere) if x.ndim == 0 else x, state)
-  return rest(state) if cfg.offload else state
-
-
-def rest(state: TrainState) -> TrainState:
-  """The state with its moments in host memory."""
-  return _moved(state, 'pinned_host')
-
-
-def _moved(state: TrainState, kind: str) -> TrainState:
-  return state._replace(opt_state=jax.tree.map(
-      lambda x: jax.device_put(x, x.sharding.with_memory_kind(kind))
-      if x.ndim else x, state.opt_state))
-
-
-def apply_gradient(state: TrainState, gradient, cfg: Optim,
-                   total_steps: int) -> tuple[TrainState, dict[str, jax.Array]]:
-  """One optimiser step; a gradient that is not finite is skipped, counted."""
-  tx = optimizer(cfg, total_steps)
-  norm = optax.tree.norm(gradient)
-  updates, opt_state = tx.update(gradient, state.opt_state, state.params)
-  new = TrainState(state.step + 1, jnp.zeros_like(state.skipped),
-                   optax.apply_updates(state.params, updates), opt_state)
-  finite = jnp.isfinite(norm)
-  rate = learning_rate(cfg, total_steps)(state.step)
-  state = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new,
-                       state._replace(skipped=state.skipped + 1))
-  return state, {
-      'optim/grad_norm': norm, 'optim/lr': rate,
-      'optim/skipped_steps': 1.0 - finite
-  }
-
+from exprl_jax.types import PackedBatch, Params, TrainState
 
 _apply = jax.jit(apply_gradient, static_argnums=(2, 3), donate_argnums=0)
 
 
+class Gradient(NamedTuple):
+  """The gradient of some micro-batches, and what is logged of them."""
+
+  gradient: Params  # like the parameters that train
+  sums: dict[str, jax.Array]  # over tokens
+  largest: dict[str, jax.Array]
+
+
 @functools.partial(
-    jax.jit, static_argnames=('model', 'cfg', 'temperature', 'fresh', 'scale'),
+    jax.jit,
+    static_argnames=('model', 'cfg', 'temperature', 'on_policy', 'lora_scale'),
     donate_argnames=('total',))
-def gradient(model: ModelConfig, params, batch: Experience, cfg: Loss, *,
-             temperature: float, fresh: bool = True, frozen=None,
-             scale: float = 0.0, total=None):
+def gradient(model: ModelConfig, params: Params, batch: PackedBatch, cfg: Loss,
+             *, temperature: float, on_policy: bool = True,
+             base_params: Params | None = None, lora_scale: float | None = None,
+             total: Gradient | None = None) -> Gradient:
   """The gradient of a micro-batch's loss, added to `total`.
 
   Args:
     model: the policy.
-    params: what is trained: its parameters, or adapters.
-    batch: packed rows [R, L]; weights make the micro-batches' losses add up.
+    params: what trains: its parameters, or adapters.
+    batch: packed rows; their weights make the losses of micro-batches add up.
     cfg: the loss; kind 'nll' is supervised.
-    temperature: of the rollout; logits are divided by it here too.
-    fresh: nothing was updated since the rollout: the policy before the update
-      is the one in it, stop_gradient(logprobs).
-    frozen: the parameters under the adapters, or the teacher of 'exact_kl'.
-    scale: of the adapters; 0: there are none.
-    total: what this returned for other micro-batches, donated.
-
-  Returns:
-    (gradient like params, sums over tokens, largest values): `summary` makes
-    metrics of the latter two.
+    temperature: of the rollout; logits are divided by it here, too.
+    on_policy: nothing was updated since the rollout: the policy before the
+      update is the one in it, stop_gradient(logprobs).
+    base_params: the frozen parameters under the adapters, or the teacher of
+      'exact_kl'.
+    lora_scale: of the adapters; None: there are none.
+    total: the result for other micro-batches, donated.
   """
+  adapters = lora_scale is not None
 
-  def loss_of(params):
-    whole = lora.attach(frozen, params, scale) if scale else params
-    hidden = losses.hidden_states(model, whole, batch.tokens, batch.segment_ids)
-    lp, entropy = losses.read(model, whole, hidden, batch.tokens,
-                              batch.segment_ids, temperature, cfg.logprob_chunk,
-                              train_head=not scale)
+  def loss_of(params: Params) -> tuple[jax.Array, tuple[dict, dict]]:
+    full = lora.attach(base_params, params, lora_scale) if adapters else params
+    hidden = head.hidden_states(model, full, batch.tokens, batch.segment_ids)
+    logprobs, entropy = head.logprobs_from_hidden(
+        model, full, hidden, batch.tokens, batch.segment_ids, temperature,
+        cfg.logprob_chunk, train_head=not adapters)
     if cfg.kind == 'nll':
-      loss = losses.nll(lp, batch.weight)
+      loss = losses.nll(logprobs, batch.loss_weight)
       return loss, ({'sft/loss': loss}, {})
-    old = jax.lax.stop_gradient(lp) if fresh else batch.old_logprobs
-    loss, logs = losses.policy_loss(lp, entropy,
+    old = (jax.lax.stop_gradient(logprobs) if on_policy else batch.old_logprobs)
+    loss, logs = losses.policy_loss(logprobs, entropy,
                                     batch._replace(old_logprobs=old), cfg)
-    if cfg.kind == 'exact_kl':
-      kl = losses.exact_kl(
-          model, whole, hidden,
-          losses.hidden_states(model, frozen, batch.teacher_tokens,
-                               batch.teacher_ids), frozen, batch.segment_ids,
-          temperature, cfg.logprob_chunk, train_head=not scale)
-      loss = jnp.sum(batch.weight * kl)
+    if losses.kind(cfg.kind).teacher:
+      loss = _teacher_kl(model, full, hidden, batch, base_params, temperature,
+                         cfg.logprob_chunk, not adapters)
       logs[0]['policy/loss'] = loss
     return loss, logs
 
   grads, (sums, largest) = jax.grad(loss_of, has_aux=True)(params)
-  if not scale:  # or the compiler may give each device all of every gradient
+  if not adapters:  # or the compiler may give each device all of every gradient
     grads = jax.tree.map(lambda axes, g: mesh_lib.constrain(g, *axes),
                          transformer.logical_axes(model), grads,
                          is_leaf=lambda x: isinstance(x, tuple))
   if total is not None:
-    grads, sums = jax.tree.map(jnp.add, total[:2], (grads, sums))
-    largest = jax.tree.map(jnp.maximum, total[2], largest)
-  return grads, sums, largest
+    grads, sums = jax.tree.map(jnp.add, (total.gradient, total.sums),
+                               (grads, sums))
+    largest = jax.tree.map(jnp.maximum, total.largest, largest)
+  return Gradient(grads, sums, largest)
 
 
-def summary(sums, largest) -> dict[str, float]:
-  """Metrics of one update: means over its trained tokens."""
-  sums = {k: float(v) for k, v in sums.items()}
-  out = {k: float(v) for k, v in largest.items()}
-  whole = {k: sums.pop(k) for k in ('policy/loss', 'sft/loss') if k in sums}
+def _teacher_kl(model: ModelConfig, params: Params, hidden: jax.Array,
+                batch: PackedBatch, teacher: Params, temperature: float,
+                chunk: int, train_head: bool) -> jax.Array:
+  """The weighted KL(policy || teacher) over the vocabulary."""
+  assert batch.teacher_tokens is not None
+  assert batch.teacher_segment_ids is not None
+  kl = head.exact_kl(
+      model, params, hidden,
+      head.hidden_states(model, teacher, batch.teacher_tokens,
+                         batch.teacher_segment_ids), teacher, batch.segment_ids,
+      temperature, chunk, train_head=train_head)
+  return jnp.sum(batch.loss_weight * kl)
+
+
+def summary(total: Gradient) -> dict[str, float]:
+  """Metrics of one update: means over the tokens that train."""
+  sums = {k: float(v) for k, v in total.sums.items()}
+  out = {k: float(v) for k, v in total.largest.items()}
+  weighted = {k: sums.pop(k) for k in ('policy/loss', 'sft/loss') if k in sums}
   n = max(sums.pop('tokens', 1.0), 1.0)
-  out |= whole | {k: v / n for k, v in sums.items()}
+  out |= weighted | {k: v / n for k, v in sums.items()}
   if 'mismatch/ratio' in out:  # effective share of the samples
     out['mismatch/is_ess'] = out['mismatch/ratio']**2 / max(
         out.pop('mismatch/ratio_square'), 1e-9)
   return out
 
 
-def micro_rows(cfg: Optim, mesh: jax.sharding.Mesh) -> int:
-  """Rows of a micro-batch on a mesh."""
-  return cfg.micro_rows * mesh_lib.batch_parts(mesh)
-
-
-def plan(valid: np.ndarray, config: Config,
-         mesh: jax.sharding.Mesh) -> packing.Packing:
-  """How sequences are packed: in the same shapes at every step."""
-  return packing.plan(valid, config.optim.row_tokens or longest(config),
-                      micro_rows(config.optim, mesh))
-
-
-def update(config: Config, model: ModelConfig, state: TrainState,
-           batch: Experience, mesh: jax.sharding.Mesh, group_size: int,
-           frozen=None) -> tuple[TrainState, dict[str, float]]:
-  """Takes `optim.updates` optimiser steps on a batch, whole groups together.
+def update(policy: Policy, state: TrainState, examples: Sequence[Example],
+           group_size: int) -> tuple[TrainState, dict[str, float]]:
+  """Takes `optim.updates` optimizer steps, each on its share of the groups.
 
   Args:
-    config: its loss, optim, rollout and policy.
-    model: the policy.
+    policy: with its config: loss, optim, rollout.
     state: donated.
-    batch: numpy arrays [B, T]; rows of a group are neighbours; weight > 0 is
-      what trains.
-    mesh: to train on.
-    group_size: G.
-    frozen: see `gradient`.
+    examples: rows of a group are neighbors.
+    group_size: G; the rows of a group stay together.
 
   Returns:
     The new state, and metrics averaged over the updates.
@@ -200,18 +135,20 @@ def update(config: Config, model: ModelConfig, state: TrainState,
   Raises:
     RuntimeError: optim.max_skipped gradients in a row were not finite.
   """
-  cfg, groups = config.optim, len(batch.tokens) // group_size
-  total_steps, metrics = config.steps * cfg.updates, []
+  cfg, groups = policy.config.optim, len(examples) // group_size
+  total_steps = policy.config.steps * cfg.updates
+  metrics = []
   for i in range(min(cfg.updates, groups)):
-    rows = np.flatnonzero(
-        np.arange(groups * group_size) // group_size % cfg.updates == i)
-    part = jax.tree.map(lambda x, rows=rows: x[rows], batch)
-    grads, logged = whole_gradient(config, model, state.params, part, mesh,
-                                   frozen)
-    state = _moved(state, 'device') if cfg.offload else state
-    with jax.set_mesh(mesh):
+    part = [
+        examples[g * group_size + k]
+        for g in range(i, groups, cfg.updates)
+        for k in range(group_size)
+    ]
+    grads, logged = batch_gradient(policy, state.params, part)
+    state = onload(state) if cfg.offload else state
+    with jax.set_mesh(policy.mesh):
       state, values = _apply(state, grads, cfg, total_steps)
-    state = rest(state) if cfg.offload else state
+    state = offload(state) if cfg.offload else state
     metrics.append(logged | jax.tree.map(float, values))
   if int(state.skipped) >= cfg.max_skipped:
     raise RuntimeError(
@@ -226,61 +163,59 @@ def update(config: Config, model: ModelConfig, state: TrainState,
   }
 
 
-def whole_gradient(config: Config, model: ModelConfig, params,
-                   batch: Experience, mesh: jax.sharding.Mesh, frozen=None):
-  """The gradient of one optimiser step, and metrics; arguments as `update`."""
-  batch = batch._replace(weight=losses.token_weights(
-      batch.weight > 0, config.loss.aggregation, config.rollout.max_new_tokens))
-  layout, micro_batches = laid_out(batch, config, mesh)
-  total = None
-  with jax.set_mesh(mesh):
-    for micro in micro_batches:
-      total = gradient(model, params, micro, config.loss, frozen=frozen,
-                       total=total, temperature=config.rollout.temperature
-                       or 1.0, fresh=config.optim.updates == 1,
-                       scale=lora.scale(config.policy))
-  return total[0], summary(*total[1:]) | {'perf/packing_fill': layout.fill}
+def batch_gradient(
+    policy: Policy, params: Params,
+    examples: Sequence[Example]) -> tuple[Params, dict[str, float]]:
+  """The gradient of one optimizer step over micro-batches, and its metrics."""
+  config, total = policy.config, None
+  plan, micro_batches = pack(examples, config, policy.mesh)
+  with jax.set_mesh(policy.mesh):
+    for batch in micro_batches:
+      total = gradient(policy.model, params, batch, config.loss, total=total,
+                       base_params=policy.base_params(config.loss),
+                       temperature=config.rollout.temperature or 1.0,
+                       on_policy=config.optim.updates == 1,
+                       lora_scale=policy.lora_scale)
+  assert total is not None, 'an update has examples'
+  return total.gradient, summary(total) | {'perf/packing_fill': plan.fill}
 
 
-def laid_out(batch: Experience, config: Config, mesh: jax.sharding.Mesh):
-  """The packing of a batch, and its micro-batches on the mesh, one by one.
+def pack(
+    examples: Sequence[Example], config: Config,
+    mesh: jax.sharding.Mesh) -> tuple[packing.Packing, Iterator[PackedBatch]]:
+  """How examples are packed, and their micro-batches, one by one.
 
   Every micro-batch has rows on all devices, so that none waits for another.
+  A teacher's sequence shares the place of its example: both are as wide as the
+  longer of the two, and their completions end in the same column.
   """
-  valid = batch.segment_ids > 0
-  if batch.teacher_ids is not None:
-    valid = valid | (batch.teacher_ids > 0)
-  layout = plan(valid, config, mesh)
-  packed = Experience(*(x if x is None else layout.pack(x) for x in batch))
-  packed = packed._replace(segment_ids=layout.segment_ids(
-      batch.segment_ids > 0))
-  if batch.teacher_ids is not None:
-    packed = packed._replace(teacher_ids=layout.segment_ids(
-        batch.teacher_ids > 0))
-  return layout, (mesh_lib.shard_rows(jax.tree.map(lambda x, i=i: x[i], packed),
-                                      mesh)
-                  for i in range(layout.micro_batches))
+  weights = losses.token_weights([x.loss_mask for x in examples],
+                                 config.loss.aggregation,
+                                 config.rollout.max_new_tokens)
+  own = [len(x.tokens) for x in examples]
+  teacher = [
+      len(x.teacher_tokens) for x in examples if x.teacher_tokens is not None
+  ]
+  plan = packing.plan_batch([max(n) for n in zip(own, teacher or own)], config,
+                            mesh)
 
+  def micro_batch(i: int) -> PackedBatch:
 
-def logprobs(model: ModelConfig, params, tokens: np.ndarray, valid: np.ndarray,
-             config: Config, mesh: jax.sharding.Mesh,
-             frozen=None) -> np.ndarray:
-  """Log-probabilities f32[B, T] of host arrays [B, T], without a gradient."""
-  layout = plan(valid, config, mesh)
-  rows = zip(layout.pack(tokens), layout.segment_ids(valid))
-  scale = lora.scale(config.policy) if frozen is not None else 0.0
-  with jax.set_mesh(mesh):
-    out = [
-        _logprobs(model, params, *mesh_lib.shard_rows(row, mesh), frozen, scale,
-                  config.rollout.temperature or 1.0, config.loss.logprob_chunk)
-        for row in rows
-    ]
-  return layout.unpack([mesh_lib.fetch(x) for x in out], tokens)
+    def put(sequences: Sequence[np.ndarray]) -> np.ndarray:
+      return plan.pack(sequences, i)
 
+    batch = PackedBatch(
+        tokens=put([x.tokens for x in examples]),
+        segment_ids=plan.segment_ids(own, i), loss_weight=put(weights),
+        rollout_logprobs=put([x.rollout_logprobs for x in examples]),
+        old_logprobs=put([x.old_logprobs for x in examples]),
+        ref_logprobs=put([x.ref_logprobs for x in examples
+                         ]), advantages=put([x.advantages for x in examples]))
+    if teacher:
+      batch = batch._replace(
+          teacher_tokens=put([
+              x.teacher_tokens for x in examples if x.teacher_tokens is not None
+          ]), teacher_segment_ids=plan.segment_ids(teacher, i))
+    return mesh_lib.shard_rows(batch, mesh)
 
-@functools.partial(jax.jit, static_argnums=(0, 5, 6, 7))
-def _logprobs(model, params, tokens, segment_ids, frozen, scale, temperature,
-              chunk):
-  whole = lora.attach(frozen, params, scale) if scale else params
-  return losses.token_logprobs(model, whole, tokens, segment_ids, temperature,
-                               chunk)[0]
+  return plan, map(micro_batch, range(plan.micro_batches))

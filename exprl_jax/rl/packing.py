@@ -1,92 +1,129 @@
-"""Sequences of all lengths in rows of one length, so that each costs its
-tokens.
+"""Packing: ragged sequences side by side in rows of one length.
 
 Rollouts are long-tailed: padded to the longest, most of a batch is padding.
-Here they are laid out one behind the other; segment ids keep them apart, in
-attention, positions and losses alike.
+Packed, each sequence costs its tokens. Segment ids keep neighbors apart in
+attention, positions and losses.
 """
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import jax
+from jaxtyping import Int, Shaped
 import numpy as np
+
+from exprl_jax.config import Config, longest
+from exprl_jax.runtime import mesh as mesh_lib
 
 
 class Packing(NamedTuple):
-  """Where the sequences of a batch stand, in micro-batches of equal shape."""
+  """Where the sequences of a batch lie, in micro-batches of equal shape.
 
-  rows: list[list[tuple[int, int]]]  # of each row: (sequence, its column)
-  spans: np.ndarray  # i64[B, 2], the columns of each sequence that are packed
-  micro_rows: int  # R
-  row_tokens: int  # L
+  Attributes:
+    rows: for each row, its sequences as (number, first column).
+    lengths: columns that each sequence takes.
+    micro_rows: R, rows of a micro-batch.
+    row_tokens: L, columns of a row.
+  """
+
+  rows: list[list[tuple[int, int]]]
+  lengths: list[int]
+  micro_rows: int
+  row_tokens: int
 
   @property
   def micro_batches(self) -> int:
-    """Of R rows each; the last one may have empty rows."""
+    """How many there are; the last one may have empty rows."""
     return -(-len(self.rows) // self.micro_rows)
-
-  def pack(self, x: np.ndarray) -> np.ndarray:
-    """[B, T] -> [micro-batches, R, L], 0 between sequences."""
-    out = np.zeros((self.micro_batches * self.micro_rows, self.row_tokens),
-                   x.dtype)
-    for row, sequences in zip(out, self.rows):
-      for b, at in sequences:
-        start, stop = self.spans[b]
-        row[at:at + stop - start] = x[b, start:stop]
-    return out.reshape(-1, self.micro_rows, self.row_tokens)
-
-  def unpack(self, packed: Sequence[np.ndarray],
-             like: np.ndarray) -> np.ndarray:
-    """Micro-batches [R, L] -> [B, T], into the shape of `like`."""
-    out = np.zeros(like.shape, packed[0].dtype)
-    for row, sequences in zip(np.concatenate(packed), self.rows):
-      for b, at in sequences:
-        start, stop = self.spans[b]
-        out[b, start:stop] = row[at:at + stop - start]
-    return out
-
-  def segment_ids(self, valid: np.ndarray) -> np.ndarray:
-    """i32[micro-batches, R, L]: 1, 2, ... in each row; 0 is padding."""
-    ids = np.zeros(valid.shape, np.int32)
-    for sequences in self.rows:
-      for number, (b, _) in enumerate(sequences, 1):
-        ids[b] = number
-    return self.pack(np.where(valid, ids, 0))
 
   @property
   def fill(self) -> float:
-    """Share of the cells that hold a sequence."""
-    used = (self.spans[:, 1] - self.spans[:, 0]).sum()
-    return float(used) / (self.micro_batches * self.micro_rows *
-                          self.row_tokens)
+    """Share of the cells that a sequence takes."""
+    cells = self.micro_batches * self.micro_rows * self.row_tokens
+    return float(np.sum(self.lengths)) / cells
+
+  def _rows_of(self, micro_batch: int) -> list[list[tuple[int, int]]]:
+    start = micro_batch * self.micro_rows
+    return self.rows[start:start + self.micro_rows]
+
+  def pack(self, sequences: Sequence[np.ndarray],
+           micro_batch: int) -> Shaped[np.ndarray, 'R L']:
+    """One micro-batch of per-token values, 0 between sequences.
+
+    A sequence shorter than its place is put at the end of it, so that
+    completions behind prompts of different lengths share their columns.
+
+    Args:
+      sequences: an array per sequence, at most `lengths` long.
+      micro_batch: its number.
+    """
+    out = np.zeros((self.micro_rows, self.row_tokens), sequences[0].dtype)
+    for row, places in zip(out, self._rows_of(micro_batch)):
+      for number, start in places:
+        end, x = start + self.lengths[number], sequences[number]
+        row[end - len(x):end] = x
+    return out
+
+  def segment_ids(self, lengths: Sequence[int],
+                  micro_batch: int) -> Int[np.ndarray, 'R L']:
+    """1, 2, ... by sequence in each row, 0 where there is none.
+
+    Args:
+      lengths: of the sequences that `pack` is given.
+      micro_batch: its number.
+    """
+    out = np.zeros((self.micro_rows, self.row_tokens), np.int32)
+    for row, places in zip(out, self._rows_of(micro_batch)):
+      for segment, (number, start) in enumerate(places, 1):
+        end = start + self.lengths[number]
+        row[end - lengths[number]:end] = segment
+    return out
+
+  def unpack(self, packed: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """The inverse of `pack`: micro-batches [R, L] to an array per sequence."""
+    out: list[np.ndarray] = [packed[0][0, :0]] * len(self.lengths)
+    rows = [row for micro_batch in packed for row in micro_batch]
+    for row, places in zip(rows, self.rows):
+      for number, start in places:
+        out[number] = row[start:start + self.lengths[number]]
+    return out
 
 
-def plan(valid: np.ndarray, row_tokens: int, micro_rows: int) -> Packing:
+def plan(lengths: Sequence[int], row_tokens: int, micro_rows: int) -> Packing:
   """First fit by decreasing length.
 
   Args:
-    valid: bool[B, T]. A sequence is packed from its first valid column to its
-      last; holes in between stay padding.
+    lengths: tokens of each sequence.
     row_tokens: L.
     micro_rows: R.
 
   Raises:
     ValueError: a sequence is longer than a row.
   """
-  any_ = valid.any(axis=1)
-  start = np.where(any_, valid.argmax(axis=1), 0)
-  stop = np.where(any_, valid.shape[1] - valid[:, ::-1].argmax(axis=1), 0)
-  if len(valid) and (stop - start).max() > row_tokens:
-    raise ValueError(f'a sequence of {(stop - start).max()} tokens does not '
-                     f'fit into rows of {row_tokens}')
-  rows, left = [], np.zeros(len(valid), np.int64)  # room of each row
-  for b in np.argsort(start - stop, kind='stable'):
-    length = stop[b] - start[b]
-    row = int(np.argmax(left[:len(rows) + 1] >= length))
-    if row == len(rows) or left[row] < length:
+  if max(lengths, default=0) > row_tokens:
+    raise ValueError(f'a sequence of {max(lengths)} tokens does not fit into '
+                     f'rows of {row_tokens}')
+  rows: list[list[tuple[int, int]]] = []
+  free = np.zeros(len(lengths), np.int64)  # columns left in each row
+  for number in np.argsort(-np.asarray(lengths, np.int64), kind='stable'):
+    length = lengths[number]
+    row = int(np.argmax(free[:len(rows) + 1] >= length))
+    if row == len(rows) or free[row] < length:
       row = len(rows)
       rows.append([])
-      left[row] = row_tokens
-    rows[row].append((int(b), int(row_tokens - left[row])))
-    left[row] -= length
-  return Packing(rows, np.stack([start, stop], axis=1), micro_rows, row_tokens)
+      free[row] = row_tokens
+    rows[row].append((int(number), int(row_tokens - free[row])))
+    free[row] -= length
+  return Packing(rows, list(lengths), micro_rows, row_tokens)
+
+
+def plan_batch(lengths: Sequence[int], config: Config,
+               mesh: jax.sharding.Mesh) -> Packing:
+  """Plans by the config, in the same shapes at every step of a run."""
+  return plan(lengths, config.optim.row_tokens or longest(config),
+              micro_rows(config, mesh))
+
+
+def micro_rows(config: Config, mesh: jax.sharding.Mesh) -> int:
+  """Rows of a micro-batch: optim.micro_rows on each device."""
+  return config.optim.micro_rows * mesh_lib.batch_parts(mesh)

@@ -1,26 +1,29 @@
-"""The rollouts of a config: groups of samples from the engine."""
+"""Groups of samples of a config's policy, by the engine."""
 
 from collections.abc import Callable, Sequence
 import dataclasses
 import itertools
 
 import jax
-import numpy as np
 
 from exprl_jax.config import Config
+from exprl_jax.data.tokenizer import Tokenizer
 from exprl_jax.models.config import ModelConfig
 from exprl_jax.rollout import decode
 from exprl_jax.rollout.engine import Engine, Options
 from exprl_jax.rollout.requests import NOTHING, Request, Sample, Sampling
-from exprl_jax.types import InputError, Rollout
+from exprl_jax.types import InputError, Params
+
+# Told of complete groups, by number, while the last samples still decode.
+Early = Callable[[dict[int, list[Sample]]], None]
 
 
 class Sampler:
-  """The rollouts of a run's config."""
+  """An engine of the sizes of `config.rollout`."""
 
-  def __init__(self, config: Config, model: ModelConfig, tokenizer,
+  def __init__(self, config: Config, model: ModelConfig, tokenizer: Tokenizer,
                mesh: jax.sharding.Mesh):
-    """An engine for the config's sizes.
+    """Sizes the engine; no memory is taken before `generate`.
 
     Args:
       config: its `rollout`.
@@ -29,8 +32,8 @@ class Sampler:
       mesh: to sample on.
     """
     cfg = config.rollout
-    self.model, self.mesh, self._pad_id = model, mesh, tokenizer.pad_id
-    self._width = cfg.max_prompt_tokens
+    self.model, self.mesh = model, mesh
+    self._max_prompt_tokens = cfg.max_prompt_tokens
     self.sampling = Sampling(cfg.max_new_tokens, cfg.temperature, cfg.top_k,
                              cfg.top_p, cfg.min_p, cfg.min_new_tokens,
                              tokenizer.eos_ids, stop_strings=cfg.stop)
@@ -41,12 +44,11 @@ class Sampler:
                 min(256, -(-cfg.max_prompt_tokens // 16) * 16), cfg.kv_dtype
                 or model.dtype, cfg.kernel), tokenizer.decode)
 
-  def generate(
-      self, params, prompts: Sequence[Sequence[int]], group_size: int,
-      key: jax.Array, begun: Sequence[Sequence[Sample]] = (), spare: int = 0,
-      until: int = 0,
-      early: Callable[[dict[int, list[Sample]]], None] | None = None
-  ) -> list[list[Sample]]:
+  def generate(self, params: Params, prompts: Sequence[Sequence[int]],
+               group_size: int, key: jax.Array, *,
+               partial: Sequence[Sequence[Sample]] = (), oversampling: int = 0,
+               num_groups: int = 0,
+               early: Early | None = None) -> list[list[Sample]]:
     """Samples every prompt.
 
     Args:
@@ -54,75 +56,67 @@ class Sampler:
       prompts: token ids, 1..max_prompt_tokens each.
       group_size: G.
       key: a typed PRNG key.
-      begun: of the first prompts, what an earlier call has left unfinished.
-      spare: samples beside the G; the first G of a group to end are taken.
-      until: stop when so many groups are complete; 0: all.
-      early: told of groups, by number, as they are complete while the last
-        samples still decode.
+      partial: of the first prompts, what an earlier call left unfinished.
+      oversampling: samples beyond the G; the first G of a group to end stay.
+      num_groups: stop when so many groups are complete; 0: all.
+      early: see Early.
 
     Returns:
-      The G samples of every group; of one that is not complete, all G + spare
-      as they are, to be given as `begun` later.
+      The G samples of every group; of a group that is not complete, all G +
+      oversampling as they are, to be given as `partial` later.
 
     Raises:
       InputError: a prompt is empty or too long.
     """
     for i, prompt in enumerate(prompts):
-      if not 0 < len(prompt) <= self._width:
-        raise InputError(f'prompt {i} has {len(prompt)} tokens; '
-                         f'rollout.max_prompt_tokens={self._width}')
-    total, ended, told = group_size + spare, {}, set()
-
-    def meanwhile():
-      groups = {
-          i: complete([
-              ended[i * total + k]
-              for k in range(total)
-              if i * total + k in ended
-          ], group_size)
-          for i in range(len(prompts))
-          if i not in told
-      }
-      groups = {i: group for i, group in groups.items() if group}
-      told.update(groups)
-      if groups:
-        early(groups)
-
+      if not 0 < len(prompt) <= self._max_prompt_tokens:
+        raise InputError(f'prompt {i} has {len(prompt)} tokens; rollout.'
+                         f'max_prompt_tokens={self._max_prompt_tokens}')
+    total, ended = group_size + oversampling, dict[int, Sample]()
+    requests = [
+        Request(prompt, i * total, total, self.sampling, num_wanted=group_size,
+                partial=_padded(partial[i], total) if i < len(partial) else ())
+        for i, prompt in enumerate(prompts)
+    ]
     samples = iter(
-        self.engine.generate(decode.prepare(self.model, params, self.mesh), [
-            Request(prompt, i * total, total, self.sampling,
-                    num_wanted=group_size,
-                    partial=_filled(begun[i], total) if i < len(begun) else ())
-            for i, prompt in enumerate(prompts)
-        ], key, ended.__setitem__, until, meanwhile if early else None))
+        self.engine.generate(
+            decode.prepare(self.model, params, self.mesh), requests, key,
+            ended.__setitem__, num_groups,
+            _early_groups(early, ended, len(prompts), total, group_size)))
     groups = [list(itertools.islice(samples, total)) for _ in prompts]
     return [complete(g, group_size) or g for g in groups]
 
-  def arrays(self, prompts: Sequence[Sequence[int]],
-             groups: Sequence[Sequence[Sample]]) -> Rollout:
-    """Complete groups as arrays of max_prompt_tokens + max_new_tokens columns.
-    """
-    rows = [(p, s) for p, group in zip(prompts, groups) for s in group]
-    shape = (len(rows), self._width + self.sampling.max_new_tokens)
-    tokens = np.full(shape, self._pad_id, np.int32)
-    valid, completion = np.zeros(shape, bool), np.zeros(shape, bool)
-    logprobs = np.zeros(shape, np.float32)
-    for i, (prompt, sample) in enumerate(rows):
-      n, end = len(prompt), len(prompt) + len(sample.tokens)
-      tokens[i, :n], tokens[i, n:end] = prompt, sample.tokens
-      logprobs[i, n:end] = sample.logprobs
-      valid[i, :end], completion[i, n:end] = True, True
-    finished = np.array([s.finish_reason != 'length' for _, s in rows])
-    return Rollout(tokens, valid, completion, logprobs, finished)
+
+def _early_groups(early: Early | None, ended: dict[int, Sample], prompts: int,
+                  total: int, group_size: int) -> Callable[[], None] | None:
+  """What the engine calls between chunks: passes each complete group on once.
+  """
+  if early is None:
+    return None
+  passed_on = set[int]()
+
+  def call() -> None:
+    groups = {}
+    for i in set(range(prompts)) - passed_on:
+      samples = [
+          ended[k] for k in range(i * total, (i + 1) * total) if k in ended
+      ]
+      if group := complete(samples, group_size):
+        groups[i] = group
+    passed_on.update(groups)
+    if groups:
+      early(groups)
+
+  return call
 
 
-def _filled(group: Sequence[Sample], total: int) -> list[Sample]:
-  """A complete group has lost its spare samples."""
+def _padded(group: Sequence[Sample], total: int) -> list[Sample]:
+  """A complete group has lost the samples of its oversampling."""
   dropped = dataclasses.replace(NOTHING, finish_reason='dropped')
   return [*group, *[dropped] * (total - len(group))]
 
 
 def complete(group: Sequence[Sample], group_size: int) -> list[Sample]:
-  """The first G samples of a group that have ended; [] if they are fewer."""
+  """The first G samples of a group that ended; [] if they are fewer."""
   ended = [s for s in group if s.finish_reason in ('eos', 'stop', 'length')]
   return ended[:group_size] if len(ended) >= group_size else []

@@ -28,7 +28,6 @@ set that accepts the judge.
 The run is not resumable; it takes about a quarter of an hour.
 """
 
-import dataclasses
 import functools
 import pathlib
 import random
@@ -37,39 +36,36 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from exprl_jax.config import Config, Credit, Optim, resolve
-from exprl_jax.data import problems as data
-from exprl_jax.data.steps import Segmenter
+from exprl_jax.config import Config, Optim, resolve
 from exprl_jax.data.tokenizer import Tokenizer
-from exprl_jax.grading import grader as grading
 from exprl_jax.judge.tree import Judge
 from exprl_jax.models import config as model_config
 from exprl_jax.models import hf, transformer
 from exprl_jax.models.config import ModelConfig
-from exprl_jax.rewards import base as rewards
-from exprl_jax.rl import learner
-from exprl_jax.rollout import sampler as sampler_lib
-from exprl_jax.runs import train
-from exprl_jax.runtime import checkpoints as checkpoint
+from exprl_jax.rl import optimizer
 from exprl_jax.runtime import mesh as mesh_lib
 from exprl_jax.runtime import metrics
+from exprl_jax.runtime import workdir as workdir_lib
+from exprl_jax.tiny import judge_data, traces, world
 from exprl_jax.tiny import rows as rows_lib
-from exprl_jax.tiny import traces, world
 from exprl_jax.tiny.rows import Rows
-from exprl_jax.types import TrainState
-
-_MIX = {'synthetic': 0.40, 'base': 0.15, 'taught': 0.20, 'adversary': 0.25}
-_WRONG_REFERENCE = 1 / 12
+from exprl_jax.types import Params, TrainState
 
 
 def train_judge(config: Config, workdir: pathlib.Path) -> list[metrics.Row]:
-  """Trains the judge; writes workdir/model after every round."""
+  """Trains the judge; writes workdir/judges/STEP after every round, and
+  workdir/model.
+
+  Returns:
+    The rows of metrics.jsonl.
+  """
+  # 1. The judge, grown from its start.
   mesh = mesh_lib.make_mesh(config.mesh)
   cfg = config.judge_training
   folder = resolve(config.judge.init)
   tokenizer = Tokenizer(folder)
-  makers = Makers(config, mesh)
-  checkpoint.claim(workdir, config)
+  makers = judge_data.Makers(config, mesh)
+  workdir_lib.claim(workdir, config)
   model = model_config.read_config(folder)
   start = makers.base
   if cfg.start:
@@ -77,16 +73,18 @@ def train_judge(config: Config, workdir: pathlib.Path) -> list[metrics.Row]:
   params = grown(model, start, jax.random.key(config.seed))
   judge = Judge(config.judge, model, params, tokenizer, mesh, 'process',
                 config.rollout.max_new_tokens)
-  state = learner.init_state(params, config.optim, config.steps)
+  state = optimizer.init_state(params, config.optim, config.steps)
+  # 2. The pools that traces are drawn from.
   log = metrics.Log(workdir, config.steps)
   rng = random.Random(f'train_judge-{config.seed}')
   pools = {
       'base': makers.base_samples(), 'taught': makers.taught(), 'adversary': []
   }
-  source = Source(pools, makers, rng)
+  mixture = judge_data.Mixture(pools, makers, rng)
 
+  # 3. Rounds of training, each followed by an adversary.
   for step in range(config.steps):
-    draw = source.well_formed if step < cfg.warmup_steps else source.draw
+    draw = mixture.well_formed if step < cfg.warmup_steps else mixture.draw
     batch = [draw() for _ in range(config.data.batch)]
     arrays = mesh_lib.shard_rows(
         labelled_rows(judge, batch, config.judge.max_steps), mesh)
@@ -101,188 +99,29 @@ def train_judge(config: Config, workdir: pathlib.Path) -> list[metrics.Row]:
       judge.params = state.params
       hf.save(workdir / f'judges/{done:08d}', model, state.params, folder)
       if done < config.steps and cfg.adversary_steps:
-        new, told = makers.adversary(judge, done // cfg.round_steps)
+        new, shown = makers.adversary(judge, done // cfg.round_steps)
         pools['adversary'] += new
         log.write(
-            done, told, f'step {done:5d}  adversary: judge '
-            f'{told["adversary/judge"]:.3f}  truth '
-            f'{told["adversary/truth"]:.3f}')
+            done, shown, f'step {done:5d}  adversary: judge '
+            f'{shown["adversary/judge"]:.3f}  truth '
+            f'{shown["adversary/truth"]:.3f}')
   hf.save(workdir / 'model', model, state.params, folder)
   log.close()
   return metrics.read(workdir / 'metrics.jsonl')
 
 
-def grown(model: ModelConfig, params, key: jax.Array):
+def grown(model: ModelConfig, params: Params, key: jax.Array) -> Params:
   """`params` with as many layers as `model`: new ones add nothing at first."""
-  fresh = transformer.init(model, key, std=0.02)['layers']
+  new_layers = transformer.init(model, key, std=0.02)['layers']
   have = len(params['layers']['q'])
 
-  def append(path, old, new):
+  def append(path: tuple, old: jax.Array, new: jax.Array) -> jax.Array:
     silent = path[-1].key in ('o', 'down')
     return jnp.concatenate([old, new[have:] * (0.0 if silent else 1.0)])
 
-  layers = jax.tree_util.tree_map_with_path(append, params['layers'], fresh)
+  layers = jax.tree_util.tree_map_with_path(append, params['layers'],
+                                            new_layers)
   return params | {'layers': layers}
-
-
-class Source:
-  """Draws labelled traces from the mix."""
-
-  def __init__(self, pools: dict[str, list[traces.Labelled]], makers: 'Makers',
-               rng: random.Random):
-    self._pools, self._makers, self._rng = pools, makers, rng
-
-  def well_formed(self) -> traces.Labelled:
-    """Right and wrong statements and a box: what the judge learns first."""
-    story = self._makers.fresh_story(self._rng)
-    text = traces.mixed(self._rng, story)
-    return traces.label(story.problem(''), self._makers.cut(text))
-
-  def draw(self) -> traces.Labelled:
-    """A trace of any source, now and then with a wrong reference."""
-    rng = self._rng
-    name = rng.choices(tuple(_MIX), weights=_MIX.values())[0]
-    if name == 'synthetic' or not self._pools[name]:
-      story = self._makers.fresh_story(rng)
-      steps = self._makers.cut(traces.synthetic(rng, story))
-      item = traces.label(story.problem(''), steps)
-    else:
-      pool = self._pools[name]
-      # What fools the judge now matters most; what did before must not again.
-      recent = name == 'adversary' and rng.random() < 0.5
-      item = rng.choice(pool[-3000:] if recent else pool)
-    if rng.random() < _WRONG_REFERENCE:
-      other = self._makers.fresh_story(rng).reference()
-      item = traces.label(dataclasses.replace(item.problem, solution=other),
-                          item.steps)
-    # An empty trace is scored 0 without asking the judge (rewards.dense).
-    return item if item.steps else self.draw()
-
-
-class Makers:
-  """Makes traces: samples of the base policy, and of policies in training."""
-
-  def __init__(self, config: Config, mesh: jax.sharding.Mesh):
-    self._config, self._mesh = config, mesh
-    folder = resolve(config.policy.init)
-    self._tokenizer = Tokenizer(folder)
-    self._model, self.base = hf.load(folder, mesh)
-    self._segment = Segmenter(self._tokenizer, config.judge.delimiter,
-                              config.judge.max_steps)
-    self._problems = world.problems('judge_train')
-    self._forbidden = {
-        p.question for split in world.SPLITS for p in world.problems(split)
-    }
-    self._policy = self.base  # where the next adversary starts
-
-  def fresh_story(self, rng: random.Random) -> world.Story:
-    """Six steps mostly; never a problem of a shipped or accepting set."""
-    while True:
-      steps = 6 if rng.random() < 0.85 else rng.randint(2, 5)
-      story = world.story(rng, steps, rng.choice((0.5, 0.85, 1.0)))
-      if story.question() not in self._forbidden:
-        return story
-
-  def cut(self, text: str) -> list[str]:
-    """A trace as the texts of its steps, as rewards.cut makes them."""
-    room = self._config.rollout.max_new_tokens - 1
-    return self._segment.texts(self._tokenizer.encode(text)[:room])
-
-  def base_samples(self) -> list[traces.Labelled]:
-    """What the base policy writes at several temperatures."""
-    return sum((self._sample(self.base, temperature, number)
-                for number, temperature in enumerate((0.7, 0.8, 1.0, 1.2))), [])
-
-  def taught(self) -> list[traces.Labelled]:
-    """What a policy writes that is trained on the truth (which is not ExpRL,
-    but makes good traces), while it learns and after."""
-    while_learning, self._taught, _ = self._learn(
-        self.base, truth, 'process', 100,
-        self._config.judge_training.policy_steps)
-    return while_learning + self._sample(self._taught, 1.0, 101)
-
-  def adversary(self, judge: Judge, number: int):
-    """A policy trained to please the judge, with process or outcome rewards,
-    from the base, from the last adversary or from the taught policy.
-
-    Returns:
-      Its traces, labelled, and the judge's and the true mean in the end.
-    """
-    kind = ('process', 'outcome')[number % 2]
-    config = dataclasses.replace(self._config, reward=kind)
-    out, self._policy, told = self._learn(
-        (self.base, self._policy, self.base, self._taught)[number // 2 % 4],
-        lambda traces_: rewards.dense(traces_, judge, config), kind,
-        200 + number, self._config.judge_training.adversary_steps)
-    return out, told
-
-  def _sample(self, params, temperature: float,
-              number: int) -> list[traces.Labelled]:
-    """One sample of every problem."""
-    config = dataclasses.replace(
-        self._config, rollout=dataclasses.replace(self._config.rollout,
-                                                  temperature=temperature))
-    sampler = sampler_lib.Sampler(config, self._model, self._tokenizer,
-                                  self._mesh)
-    prompts = data.policy_prompts(self._tokenizer, self._problems, config)
-    rollout = sampler.arrays(
-        prompts, sampler.generate(params, prompts, 1, self._key(number)))
-    return self._label(
-        rewards.cut(self._problems, rollout, self._tokenizer,
-                    Segmenter(self._tokenizer, '', 1)))
-
-  def _label(self, items: list[rewards.Trace]) -> list[traces.Labelled]:
-    out = [traces.label(t.problem, self.cut(t.text)) for t in items]
-    return [item for item in out if item.steps]
-
-  def _key(self, number: int) -> jax.Array:
-    return jax.random.fold_in(jax.random.key(self._config.seed), number)
-
-  def _learn(self, params, scorer: rewards.Scorer, kind: str, number: int,
-             steps: int):
-    """RL from `params` on a scorer, as the main job does it.
-
-    Returns:
-      All traces, labelled; the policy in the end; the mean score and the mean
-      truth of the last step.
-    """
-    config = dataclasses.replace(
-        self._config, run='train', reward=kind, steps=steps,
-        credit=Credit('delta', first='zero') if kind == 'process' else Credit(),
-        optim=Optim(lr=1e-3, updates=2, micro_rows=4))
-    step = train.Step(
-        config, self._model, self.base, self._tokenizer,
-        rewards.from_scorer(config, self._tokenizer, scorer,
-                            grading.Grader(config.grading)), self._mesh,
-        self._mesh)
-    params = jax.tree.map(jnp.copy, params)  # the updates donate them
-    state = learner.init_state(params, config.optim,
-                               steps * config.optim.updates)
-    rng = random.Random(f'{self._config.seed}-{number}')
-    out, told = [], {}
-    for i in range(steps):
-      problems = rng.sample(self._problems, config.judge_training.problems)
-      state, taken = step(state, lambda _, p=problems: p,
-                          jax.random.fold_in(self._key(number), i))
-      new = self._label(taken.rewarded.traces)
-      out += new
-      told = {
-          'adversary/judge': taken.metrics['reward/mean'],
-          'adversary/truth': sum(item.labels[-1] for item in new) /
-          len(taken.rewarded.traces)
-      }
-    return out, state.params, told
-
-
-def truth(items: list[rewards.Trace]):
-  """Scores traces by program: teaches policies that make training data."""
-  width = max(len(t.steps) for t in items)
-  value = np.zeros((len(items), width), np.float32)
-  valid = np.zeros(value.shape, bool)
-  for i, trace in enumerate(items):
-    labels = traces.label(trace.problem, trace.steps).labels
-    value[i, :len(labels)], valid[i, :len(labels)] = labels, True
-  return value, valid, {}
 
 
 def labelled_rows(judge: Judge, batch: list[traces.Labelled],
@@ -302,7 +141,7 @@ def labelled_rows(judge: Judge, batch: list[traces.Labelled],
   score_ids = judge.template.score_ids
   for i, item in enumerate(batch):
     labels[i, :len(item.labels)] = item.labels
-    wanted = {
+    values = {
         tokenizer.encode(month)[0]: tokenizer.encode(value)[0]
         for month, value in world.reference_steps(item.problem.solution)
     }
@@ -310,7 +149,7 @@ def labelled_rows(judge: Judge, batch: list[traces.Labelled],
     value = -1
     for column in range(rows.starts[i], trunk):
       token = int(rows.tokens[i, column])
-      value = -1 if token == delimiter else wanted.get(token, value)
+      value = -1 if token == delimiter else values.get(token, value)
       hints[i, column] = value
       value = -1 if token == equals else value
     rose = np.diff(item.labels, prepend=0.0) > 0
@@ -353,7 +192,7 @@ def update(model: ModelConfig, state: TrainState, arrays, cfg: Optim,
     }
 
   gradient, values = jax.grad(loss_of, has_aux=True)(state.params)
-  state, more = learner.apply_gradient(state, gradient, cfg, total_steps)
+  state, more = optimizer.apply_gradient(state, gradient, cfg, total_steps)
   return state, values | more
 
 

@@ -1,0 +1,67 @@
+"""Dense rewards: the judge's score of the trace, or of each of its steps."""
+
+import functools
+
+import numpy as np
+
+from exprl_jax.config import Config
+from exprl_jax.judge import calibration, readouts
+from exprl_jax.judge.factory import ByDomain, check_readable
+from exprl_jax.judge.tree import Judge
+from exprl_jax.rewards.base import Reward, Scored, Trace
+from exprl_jax.runtime import metrics
+
+
+def dense(traces: list[Trace], judge: Judge | ByDomain, config: Config,
+          max_steps: int) -> Scored:
+  """Scores traces by the judge: ExpRL-Outcome (S = 1) or ExpRL-Process.
+
+  An empty trace scores 0 without a question. A row with a step that has no
+  score is invalid as a whole: it leaves the loss and the statistics.
+
+  Args:
+    traces: cut into 1 to `max_steps` steps.
+    judge: to be asked.
+    config: its `judge`.
+    max_steps: S.
+
+  Raises:
+    RuntimeError: more than judge.max_invalid_frac of the rows are invalid.
+  """
+  j = judge.score([(t.problem, t.steps) for t in traces], max_steps)
+  check_readable(config.judge, j)
+  invalid = (j.exists & ~j.readable).any(axis=1)
+  valid = j.exists & ~invalid[:, None]
+  shares = {
+      f'judge/{name}_frac': float((j.status == i).any(axis=1).mean())
+      for i, name in enumerate(readouts.STATUSES)
+      if i != readouts.OK
+  }
+  last = np.array([len(t.steps) - 1 for t in traces])
+  final = j.score[np.arange(len(last)), last]
+  right = np.array([t.correct for t in traces])
+  return np.where(valid, j.score, 0.0), valid, {
+      # Agreement with the grader of answers, which is only logged.
+      'judge/auroc': calibration.auroc(final[~invalid], right[~invalid]),
+      'judge/score_right': metrics.mean(final[~invalid & right].tolist()),
+      'judge/score_wrong': metrics.mean(final[~invalid & ~right].tolist()),
+      'judge/invalid_frac': float(invalid.mean()),
+      'judge/truncated_frac': float(j.truncated.mean()),
+      'judge/score_token_probability': metrics.mean(
+          j.score_token_probability[j.status == readouts.OK]),
+  } | shares
+
+
+def _process(config: Config, judge: Judge | ByDomain) -> functools.partial:
+  return functools.partial(dense, judge=judge, config=config,
+                           max_steps=config.judge.max_steps)
+
+
+def _outcome(config: Config, judge: Judge | ByDomain) -> functools.partial:
+  return functools.partial(dense, judge=judge, config=config, max_steps=1)
+
+
+REWARDS = {
+    'process': Reward('step', _process, uses_judge=True, uses_reference=True),
+    'outcome': Reward('row', _outcome, uses_judge=True, uses_reference=True),
+}

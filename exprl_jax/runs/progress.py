@@ -1,0 +1,64 @@
+"""What a person sees of training steps: lines, statistics, samples."""
+
+from collections.abc import Mapping
+import json
+import pathlib
+
+from jaxtyping import Float
+import numpy as np
+
+from exprl_jax.rl.scored import ScoredRollouts
+from exprl_jax.runtime import metrics
+
+
+def statistics(scored: ScoredRollouts,
+               credit: Float[np.ndarray, 'B S']) -> dict[str, float]:
+  """Lengths of a batch, advantages of its steps."""
+  lengths = np.array([len(t.completion) for t in scored.trajectories])
+  a = credit[np.asarray(scored.scores.valid)]
+  return {
+      'length/response_mean': float(lengths.mean()),
+      'length/response_max': float(lengths.max()),
+      'advantage/abs_max': float(np.abs(a).max()) if len(a) else 0.0,
+      'advantage/mean': metrics.mean(a.tolist())
+  }
+
+
+def line(step: int, values: Mapping[str, float]) -> str:
+  """The terminal's line about a step."""
+  seconds = sum(v for k, v in values.items() if k.startswith('time/'))
+  if 'policy/loss' not in values:
+    return f'step {step:5d}  nothing to train on  {seconds:.2f} s'
+  kl = ''
+  if 'policy/ref_kl' in values:
+    kl = f'  kl {values["policy/ref_kl"]:.3f}'
+  return (f'step {step:5d}  reward {values["reward/mean"]:.3f}  accuracy '
+          f'{values["reward/accuracy"]:.3f}{kl}  entropy '
+          f'{values["policy/entropy"]:.3f}  {seconds:.2f} s')
+
+
+def write_samples(path: pathlib.Path, scored: ScoredRollouts,
+                  credit: Float[np.ndarray, 'B S']) -> None:
+  """Writes traces with their step scores and advantages, one JSON object a row.
+
+  The reference solution is not among them: it stays in the problem file.
+
+  Args:
+    path: of the file; its folder is made.
+    scored: the rows.
+    credit: the advantage of each step.
+  """
+  path.parent.mkdir(exist_ok=True)
+  value, valid = scored.scores
+  with path.open('w') as file:
+    for i, trace in enumerate(scored.traces):
+      steps = [{
+          'text': text, 'score': round(float(s), 4),
+          'advantage': round(float(a), 4), 'valid': bool(v)
+      } for text, s, a, v in zip(trace.steps, value[i], credit[i], valid[i])]
+      file.write(
+          json.dumps({
+              'id': trace.problem.id, 'question': trace.problem.question,
+              'steps': steps, 'correct': trace.correct,
+              'finished': trace.trajectory.finished
+          }) + '\n')

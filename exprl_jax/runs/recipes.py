@@ -1,0 +1,191 @@
+"""What goes with what: the checks of a config that concern several keys.
+
+The registries are asked: a reward says how fine its scores are, a credit rule
+which it takes, a loss which keys it reads. A key that the recipe does not read
+and that was set is a mistake, so it is an error.
+"""
+
+from exprl_jax import config as config_lib
+from exprl_jax import rewards
+from exprl_jax.config import Config
+from exprl_jax.config.load import by_domain, get, longest
+from exprl_jax.judge import readouts
+from exprl_jax.rl import advantages, losses
+from exprl_jax.runtime.registry import lookup
+from exprl_jax.types import InputError
+
+
+def freeze(values) -> Config:
+  """The checked config of values as `config.load` returns them.
+
+  Raises:
+    InputError: a value, or a combination of values, that is not allowed.
+  """
+  config = config_lib.freeze(values)
+  check(config)
+  return config
+
+
+def check(c: Config) -> None:
+  """Checks combinations; choices and bounds of single keys are checked before.
+
+  Raises:
+    InputError: names the keys and the remedy.
+  """
+  _check_needed(c)
+  _check_judge(c)
+  for name in ('rollout.system_prompts', 'judge.templates', 'grading.domains'):
+    by_domain(c, name)
+  r = c.rollout
+  if not (0 < r.top_p <= 1 and 0 <= r.min_p < 1):
+    raise InputError(f'config.rollout.top_p={r.top_p}, min_p={r.min_p}: '
+                     '0 < top_p <= 1 and 0 <= min_p < 1')
+  if c.run == 'train':
+    _check_recipe(c)
+  if c.run == 'sft':
+    _check_batch(c)
+  if c.eval.problems and max(c.eval.ks) > c.eval.samples:
+    raise InputError(f'config.eval.ks={c.eval.ks}: pass@k needs eval.samples '
+                     f'>= k, it is {c.eval.samples}')
+
+
+def uses_judge(c: Config) -> bool:
+  """Whether a judge gives the reward."""
+  return rewards.lookup(c.reward).uses_judge
+
+
+def judges_traces(c: Config) -> bool:
+  """Whether run='judge' reads traces from a file."""
+  return c.run == 'judge' and bool(c.judge.traces)
+
+
+def _check_needed(c: Config) -> None:
+  """Keys without which a run mode cannot start."""
+  from_file = judges_traces(c)
+  needs = {
+      'policy.init': c.run != 'rubrics' and not from_file,
+      'data.train': c.run in ('train', 'sft', 'rubrics', 'judge')
+      and not from_file, 'rubrics.out': c.run == 'rubrics',
+      'eval.problems': c.run == 'evaluate', 'sample.prompts': c.run == 'sample',
+      'sample.out': c.run == 'sample', 'export.out': c.run == 'export',
+      'judge.init': c.run == 'train' and uses_judge(c)
+      or c.run in ('rubrics', 'judge', 'train_judge')
+  }
+  for name, needed in needs.items():
+    if needed and not get(c, name):
+      raise InputError(f'config.{name} is empty; run={c.run!r} needs it')
+
+
+def _check_judge(c: Config) -> None:
+  lookup(readouts.READOUTS, c.judge.readout, 'judge.readout')
+  for name in c.calibration.readouts:
+    lookup(readouts.READOUTS, name, 'calibration.readouts')
+  if c.judge.overlap and not c.judge.cache:
+    raise InputError('config.judge.overlap=True needs judge.cache=True: early '
+                     'judgments wait there')
+  if c.run == 'judge' and not uses_judge(c):
+    raise InputError(f"config.reward={c.reward!r} needs no judge; "
+                     "run='judge' wants 'process' or 'outcome'")
+  if judges_traces(c) and c.data.rubrics:
+    raise InputError('config.data.rubrics is for data.train; lines of '
+                     'judge.traces bring their own `rubric`')
+
+
+def _check_recipe(c: Config) -> None:
+  """Whether reward, credit, loss and batch go together."""
+  r, reward, loss = c.rollout, rewards.lookup(c.reward), losses.kind(
+      c.loss.kind)
+  rule = lookup(advantages.RULES, c.credit.rule, 'credit.rule')
+  if r.top_k or r.top_p < 1 or r.min_p or r.min_new_tokens:
+    raise InputError(
+        'config.rollout.top_k, top_p, min_p and min_new_tokens truncate the '
+        "distribution that the learner computes: run='train' needs them off "
+        '(0, 1, 0, 0)')
+  if reward.granularity not in rule.granularity:
+    fitting = [
+        name for name, x in advantages.RULES.items()
+        if reward.granularity in x.granularity
+    ]
+    raise InputError(
+        f'config.reward={c.reward!r} gives one score a {reward.granularity}, '
+        f'credit.rule={c.credit.rule!r} wants others: use '
+        f'{" or ".join(fitting)}')
+  if loss.teacher and (c.reward != 'teacher' or c.loss.kl_coef):
+    raise InputError(f"config.loss.kind={c.loss.kind!r} needs reward='teacher' "
+                     'and loss.kl_coef=0')
+  if not loss.needs_ratio and c.optim.updates > 1:
+    raise InputError(f'config.loss.kind={c.loss.kind!r} has no ratio to an '
+                     'older policy: it needs optim.updates=1')
+  if c.credit.outcome_domains and reward.granularity != 'step':
+    raise InputError("config.credit.outcome_domains needs reward='process'; "
+                     'other rewards judge every trace as a whole')
+  _check_select(c)
+  _check_batch(c)
+  _check_inert(c)
+
+
+def _check_select(c: Config) -> None:
+  s = c.select
+  if not (0 < s.curriculum_floor <= 1 and 0 < s.curriculum_memory <= 1):
+    raise InputError(
+        f'config.select.curriculum_floor={s.curriculum_floor}, '
+        f'curriculum_memory={s.curriculum_memory}: more than 0, at most 1')
+  if s.drop_zero_variance and (c.rollout.partial_rollouts or rewards.lookup(
+      c.reward).granularity == 'token'):
+    raise InputError('config.select.drop_zero_variance does not go with '
+                     "rollout.partial_rollouts or reward='teacher'")
+
+
+def _check_batch(c: Config) -> None:
+  """Whether sequences and groups fit: for run='train' and 'sft'."""
+  if c.data.batch % c.optim.updates:
+    raise InputError(
+        f'config.data.batch={c.data.batch} does not divide into '
+        f'optim.updates={c.optim.updates}: an update takes whole groups')
+  if 0 < c.optim.row_tokens < longest(c):
+    raise InputError(f'config.optim.row_tokens={c.optim.row_tokens}: a row has '
+                     f'to hold the longest sequence, {longest(c)} tokens')
+  if c.optim.clip_norm <= 0:
+    raise InputError(f'config.optim.clip_norm={c.optim.clip_norm}: more than 0')
+
+
+def _check_inert(c: Config) -> None:
+  """Keys that were set and that the recipe does not read are mistakes."""
+  reward, rule = rewards.lookup(c.reward), advantages.RULES[c.credit.rule]
+  rows = reward.granularity == 'row'
+  read = {f'credit.{key}' for key in rule.keys}
+  if c.credit.outcome_domains or c.credit.sparse_weight:
+    read |= {f'credit.{key}' for key in advantages.RULES['group'].keys}
+  if c.credit.first != 'final':
+    read.discard('credit.single')
+  if c.reward != 'sparse' and reward.granularity != 'token':
+    read.add('credit.sparse_weight')
+  read |= {f'loss.{key}' for key in losses.kind(c.loss.kind).keys}
+  if c.loss.kl_coef:
+    read.add('loss.kl_estimator')
+  owned = {f'credit.{key}' for x in advantages.RULES.values() for key in x.keys}
+  owned |= {f'loss.{key}' for x in losses.LOSSES.values() for key in x.keys}
+  for name in sorted(owned | {'credit.sparse_weight', 'loss.kl_estimator'}):
+    if name not in read and get(c, name) != get(Config(), name):
+      raise InputError(
+          f'config.{name}={get(c, name)!r} is not read with reward='
+          f'{c.reward!r}, credit.rule={c.credit.rule!r}, loss.kind='
+          f'{c.loss.kind!r}, loss.kl_coef={c.loss.kl_coef}')
+  if c.loss.kl_in == 'reward' and not (rows and c.loss.kl_coef):
+    raise InputError("config.loss.kl_in='reward' takes the KL off the score of "
+                     "a row: it needs reward='outcome' or 'sparse', and "
+                     'loss.kl_coef')
+  _check_overlong(c, reward.granularity)
+
+
+def _check_overlong(c: Config, granularity: str) -> None:
+  r, soft = c.rollout, c.rollout.overlong == 'soft'
+  tokens = granularity == 'token'
+  if soft and granularity != 'row' or r.overlong == 'zero' and tokens:
+    raise InputError(f'config.rollout.overlong={r.overlong!r} is not for '
+                     f'reward={c.reward!r}: keep or mask' +
+                     ('' if tokens else ' or zero'))
+  if soft and r.overlong_buffer >= r.max_new_tokens:
+    raise InputError(
+        f'config.rollout.overlong_buffer={r.overlong_buffer} should be '
+        f'a part of rollout.max_new_tokens={r.max_new_tokens}')

@@ -1,0 +1,230 @@
+"""What training runs start from. All that can fail on input fails here, before
+any weights are read; --dry_run is this and a look at the prompts.
+"""
+
+from collections.abc import Callable, Sequence
+import dataclasses
+import functools
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from exprl_jax import rewards
+from exprl_jax.config import Config
+from exprl_jax.data import chat
+from exprl_jax.data import problems as problems_lib
+from exprl_jax.data.batches import batches
+from exprl_jax.data.tokenizer import Tokenizer
+from exprl_jax.evals.held_out import HeldOut
+from exprl_jax.grading.grader import Grader
+from exprl_jax.judge import factory, hacking
+from exprl_jax.models import hf, references, transformer
+from exprl_jax.rewards import base, teacher
+from exprl_jax.rl import credit, curriculum, optimizer
+from exprl_jax.rl.policy import Policy
+from exprl_jax.rl.scored import ScoredRollouts
+from exprl_jax.rollout import sources
+from exprl_jax.rollout.sampler import Sampler
+from exprl_jax.runs import progress
+from exprl_jax.runtime import checkpoints as checkpoints_lib
+from exprl_jax.runtime import mesh as mesh_lib
+from exprl_jax.runtime import metrics
+from exprl_jax.runtime import workdir as workdir_lib
+from exprl_jax.types import Group, Params, Problem, TrainState
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Inputs:
+  """What run='train' reads besides weights, checked."""
+
+  config: Config
+  mesh: jax.sharding.Mesh  # to train on
+  sampling_mesh: jax.sharding.Mesh  # to sample and judge on
+  origin: references.Reference  # of the policy
+  tokenizer: Tokenizer
+  problems: Sequence[Problem]
+  reward: base.Reward
+  grader: Grader
+  held_out: HeldOut
+
+
+def inputs(config: Config) -> Inputs:
+  """Reads and checks everything but weights.
+
+  Raises:
+    InputError: something is not as it should be; names it.
+  """
+  mesh = mesh_lib.make_mesh(config.mesh)
+  reward = rewards.lookup(config.reward)
+  origin = references.find(config.policy.init)
+  tokenizer = Tokenizer(origin.folder)
+  problems = problems_lib.training_problems(config, reward.needs)
+  chat.policy_prompts(tokenizer, problems, config)  # all of them fit
+  if reward.granularity == 'token':
+    teacher.prompts(tokenizer, problems, config.teacher)
+  grader = Grader(config.grading)
+  grader.check(problems)
+  held_out = HeldOut(config, tokenizer, grader)
+  if reward.uses_judge:
+    factory.check(config, problems)
+  return Inputs(config, mesh,
+                mesh_lib.rollout_mesh(mesh, config.mesh.rollout_tensor), origin,
+                tokenizer, problems, reward, grader, held_out)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Run:
+  """The parts of a training run that are there from start to end."""
+
+  inputs: Inputs
+  workdir: pathlib.Path
+  policy: Policy
+  sampler: Sampler
+  source: sources.Source
+  reward: Callable[[Sequence[Group]], ScoredRollouts]
+  curriculum: curriculum.Curriculum
+  monitor: hacking.Monitor | None  # where a judge gives the reward
+  checkpoints: checkpoints_lib.Checkpoints
+  log: metrics.Log
+  probe_metrics: dict[str, float]  # of the judge, which is frozen
+
+  @property
+  def key(self) -> jax.Array:
+    """Step i draws from fold_in(key, i)."""
+    return jax.random.key(self.inputs.config.seed)
+
+  @property
+  def scores_tokens(self) -> bool:
+    """Whether the reward is per token (self-distillation)."""
+    return self.inputs.reward.granularity == 'token'
+
+  def credit(self, scored: ScoredRollouts,
+             logprobs: credit.Logprobs) -> credit.Credit:
+    """The advantages of a step's tokens."""
+    if self.scores_tokens:
+      return teacher.credit(self.policy, self.inputs.tokenizer, scored,
+                            logprobs)
+    return credit.assign(self.inputs.config, scored, logprobs)
+
+  def evaluate(self, state: TrainState, step: int) -> None:
+    """Samples and grades the held-out problems, and logs how that went."""
+    self.inputs.held_out(self.sampler, self.policy.full_params(state.params),
+                         step, self.log, self.probe_metrics)
+
+  def report(self, step: int, values: dict[str, float]) -> None:
+    """Logs a step, and warns when the policy seems to fool the judge."""
+    warning = ''
+    if self.monitor:
+      watched, warning = self.monitor.update(values)
+      values = values | watched
+    shown = step % 10 == 0 or step == 1
+    self.log.advance(reward=f'{values["reward/mean"]:.3f}')
+    self.log.write(step, values, progress.line(step, values) if shown else '')
+    if warning:
+      self.log.say(warning)
+
+  def write_samples(self, step: int, scored: ScoredRollouts,
+                    advantage: np.ndarray) -> None:
+    """Writes the traces of the first, every tenth and the last step."""
+    last = self.inputs.config.steps
+    if jax.process_index() == 0 and (step % 10 == 0 or step in (1, last)):
+      progress.write_samples(self.workdir / f'samples/{step:08d}.jsonl', scored,
+                             advantage)
+
+  def close(self, state: TrainState) -> None:
+    """Waits for checkpoints and writes the model."""
+    self.checkpoints.close()
+    self.log.close()
+    self.inputs.grader.close()
+    hf.save(self.workdir / 'model', self.policy.model,
+            self.policy.full_params(state.params, 'float32'),
+            self.inputs.origin.folder)
+
+
+def start(inputs: Inputs, workdir: pathlib.Path) -> tuple[Run, int, TrainState]:
+  """Claims the workdir, loads weights, restores the newest checkpoint.
+
+  Returns:
+    The run, the steps done, and the training state.
+  """
+  config = inputs.config
+  policy, params = _policy(inputs, workdir)
+  state = optimizer.init_state(params, config.optim,
+                               config.steps * config.optim.updates)
+  # 1. The judge, which may be the frozen copy of the policy.
+  judge = None
+  if inputs.reward.uses_judge:
+    shared = None
+    if not inputs.origin.workdir and not config.policy.random:
+      shared = inputs.origin.folder, policy.model, policy.reference
+    judge = factory.load(config, inputs.sampling_mesh, workdir, shared)
+  scorer = inputs.reward.make(config, judge)
+  # 2. After state and judge: the page pool is sized by the free memory.
+  sampler = Sampler(config, policy.model, inputs.tokenizer,
+                    inputs.sampling_mesh)
+  table = curriculum.Curriculum(inputs.problems, config)
+  source = _source(inputs, sampler, table, _early(inputs, judge))
+  monitor = hacking.Monitor(config) if judge else None
+  # 3. What a resumed run restores.
+  host = {'curriculum': table, 'source': source}
+  if monitor:
+    host['hacking_monitor'] = monitor
+  checkpoints = checkpoints_lib.Checkpoints(workdir, config.checkpoint, host)
+  done, state = checkpoints.restore(state)
+  log = metrics.Log(workdir, config.steps, done, jax.process_index() == 0)
+  probes = hacking.refuse_fooled(config, judge,
+                                 inputs.problems) if judge else {}
+  reward = base.scoring(config, inputs.tokenizer, inputs.grader, scorer,
+                        inputs.reward.granularity)
+  return Run(inputs, workdir, policy, sampler, source, reward, table, monitor,
+             checkpoints, log, probes), done, state
+
+
+def _policy(inputs: Inputs, workdir: pathlib.Path) -> tuple[Policy, Params]:
+  """The policy, and the parameters that train."""
+  config = inputs.config
+  model, params, base_params = references.policy(config, inputs.mesh)
+  workdir_lib.claim(workdir, config)
+  reference = base_params
+  if reference is None and (config.loss.kl_coef
+                            or inputs.reward.uses_reference):
+    # The frozen copy must be other arrays: updates donate the policy.
+    reference = jax.jit(
+        lambda x: jax.tree.map(jnp.copy, transformer.cast(model, x)))(params)
+  return Policy(config, model, inputs.mesh, reference), params
+
+
+def _source(inputs: Inputs, sampler: Sampler, table: curriculum.Curriculum,
+            early: Callable[[Sequence[Group]], None] | None) -> sources.Source:
+  """Synchronous or partial rollouts, by rollout.partial_rollouts."""
+  config, ahead = inputs.config, inputs.config.rollout.partial_rollouts
+  prompts = functools.partial(_prompts, inputs)
+  if not ahead:
+    return sources.Synchronous(config, sampler, table.draw, prompts, early)
+  first = batches(inputs.problems, ahead, config.seed + 1)(0)
+  return sources.Partial(config, sampler, table.draw, prompts, inputs.problems,
+                         first, early)
+
+
+def _prompts(inputs: Inputs, problems: Sequence[Problem]) -> list[list[int]]:
+  return chat.policy_prompts(inputs.tokenizer, problems, inputs.config)
+
+
+def _early(
+    inputs: Inputs,
+    judge: factory.AnyJudge | None) -> Callable[[Sequence[Group]], None] | None:
+  """With judge.overlap, judges groups while others decode: the judgments wait
+  in the judge's cache."""
+  config = inputs.config
+  if not (judge and config.judge.overlap):
+    return None
+  cut = base.cutter(config, inputs.tokenizer, inputs.grader,
+                    inputs.reward.granularity)
+
+  def ask(groups: Sequence[Group]) -> None:
+    judge.score([(t.problem, t.steps) for t in cut(groups)],
+                config.judge.max_steps)
+
+  return ask

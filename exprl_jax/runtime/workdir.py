@@ -1,0 +1,92 @@
+"""Who owns a workdir: a run is resumed only with its own config."""
+
+import dataclasses
+import json
+import pathlib
+from typing import Any
+
+import jax
+
+from exprl_jax.config import Config
+from exprl_jax.runtime import mesh as mesh_lib
+from exprl_jax.types import InputError
+
+# Keys and groups of keys that may change when a run is resumed.
+_MAY_CHANGE = frozenset({
+    'eval',
+    'checkpoint',
+    'compare',
+    'sample',
+    'export',
+    'calibration',
+    # Where and in what portions things are computed.
+    'mesh',
+    'policy.remat',
+    'optim.row_tokens',
+    'optim.micro_rows',
+    'optim.offload',
+    'rollout.slots',
+    'rollout.pages',
+    'judge.slots',
+    'judge.pages',
+    'grading.workers'
+})
+
+
+def check(workdir: pathlib.Path, config: Config) -> None:
+  """Checks that the workdir is empty, or holds this very run.
+
+  Raises:
+    InputError: it holds a run with another config, or something else.
+  """
+  path = workdir / 'config.json'
+  if path.exists():
+    try:
+      old = json.loads(path.read_text())
+    except json.JSONDecodeError:
+      raise InputError(f'{path}: not JSON; choose another --workdir') from None
+    if different := _differences(old, config):
+      raise InputError(
+          f'--workdir={workdir} holds another run: {", ".join(different[:5])} '
+          'differ; choose an empty --workdir, or the same config to resume')
+  elif workdir.exists() and any(workdir.iterdir()):
+    raise InputError(f'--workdir={workdir} is not empty and holds no run; '
+                     'choose an empty --workdir')
+
+
+def _differences(old: dict[str, Any], config: Config) -> list[str]:
+  """Keys that differ and must not; keys the run did not have yet count as
+  their defaults."""
+  may_change = _MAY_CHANGE
+  if config.optim.schedule == 'constant':  # else the schedule depends on it
+    may_change |= {'steps'}
+  before = _flat(_as_json(Config())) | _flat(old)
+  now = _flat(_as_json(config))
+  return sorted(k for k in before.keys() | now.keys()
+                if k not in may_change and k.split('.')[0] not in may_change
+                and before.get(k) != now.get(k))
+
+
+def claim(workdir: pathlib.Path, config: Config) -> None:
+  """Makes the workdir this run's: checks it and writes its config.json."""
+  check(workdir, config)
+  mesh_lib.barrier('claim')
+  if jax.process_index():
+    return
+  workdir.mkdir(parents=True, exist_ok=True)
+  (workdir / 'config.json'
+  ).write_text(json.dumps(_as_json(config), indent=1, sort_keys=True) + '\n')
+
+
+def _as_json(config: Config) -> dict[str, Any]:
+  return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def _flat(tree: dict[str, Any], prefix: str = '') -> dict[str, Any]:
+  out = {}
+  for key, value in tree.items():
+    if isinstance(value, dict):
+      out |= _flat(value, f'{prefix}{key}.')
+    else:
+      out[prefix + key] = value
+  return out
