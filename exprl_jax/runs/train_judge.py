@@ -128,17 +128,17 @@ def grown(model: ModelConfig, params, key: jax.Array):
 class Source:
   """Draws labelled traces from the mix."""
 
-  def __init__(self, pools: dict[str, list[traces.Labelled]], makers: 'Makers',
+  def __init__(self, pools: dict[str, list[traces.Labeled]], makers: 'Makers',
                rng: random.Random):
     self._pools, self._makers, self._rng = pools, makers, rng
 
-  def well_formed(self) -> traces.Labelled:
+  def well_formed(self) -> traces.Labeled:
     """Right and wrong statements and a box: what the judge learns first."""
     story = self._makers.fresh_story(self._rng)
     text = traces.mixed(self._rng, story)
     return traces.label(story.problem(''), self._makers.cut(text))
 
-  def draw(self) -> traces.Labelled:
+  def draw(self) -> traces.Labeled:
     """A trace of any source, now and then with a wrong reference."""
     rng = self._rng
     name = rng.choices(tuple(_MIX), weights=_MIX.values())[0]
@@ -188,12 +188,12 @@ class Makers:
     room = self._config.rollout.max_new_tokens - 1
     return self._segment.texts(self._tokenizer.encode(text)[:room])
 
-  def base_samples(self) -> list[traces.Labelled]:
+  def base_samples(self) -> list[traces.Labeled]:
     """What the base policy writes at several temperatures."""
     return sum((self._sample(self.base, temperature, number)
                 for number, temperature in enumerate((0.7, 0.8, 1.0, 1.2))), [])
 
-  def taught(self) -> list[traces.Labelled]:
+  def taught(self) -> list[traces.Labeled]:
     """What a policy writes that is trained on the truth (which is not ExpRL,
     but makes good traces), while it learns and after."""
     while_learning, self._taught, _ = self._learn(
@@ -217,7 +217,7 @@ class Makers:
     return out, told
 
   def _sample(self, params, temperature: float,
-              number: int) -> list[traces.Labelled]:
+              number: int) -> list[traces.Labeled]:
     """One sample of every problem."""
     config = dataclasses.replace(
         self._config, rollout=dataclasses.replace(self._config.rollout,
@@ -231,7 +231,7 @@ class Makers:
         rewards.cut(self._problems, rollout, self._tokenizer,
                     Segmenter(self._tokenizer, '', 1)))
 
-  def _label(self, items: list[rewards.Trace]) -> list[traces.Labelled]:
+  def _label(self, items: list[rewards.Trace]) -> list[traces.Labeled]:
     out = [traces.label(t.problem, self.cut(t.text)) for t in items]
     return [item for item in out if item.steps]
 
@@ -285,7 +285,7 @@ def truth(items: list[rewards.Trace]):
   return value, valid, {}
 
 
-def labelled_rows(judge: Judge, batch: list[traces.Labelled],
+def labelled_rows(judge: Judge, batch: list[traces.Labeled],
                   max_steps: int) -> tuple[Rows, np.ndarray, np.ndarray]:
   """The judge's rows, labels f32[B, S] and hints i32[B, W].
 
@@ -306,7 +306,7 @@ def labelled_rows(judge: Judge, batch: list[traces.Labelled],
         tokenizer.encode(month)[0]: tokenizer.encode(value)[0]
         for month, value in world.reference_steps(item.problem.solution)
     }
-    trunk = int((rows.node[i] == rows_lib.TRUNK).sum())
+    trunk = int((rows.node[i] == rows_lib.TRACE).sum())
     value = -1
     for column in range(rows.starts[i], trunk):
       token = int(rows.tokens[i, column])
