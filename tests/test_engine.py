@@ -289,7 +289,7 @@ def with_shared_prefixes(rng):
           Fork(at,
                rng.integers(3, 40, rng.integers(1, 7)).tolist())
           for at in rng.integers(length,
-                                 len(tokens) + 1, 3)
+                                 len(tokens) + 1, 3).tolist()
       ]
       out.append(
           Request(tokens, count, 3,

@@ -13,6 +13,8 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 _BLOCK = 512  # tokens of the vocabulary, in the search for the drawn one
 
+_Bounds = tuple[jax.Array, jax.Array]
+
 
 class Settings(NamedTuple):
   """How each of B rows is sampled."""
@@ -139,8 +141,7 @@ def _largest(holds: Callable[[Int[Array, ' B']], Bool[Array, ' B']],
   low = jnp.full(rows, jnp.iinfo(jnp.int32).min)
   high = jnp.full(rows, jnp.iinfo(jnp.int32).max)
 
-  def halve(_: int, bounds: tuple[jax.Array,
-                                  jax.Array]) -> tuple[jax.Array, jax.Array]:
+  def halve(_: jax.Array, bounds: _Bounds) -> _Bounds:
     low, high = bounds
     middle = (low | high) - ((low ^ high) >> 1)  # rounds up, no overflow
     upper = holds(middle)
