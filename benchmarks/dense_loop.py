@@ -1,43 +1,53 @@
-"""A plain sampler, to compare with: one batch, one while_loop, a dense cache.
+"""A plain sampler as a baseline: one batch, one while_loop, a dense cache.
 
 Every row is prefilled, the whole cache is read at every token under a mask,
-and the batch decodes until its last row has ended. Of that it is a good one:
-the layers are taken apart before the loop, each has its own part of the
-cache, and nothing is copied from one step to the next. It has its own
-forward pass, of models like Qwen3 without windows, over the parameters of
+and the batch decodes until its last row has ended. It is a good one of its
+kind: the layers are taken apart before the loop, each has its own part of the
+cache, and nothing is copied from one step to the next. It has its own forward
+pass, for models like Qwen3 without windows, over the parameters of
 exprl_jax.models.
 """
 
+from collections.abc import Callable
 import functools
 
 import jax
 import jax.numpy as jnp
 
+from exprl_jax.models.config import ModelConfig
+from exprl_jax.types import Params
 
-def gumbel(key, logits):
-  """Tokens i32[B]: noise for every token of the vocabulary."""
+Cache = list[tuple[jax.Array, jax.Array]]  # keys and values of each layer
+Draw = Callable[[jax.Array, jax.Array], jax.Array]  # key, logits -> tokens
+Carry = tuple[jax.Array | int, jax.Array, jax.Array, Cache, jax.Array]
+
+
+def gumbel(key: jax.Array, logits: jax.Array) -> jax.Array:
+  """Draws tokens i32[B] with noise for every token of the vocabulary."""
   return jax.random.categorical(key, logits).astype(jnp.int32)
 
 
-def inverse(key, logits):
-  """Tokens i32[B]: one number per row, through the cumulative weights."""
+def inverse(key: jax.Array, logits: jax.Array) -> jax.Array:
+  """Draws tokens i32[B] with one number per row, by cumulative weights."""
   upto = jnp.cumsum(jnp.exp(logits - logits.max(-1, keepdims=True)), axis=-1)
   u = jax.random.uniform(key, (len(upto), 1)) * upto[:, -1:]
   return jnp.minimum((upto <= u).sum(-1), upto.shape[-1] - 1)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 5, 6), static_argnames='draw')
-def generate(cfg, params, prompts, budgets, key, size: int, steps: int,
-             temperature=1.0, end=-1, draw=gumbel):
+def generate(cfg: ModelConfig, params: Params, prompts: jax.Array,
+             budgets: jax.Array, key: jax.Array, size: int, steps: int,
+             temperature: float = 1.0, end: int = -1,
+             draw: Draw = gumbel) -> jax.Array:
   """Continues every prompt.
 
   Args:
-    cfg: ModelConfig.
+    cfg: the decoder.
     params: float32.
     prompts: i32[B, P].
     budgets: i32[B], the most new tokens of each row.
     key: a typed PRNG key.
-    size: tokens of a row that the cache has room for.
+    size: tokens of a row that the cache can hold.
     steps: the largest of the budgets, or more.
     temperature: above 0.
     end: the token that ends a row.
@@ -57,33 +67,33 @@ def generate(cfg, params, prompts, budgets, key, size: int, steps: int,
   cache = [(blank, blank)] * cfg.num_layers
   logits, cache = _forward(cfg, params, prompts, 0, cache)
 
-  def pick(i, logits):
+  def pick(i: jax.Array | int, logits: jax.Array) -> jax.Array:
     return draw(jax.random.fold_in(key, i), logits / temperature)
 
-  def step(carry):
-    i, token, live, cache, out = carry
+  def step(carry: Carry) -> Carry:
+    i, token, alive, cache, out = carry
     logits, cache = _forward(cfg, params, token[:, None], p + i - 1, cache)
-    token = jnp.where(live, pick(i, logits), -1)
-    live &= (token != end) & (i + 1 < budgets)
-    return i + 1, token, live, cache, out.at[:, i].set(token)
+    token = jnp.where(alive, pick(i, logits), -1)
+    alive &= (token != end) & (i + 1 < budgets)
+    return i + 1, token, alive, cache, out.at[:, i].set(token)
 
-  def going(carry):
-    i, _, live, *_ = carry
-    return (i < steps) & live.any()
+  def goes_on(carry: Carry) -> jax.Array:
+    i, _, alive, *_ = carry
+    return (i < steps) & alive.any()
 
   token = pick(0, logits)
   out = jnp.full((b, steps), -1, jnp.int32).at[:, 0].set(token)
-  return jax.lax.while_loop(going, step,
-                            (1, token,
-                             (token != end) & (1 < budgets), cache, out))[-1]
+  first: Carry = (1, token, (token != end) & (1 < budgets), cache, out)
+  return jax.lax.while_loop(goes_on, step, first)[-1]
 
 
-def _forward(cfg, params, tokens, start, cache):
-  """Logits f32[B, V] behind the last of tokens i32[B, T], and the cache."""
+def _forward(cfg: ModelConfig, params: Params, tokens: jax.Array,
+             start: jax.Array | int, cache: Cache) -> tuple[jax.Array, Cache]:
+  """Computes logits f32[B, V] behind tokens i32[B, T], and the new cache."""
   x = params['embedding'][tokens]
   positions = start + jnp.arange(tokens.shape[1])
   size = cache[0][0].shape[2]
-  seen = jnp.arange(size)[None] <= positions[:, None]  # [T, S]
+  visible = jnp.arange(size)[None] <= positions[:, None]  # [T, S]
   new = []
   for w, (keys, values) in zip(params['layers'], cache):
     y = _norm(cfg, x, w['attention_norm'])
@@ -96,7 +106,7 @@ def _forward(cfg, params, tokens, start, cache):
     new.append((keys, values))
     q = q.reshape(*q.shape[:2], cfg.num_kv_heads, -1, cfg.head_dim)
     scores = jnp.einsum('btkgh,bksh->bkgts', q, keys) * cfg.head_dim**-0.5
-    weight = jax.nn.softmax(jnp.where(seen, scores, -1e30))
+    weight = jax.nn.softmax(jnp.where(visible, scores, -1e30))
     y = jnp.einsum('bkgts,bksh->btkgh', weight, values)
     x += jnp.einsum('btnh,nhd->btd', y.reshape(*v.shape[:2], -1, cfg.head_dim),
                     w['o'])
@@ -105,12 +115,12 @@ def _forward(cfg, params, tokens, start, cache):
   return _norm(cfg, x[:, -1], params['final_norm']) @ params['head'], new
 
 
-def _norm(cfg, x, weight):
+def _norm(cfg: ModelConfig, x: jax.Array, weight: jax.Array) -> jax.Array:
   return x * jax.lax.rsqrt(
       jnp.mean(x * x, axis=-1, keepdims=True) + cfg.norm_eps) * weight
 
 
-def _rotate(cfg, x, positions):
+def _rotate(cfg: ModelConfig, x: jax.Array, positions: jax.Array) -> jax.Array:
   """Rotates the halves of x[B, T, N, H]."""
   half = cfg.head_dim // 2
   angle = positions[:, None] * cfg.rope.theta**(

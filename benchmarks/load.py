@@ -1,21 +1,22 @@
-"""Import of a Hugging Face model against plain reading of its files.
+"""Compares the import of a Hugging Face model with reading its files.
 
   python benchmarks/load.py [--folder=DIR] [--devices=N]
 
-Writes a random-weight model of the shape of Qwen3-0.6B in bfloat16 (1.2 GB)
-unless --folder names a model, then prints JSON: medians of seconds and MB/s,
-with the files in the page cache ("warm") and without ("cold"), of
+Writes a model with random weights and the shape of Qwen3-0.6B in bfloat16
+(1.2 GB), unless --folder names a model. Then prints JSON: medians of seconds
+and MB/s, with the files in the page cache ("warm") and not ("cold"), of
   stream  reading the files through a small buffer
-  plain   reading them into memory: what the ratios are against
+  plain   reading them into memory, which is the base of the ratios
   frozen  import in bfloat16, as many bytes as are stored
   master  import in float32, twice as many
-and the peak resident memory of the importing process beside the size of the
+and the peak resident memory of the importing process with the size of the
 parameters. Every measurement is a process of its own; the kinds alternate.
-Memory is touched before each: a virtual machine that has given it back to its
-host waits seconds per GB for it, whichever kind comes first.
+Each begins by touching its memory: a virtual machine that has returned memory
+to its host takes seconds per GB to get it back, whichever kind comes first.
 """
 
 import argparse
+from collections.abc import Iterator
 import json
 import mmap
 import os
@@ -25,6 +26,12 @@ import subprocess
 import sys
 import tempfile
 import time
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+  import numpy as np
+
+_Figures = dict[str, Any]
 
 QWEN3_06B = {
     'model_type': 'qwen3', 'vocab_size': 151936, 'num_hidden_layers': 28,
@@ -35,7 +42,7 @@ QWEN3_06B = {
 
 
 def write_model(folder: pathlib.Path) -> None:
-  """Random weights, straight into files."""
+  """Writes random weights, one tensor at a time."""
   from etils import epath
   import ml_dtypes
   import numpy as np
@@ -51,7 +58,7 @@ def write_model(folder: pathlib.Path) -> None:
   }
   rng = np.random.default_rng(0)
 
-  def arrays():
+  def arrays() -> Iterator[tuple[str, 'np.ndarray']]:
     for name, shape in shapes.items():
       yield name, (rng.standard_normal(shape, np.float32) * 0.02).astype(
           ml_dtypes.bfloat16)
@@ -60,7 +67,7 @@ def write_model(folder: pathlib.Path) -> None:
                            np.dtype(ml_dtypes.bfloat16), arrays(), 2**30)
 
 
-def stream(folder: pathlib.Path) -> dict:
+def stream(folder: pathlib.Path) -> dict[str, float]:
   """Reads the files through one small buffer."""
   buffer = bytearray(2**24)
   start = time.perf_counter()
@@ -71,15 +78,15 @@ def stream(folder: pathlib.Path) -> dict:
   return {'seconds': time.perf_counter() - start}
 
 
-def plain(folder: pathlib.Path) -> dict:
+def plain(folder: pathlib.Path) -> dict[str, float]:
   """Reads the files into memory, as an import has to."""
   start = time.perf_counter()
   kept = [path.read_bytes() for path in sorted(folder.glob('*.safetensors'))]
   return {'seconds': time.perf_counter() - start, 'files': len(kept)}
 
 
-def load(folder: pathlib.Path, devices: int, frozen: bool) -> dict:
-  """Imports the model; the time from the call to all parameters in place."""
+def load(folder: pathlib.Path, devices: int, frozen: bool) -> dict[str, float]:
+  """Imports the model; measures until all parameters are in place."""
   import jax
   jax.config.update('jax_platforms', 'cpu')
   jax.config.update('jax_num_cpu_devices', devices)
@@ -100,7 +107,7 @@ def load(folder: pathlib.Path, devices: int, frozen: bool) -> dict:
 
 
 def peak_rss_gb() -> float:
-  """Of this process alone; getrusage would count the parent's, too."""
+  """Reads this process's own peak; getrusage would include its parent's."""
   status = pathlib.Path('/proc/self/status').read_text()
   return int(status.partition('VmHWM:')[2].split()[0]) * 1024 / 1e9
 
@@ -113,7 +120,7 @@ def forget(folder: pathlib.Path) -> None:
       os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def _child(what: str, folder: pathlib.Path, devices: int) -> dict:
+def _child(what: str, folder: pathlib.Path, devices: int) -> dict[str, float]:
   stored = sum(p.stat().st_size for p in folder.glob('*.safetensors'))
   mmap.mmap(-1, 3 * stored + 2**30,
             mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE).close()
@@ -125,7 +132,7 @@ def _child(what: str, folder: pathlib.Path, devices: int) -> dict:
 
 
 def main() -> None:
-  """Prints the figures as JSON."""
+  """Measures, and prints the figures as JSON."""
   parser = argparse.ArgumentParser()
   parser.add_argument('--folder', type=pathlib.Path)
   parser.add_argument('--devices', type=int, default=1)
@@ -146,14 +153,16 @@ def main() -> None:
     if not args.folder:
       write_model(folder)
     stored = sum(p.stat().st_size for p in folder.glob('*.safetensors')) / 1e6
-    result = {'stored_mb': round(stored), 'devices': args.devices}
+    result: _Figures = {'stored_mb': round(stored), 'devices': args.devices}
     for cache in ('cold', 'warm'):
-      runs = {'stream': [], 'plain': [], 'frozen': [], 'master': []}
+      runs: dict[str, list[dict[str, float]]] = {
+          'stream': [], 'plain': [], 'frozen': [], 'master': []
+      }
       for _ in range(args.repeats):
-        for what, found in runs.items():
+        for what, results in runs.items():
           if cache == 'cold':
             forget(folder)
-          found.append(_child(what, folder, args.devices))
+          results.append(_child(what, folder, args.devices))
       seconds = {
           k: statistics.median(r['seconds']
                                for r in v)

@@ -1,39 +1,43 @@
-"""The rollout engine against whole-batch samplers, in one process.
+"""Compares the rollout engine with samplers of whole batches, in one process.
 
   XLA_FLAGS=--xla_cpu_multi_thread_eigen=false \
       taskset -c 0 python benchmarks/rollout.py [--cases=...]   # one core
   python benchmarks/rollout.py                                  # all of them
 
-The same random weights, a small model of Qwen3's shape in float32, under
+All sample from the same random weights, a small model of Qwen3's shape in
+float32:
   engine   exprl_jax.rollout.engine
   dense    dense_loop.py: one while_loop over the batch, a dense cache
   inverse  the same, but draws with one random number per row instead of one
            per token of the vocabulary; for `equal` and `raised`
-  package  the sampler of google-tunix, left out where that is not installed:
+  package  the sampler of google-tunix, if that is installed:
            pip install -e .[bench]
-and four kinds of work:
+There are four cases:
   equal   32 prompts of 64 tokens, 128 new ones each
-  raised  the same, with room for eight times as many tokens
+  raised  the same, in a cache of eight times as many tokens
   tailed  256 prompts of 64 tokens; the lengths of the completions are
           lognormal (sigma 1), with a mean of a quarter of the cap of 512
   groups  4 prompts of 512 tokens, 16 samples of 32 tokens each
-No token ends a row: the engine is given each row's length, dense too, and
-package each batch's longest. In `tailed` these two run batches of 64 rows,
-which is better for them than all 256; only tokens within a row's length
-count. The engine returns log-probabilities, too; the others need not.
+No token ends a row. Engine and dense are given the length of each row, package
+the longest of each batch. In `tailed`, dense and package run batches of 64
+rows, which is faster for them than all 256; only tokens within a row's length
+count. The engine alone returns log-probabilities.
 
 Prints JSON: new tokens per second of the process's CPU time, medians of
-alternating runs after one that compiles; `ratio`: the engine to the better
-of dense and package; `loss`: of `raised` against `equal`; `same_greedy`: the
-fraction of tokens that are the engine's when all choose the likeliest.
+alternating runs after one that compiles; `ratio`: the engine to the better of
+dense and package; `loss`: of `raised` against `equal`; `same_greedy`: the share
+of tokens that agree with the engine's when all are greedy.
 """
 
 import argparse
+from collections.abc import Callable, Iterator, Mapping
 import dataclasses
+import functools
 import json
 import os
 import statistics
 import time
+from typing import Any
 
 import dense_loop
 import jax
@@ -42,8 +46,11 @@ import numpy as np
 from exprl_jax import config as config_lib
 from exprl_jax.models import config as model_config
 from exprl_jax.models import transformer
+from exprl_jax.models.config import ModelConfig
 from exprl_jax.rollout import decode, engine
+from exprl_jax.rollout.requests import Request, Sampling
 from exprl_jax.runtime import mesh as mesh_lib
+from exprl_jax.types import Params
 
 try:
   from flax import nnx
@@ -52,12 +59,15 @@ try:
 except ImportError:
   tunix_sampler = None
 
-MODEL = {
+MODEL: dict[str, Any] = {
     'model_type': 'qwen3', 'vocab_size': 4096, 'num_hidden_layers': 4,
     'hidden_size': 256, 'intermediate_size': 1024, 'num_attention_heads': 4,
     'num_key_value_heads': 2, 'head_dim': 64, 'rope_theta': 1e6,
     'rms_norm_eps': 1e-6, 'tie_word_embeddings': False
 }
+
+# seed -> the new tokens of every row.
+Run = Callable[[int], list[np.ndarray]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,21 +75,21 @@ class Work:
   """What is to be sampled.
 
   Attributes:
-    prompts: i32[N, P].
-    lengths: i32[N, G], of the samples of each prompt.
-    room: tokens that a row may have.
-    slots: rows of the engine and of a batch of the others.
+    prompts: i32[P, T].
+    lengths: i32[P, G], of the samples of each prompt.
+    max_tokens: of a row, prompt and completion.
+    slots: rows of the engine, and of a batch of the others.
     temperature: 0 is greedy.
   """
 
   prompts: np.ndarray
   lengths: np.ndarray
-  room: int
+  max_tokens: int
   slots: int
   temperature: float = 1.0
 
-  def batches(self):
-    """(prompts i32[slots, P], lengths i32[slots]), prompts repeated."""
+  def batches(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yields (prompts i32[slots, T], lengths i32[slots]), a row a sample."""
     prompts = np.repeat(self.prompts, self.lengths.shape[1], axis=0)
     for i in range(0, self.lengths.size, self.slots):
       at = slice(i, i + self.slots)
@@ -87,16 +97,17 @@ class Work:
 
 
 def works() -> dict[str, Work]:
-  """By name; see above."""
+  """Makes the cases, by name; see above."""
   rng = np.random.default_rng(0)
 
-  def prompts(count, length):
+  def prompts(count: int, length: int) -> np.ndarray:
     return rng.integers(1, MODEL['vocab_size'], (count, length), np.int32)
 
   equal = Work(prompts(32, 64), np.full((32, 1), 128), 192, 32)
   tails = rng.lognormal(np.log(512 / 4) - 0.5, 1.0, (256, 1))
   return {
-      'equal': equal, 'raised': dataclasses.replace(equal, room=8 * equal.room),
+      'equal': equal,
+      'raised': dataclasses.replace(equal, max_tokens=8 * equal.max_tokens),
       'tailed': Work(prompts(256, 64),
                      np.clip(tails, 1, 512).astype(int),
                      576, 64), 'groups': Work(prompts(4, 512),
@@ -104,39 +115,37 @@ def works() -> dict[str, Work]:
   }
 
 
-# Each sampler: (cfg, params, work) -> (seed -> tokens of every row).
-
-
-def run_engine(cfg, params, work):
-  """Our own."""
+def run_engine(cfg: ModelConfig, params: Params, work: Work) -> Run:
+  """Prepares the engine."""
   mesh = mesh_lib.make_mesh(config_lib.Mesh())
   width = work.prompts.shape[1]
   runner = engine.Engine(
       cfg, mesh,
-      engine.Options(slots=work.slots, max_tokens=work.room,
+      engine.Options(slots=work.slots, max_tokens=work.max_tokens,
                      prefill=min(width, 256)))
   params = decode.prepare(cfg, params, mesh)
   requests, count = [], 0
   for prompt, lengths in zip(work.prompts.tolist(), work.lengths.tolist()):
     requests.append(
-        engine.Request(prompt, count, len(lengths),
-                       engine.Sampling(lengths[0], work.temperature)))
+        Request(prompt, count, len(lengths),
+                Sampling(lengths[0], work.temperature)))
     count += len(lengths)
   return lambda seed: [
       s.tokens for s in runner.generate(params, requests, jax.random.key(seed))
   ]
 
 
-def run_dense(cfg, params, work, draw=dense_loop.gumbel):
-  """The plain loop."""
+def run_dense(cfg: ModelConfig, params: Params, work: Work,
+              draw: dense_loop.Draw = dense_loop.gumbel) -> Run:
+  """Prepares the plain loop."""
   steps = int(work.lengths.max())
 
-  def run(seed):
-    rows = []
+  def run(seed: int) -> list[np.ndarray]:
+    rows: list[np.ndarray] = []
     for prompts, lengths in work.batches():
       tokens = np.asarray(
           dense_loop.generate(cfg, params, prompts, lengths,
-                              jax.random.key(seed), work.room, steps,
+                              jax.random.key(seed), work.max_tokens, steps,
                               max(work.temperature, 1e-6), draw=draw))
       rows += [row[:n] for row, n in zip(tokens, lengths)]
     return rows
@@ -144,41 +153,41 @@ def run_dense(cfg, params, work, draw=dense_loop.gumbel):
   return run
 
 
-def run_inverse(cfg, params, work):
-  """The plain loop with the engine's way to draw."""
+def run_inverse(cfg: ModelConfig, params: Params, work: Work) -> Run:
+  """Prepares the plain loop, drawing as the engine does."""
   return run_dense(cfg, params, work, dense_loop.inverse)
 
 
 class _Numbers:
-  """What the package wants for a tokenizer: token ids, written as text."""
+  """A tokenizer for the package: texts are token ids, written as numbers."""
 
-  def encode(self, text, **_):
+  def encode(self, text: str, **_: Any) -> list[int]:
     return [int(x) for x in text.split()]
 
-  def decode(self, ids, **_):
+  def decode(self, ids: list[int], **_: Any) -> str:
     return ' '.join(map(str, ids))
 
-  def bos_id(self):
-    return 0  # the package: there is none
+  def bos_id(self) -> int:
+    return 0  # which the package takes for none
 
-  def eos_id(self):
+  def eos_id(self) -> int:
     return -1
 
-  def pad_id(self):
+  def pad_id(self) -> int:
     return -1
 
 
-def run_package(cfg, params, work):
-  """The package's sampler, with a cache as large as the work wants it."""
+def run_package(cfg: ModelConfig, params: Params, work: Work) -> Run:
+  """Prepares the package's sampler, with a cache of work.max_tokens."""
   sampler = tunix_sampler.Sampler(
       _package_model(cfg, params), _Numbers(),
-      tunix_sampler.CacheConfig(work.room, cfg.num_layers, cfg.num_kv_heads,
-                                cfg.head_dim))
+      tunix_sampler.CacheConfig(work.max_tokens, cfg.num_layers,
+                                cfg.num_kv_heads, cfg.head_dim))
   how = ({'temperature': work.temperature, 'top_p': 1.0}
          if work.temperature else {})
 
-  def run(seed):
-    rows = []
+  def run(seed: int) -> list[np.ndarray]:
+    rows: list[np.ndarray] = []
     for prompts, lengths in work.batches():
       out = sampler([' '.join(map(str, p)) for p in prompts],
                     int(lengths.max()), prompts.shape[1], seed=seed,
@@ -189,8 +198,8 @@ def run_package(cfg, params, work):
   return run
 
 
-def _package_model(cfg, params):
-  """The package's model with our weights."""
+def _package_model(cfg: ModelConfig, params: Params) -> Any:
+  """Makes the package's model with our weights."""
   model = tunix_model.Qwen3(
       tunix_model.ModelConfig(cfg.num_layers, cfg.vocab_size, cfg.embed_dim,
                               cfg.mlp_dim, cfg.num_heads, cfg.head_dim,
@@ -220,9 +229,20 @@ SAMPLERS = {
 }
 
 
-def measure(runs: dict, count: dict, repeats: int) -> dict:
-  """Tokens per CPU-second of each run, the median of alternating ones."""
-  rates = {name: [] for name in runs}
+def measure(runs: Mapping[tuple[str, str], Run], count: Mapping[tuple[str, str],
+                                                                int],
+            repeats: int) -> dict[tuple[str, str], float]:
+  """Measures tokens per CPU-second of alternating runs.
+
+  Args:
+    runs: by (case, sampler).
+    count: tokens of each run.
+    repeats: runs that are measured; one more compiles.
+
+  Returns:
+    The median of each.
+  """
+  rates: dict[tuple[str, str], list[float]] = {name: [] for name in runs}
   for repeat in range(repeats + 1):
     for name, run in runs.items():
       start = time.process_time()
@@ -234,21 +254,55 @@ def measure(runs: dict, count: dict, repeats: int) -> dict:
   return {name: statistics.median(rate) for name, rate in rates.items()}
 
 
-def same_greedy(cfg, params, samplers: dict, work: Work) -> dict:
-  """How much of what each sampler finds likeliest is what the engine does."""
+def same_greedy(cfg: ModelConfig, params: Params,
+                samplers: Mapping[str, Callable[..., Run]],
+                work: Work) -> dict[str, float]:
+  """Finds the share of each sampler's greedy tokens that are the engine's."""
   work = dataclasses.replace(work, lengths=work.lengths // 8, temperature=0.0)
   rows = {
       name: np.array(make(cfg, params, work)(0))
       for name, make in samplers.items()
   }
   return {
-      name: float((found == rows['engine']).mean())
-      for name, found in rows.items()
+      name: float((tokens == rows['engine']).mean())
+      for name, tokens in rows.items()
   }
 
 
+def compare(cases: Mapping[str, Work], group: list[str],
+            makers: Mapping[str, Callable[[Work], Run]],
+            repeats: int) -> dict[str, dict[str, float]]:
+  """Measures cases whose runs alternate.
+
+  Args:
+    cases: all, by name.
+    group: names of those to measure.
+    makers: by sampler.
+    repeats: see `measure`.
+
+  Returns:
+    The figures of each case, and 'loss' if there are two.
+  """
+  pairs = [(c, s) for c in group for s in makers]
+  rates = measure({(c, s): makers[s](cases[c]) for c, s in pairs},
+                  {(c, s): int(cases[c].lengths.sum()) for c, s in pairs},
+                  repeats)
+  out: dict[str, dict[str, float]] = {}
+  for case in group:
+    rate = {s: rates[case, s] for s in makers}
+    out[case] = {s: round(r) for s, r in rate.items()}
+    peers = [rate[s] for s in ('dense', 'package') if s in rate]
+    if peers and 'engine' in rate:
+      out[case]['ratio'] = round(rate['engine'] / max(peers), 2)
+  if len(group) == 2:
+    out['loss'] = {
+        s: round(1 - rates['raised', s] / rates['equal', s], 3) for s in makers
+    }
+  return out
+
+
 def main() -> None:
-  """Prints the figures as JSON."""
+  """Measures, and prints the figures as JSON."""
   parser = argparse.ArgumentParser()
   parser.add_argument('--cases', default='equal,raised,tailed,groups')
   parser.add_argument('--samplers', default=','.join(SAMPLERS))
@@ -256,39 +310,27 @@ def main() -> None:
   args = parser.parse_args()
   jax.config.update('jax_platforms', 'cpu')
   samplers = {name: SAMPLERS[name] for name in args.samplers.split(',')}
-  result = {'cores': len(os.sched_getaffinity(0)), 'jax': jax.__version__}
+  result: dict[str, Any] = {
+      'cores': len(os.sched_getaffinity(0)), 'jax': jax.__version__
+  }
   if 'package' in samplers and tunix_sampler is None:
     del samplers['package']
     result['package'] = 'left out: google-tunix is not installed'
   cfg = model_config.parse_config(MODEL, 'benchmark')
   params = jax.jit(transformer.init, static_argnums=0)(cfg, jax.random.key(0))
-  everything = works()
-  result['same_greedy'] = same_greedy(cfg, params, samplers,
-                                      everything['equal'])
-  # Those that are compared with each other alternate.
-  cases = args.cases.split(',')
-  together = [[c for c in cases if c in ('equal', 'raised')],
-              *([c] for c in cases if c not in ('equal', 'raised'))]
-  for group in filter(None, together):
-    names = [(c, s)
-             for c in group
-             for s in samplers
-             if s != 'inverse' or c in together[0]]
-    rates = measure(
-        {(c, s): samplers[s](cfg, params, everything[c]) for c, s in names},
-        {(c, s): int(everything[c].lengths.sum()) for c, s in names},
-        args.repeats)
-    for case in group:
-      rate = {s: r for (c, s), r in rates.items() if c == case}
-      result[case] = {s: round(r) for s, r in rate.items()}
-      peers = [rate[s] for s in ('dense', 'package') if s in rate]
-      if peers and 'engine' in rate:
-        result[case]['ratio'] = round(rate['engine'] / max(peers), 2)
-    if len(group) == 2:
-      result['loss'] = {
-          s: round(1 - rates['raised', s] / rates['equal', s], 3)
-          for s in samplers
-      }
+  cases = works()
+  result['same_greedy'] = same_greedy(cfg, params, samplers, cases['equal'])
+  # Cases that are compared with each other alternate.
+  names = args.cases.split(',')
+  pair = [c for c in names if c in ('equal', 'raised')]
+  for group in [pair, *([c] for c in names if c not in pair)]:
+    makers = {
+        s: functools.partial(make, cfg, params)
+        for s, make in samplers.items()
+        if s != 'inverse' or group == pair
+    }
+    if group:
+      result |= compare(cases, group, makers, args.repeats)
   print(json.dumps(result, indent=1))
 
 

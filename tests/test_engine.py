@@ -13,7 +13,7 @@ from exprl_jax import config as config_lib
 from exprl_jax.models import transformer
 from exprl_jax.rl import losses
 from exprl_jax.rollout import decode, sampling
-from exprl_jax.rollout import engine as engine_lib
+from exprl_jax.rollout import stats as stats_lib
 from exprl_jax.rollout.engine import Engine, Options
 from exprl_jax.rollout.pages import Pages
 from exprl_jax.rollout.requests import Fork, Request, Sampling, SharedPrefix
@@ -247,11 +247,11 @@ def test_nothing_recompiles(small, one_device):
     dict(pages=14, slots=6, chunk=7),
     dict(page=8, prefill=32, ahead=True)
 ], ids=str)
-def test_branches_off_any_position_are_their_contexts_alone(
+def test_forks_off_any_position_are_their_contexts_alone(
     small, one_device, options):
   """Mid-page, at page boundaries, at both ends; with and without suffixes."""
   rng = np.random.default_rng(3)
-  trunk = rng.integers(3, 40, 17).tolist()
+  prompt = rng.integers(3, 40, 17).tolist()
   forks = [
       Fork(at,
            rng.integers(3, 40, n).tolist())
@@ -259,9 +259,9 @@ def test_branches_off_any_position_are_their_contexts_alone(
       for n in (0, 1, 5, 12)
       if at + n
   ]
-  work = [Request(trunk, 100, len(forks), DRAWN, forks), *requests(samples=2)]
+  work = [Request(prompt, 100, len(forks), DRAWN, forks), *requests(samples=2)]
   alone = [
-      Request([*trunk[:at], *suffix], 100 + i, 1, DRAWN)
+      Request([*prompt[:at], *suffix], 100 + i, 1, DRAWN)
       for i, (at, suffix) in enumerate(forks)
   ] + work[1:]
   how = dict(max_tokens=60) | options
@@ -273,14 +273,15 @@ def test_branches_off_any_position_are_their_contexts_alone(
     np.testing.assert_allclose(a.logprobs, b.logprobs, atol=1e-5)
 
 
-ROOTS = [9, 1, 8]  # tokens that three, two and four requests have in common
+# Lengths of the prefixes that three, two and four requests share.
+PREFIXES = [9, 1, 8]
 READ = (4, 7, 11)
 
 
-def rooted(rng):
-  """Three trees of requests with forks, in no order."""
+def with_shared_prefixes(rng):
+  """Three groups of requests with forks, each with a prefix in common."""
   out, count = [], 0
-  for i, (length, children) in enumerate(zip(ROOTS, (3, 2, 4))):
+  for i, (length, children) in enumerate(zip(PREFIXES, (3, 2, 4))):
     common = rng.integers(3, 40, length).tolist()
     for _ in range(children):
       tokens = common + rng.integers(3, 40, rng.integers(1, 9)).tolist()
@@ -288,7 +289,7 @@ def rooted(rng):
           Fork(at,
                rng.integers(3, 40, rng.integers(1, 7)).tolist())
           for at in rng.integers(length,
-                                 len(tokens) + 1, 3)
+                                 len(tokens) + 1, 3).tolist()
       ]
       out.append(
           Request(tokens, count, 3,
@@ -313,31 +314,36 @@ def alone(work):
         dict(),
         dict(page=1, slots=4),
         dict(page=8, slots=5, chunk=7, ahead=True),
-        dict(pages=15, slots=8, chunk=7),  # now and then no room for a root
+        dict(pages=15, slots=8,
+             chunk=7),  # now and then no pages for a shared prefix
         dict(pages=14, slots=8, chunk=1, ahead=True),
         dict(widths=(2, 8, 16), slots=64)
     ],
     ids=str)
-def test_a_root_is_shared_and_changes_nothing(small, one_device, options):
-  want = generate(small, one_device, alone(rooted(np.random.default_rng(5))))
-  got = generate(small, one_device, rooted(np.random.default_rng(5)), **options)
+def test_a_shared_prefix_changes_nothing(small, one_device, options):
+  want = generate(small, one_device,
+                  alone(with_shared_prefixes(np.random.default_rng(5))))
+  got = generate(small, one_device,
+                 with_shared_prefixes(np.random.default_rng(5)), **options)
   for a, b in zip(got, want):
     assert a.tokens.tolist() == b.tokens.tolist()
     np.testing.assert_allclose(a.read_logprobs, b.read_logprobs, atol=1e-5)
 
 
-def test_roots_on_eight_devices(small):
+def test_shared_prefixes_on_eight_devices(small):
   mesh = mesh_lib.make_mesh(config_lib.Mesh(data=4, fsdp=1, tensor=2))
-  want = generate(small, mesh, alone(rooted(np.random.default_rng(5))))
+  want = generate(small, mesh,
+                  alone(with_shared_prefixes(np.random.default_rng(5))))
   for options in (dict(slots=8), dict(slots=4, pages=15, chunk=7)):
-    got = generate(small, mesh, rooted(np.random.default_rng(5)), **options)
+    got = generate(small, mesh, with_shared_prefixes(np.random.default_rng(5)),
+                   **options)
     assert [s.tokens.tolist() for s in got] == [s.tokens.tolist() for s in want]
 
 
 def test_what_is_read_is_the_models_next_token(small, one_device):
   """Before temperature and truncation, whatever the row draws."""
   cfg, params = small
-  work = rooted(np.random.default_rng(6))[:2]
+  work = with_shared_prefixes(np.random.default_rng(6))[:2]
   how = dataclasses.replace(work[0].sampling, temperature=0.3, top_k=2,
                             min_new_tokens=3)
   samples = generate(small, one_device,
@@ -373,11 +379,11 @@ def test_enough_samples_stop_their_group(small, one_device, reference, ahead):
      dict(slots=5, pages=14)], ids=str)
 def test_unfinished_rows_go_on_in_a_later_call(small, one_device, reference,
                                                options):
-  """With the same parameters and key the parts are the whole."""
+  """With the same parameters and key it is as if one call had done it."""
   cfg, params = small
   engine = Engine(cfg, one_device,
                   dataclasses.replace(OPTIONS, chunk=5, **options))
-  work, found, calls = requests(), {}, 0
+  work, done, calls = requests(), {}, 0
   # A group of two and two of one; then whoever is left.
   work = [
       part for r in work for part in (dataclasses.replace(r, samples=2),
@@ -385,26 +391,27 @@ def test_unfinished_rows_go_on_in_a_later_call(small, one_device, reference,
                                       Request(r.tokens, r.id + 3, 1, DRAWN))
   ]
   while work:
-    samples = iter(engine.generate(params, work, jax.random.key(1), until=4))
+    samples = iter(
+        engine.generate(params, work, jax.random.key(1), stop_after=4))
     calls += 1
-    left = []
+    unfinished = []
     for request in work:
       group = [next(samples) for _ in range(request.samples)]
       ids = range(request.id, request.id + request.samples)
-      found |= {
+      done |= {
           i: s for i, s in zip(ids, group) if s.finish_reason != 'unfinished'
       }
-      left += [
+      unfinished += [
           Request(request.tokens, i, 1, DRAWN, partial=[s])
           for i, s in zip(ids, group)
           if s.finish_reason == 'unfinished'
       ]
-    work = left
+    work = unfinished
   assert calls > 1
   for i, want in enumerate(reference):
-    assert found[i].tokens.tolist() == want.tokens.tolist()
-    assert found[i].ended == want.finish_reason
-    np.testing.assert_allclose(found[i].logprobs, want.logprobs, atol=1e-5)
+    assert done[i].tokens.tolist() == want.tokens.tolist()
+    assert done[i].finish_reason == want.finish_reason
+    np.testing.assert_allclose(done[i].logprobs, want.logprobs, atol=1e-5)
 
 
 def test_prompts_are_prefilled_once(small, one_device):
@@ -412,13 +419,13 @@ def test_prompts_are_prefilled_once(small, one_device):
   engine = Engine(cfg, one_device, OPTIONS)
   engine.generate(params, requests(), jax.random.key(0))
   assert engine.stats.prefilled == sum(n - 1 for n in LENGTHS)
-  assert engine.stats.restarts == 0
+  assert engine.stats.preemptions == 0
 
 
 def test_the_roofline_fraction_by_hand(small, one_device, monkeypatch):
   cfg, params = small
   kind = jax.devices()[0].device_kind
-  monkeypatch.setitem(engine_lib._BANDWIDTH, kind, 1e9)
+  monkeypatch.setitem(stats_lib.BANDWIDTH, kind, 1e9)
   engine = Engine(cfg, one_device, OPTIONS)
   engine.generate(params, [
       Request([5] * 7, 0, 1, Sampling(10)),
@@ -439,7 +446,8 @@ def test_mistakes_are_named(small, one_device):
   with pytest.raises(InputError, match='prompt 0 forks at 4 of 3'):
     generate(small, one_device,
              [Request([1, 2, 3], 0, 1, DRAWN, [Fork(4, [])])])
-  with pytest.raises(InputError, match='sample 0 and its trunk need 16'):
+  with pytest.raises(InputError,
+                     match='sample 0 and its prompt prefix need 16'):
     generate(
         small, one_device,
         [Request([5] * 16, 0, 2, DRAWN,

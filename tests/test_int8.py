@@ -13,7 +13,8 @@ from exprl_jax import config as config_lib
 from exprl_jax.data.tokenizer import Tokenizer
 from exprl_jax.models import config, hf, paged, transformer
 from exprl_jax.models.transformer import Int8
-from exprl_jax.rollout import decode, engine
+from exprl_jax.rollout import decode, engine, protocol
+from exprl_jax.rollout.requests import Request, Sampling
 from exprl_jax.runtime import mesh as mesh_lib
 from exprl_jax.tiny import world
 from tests.conftest import JUDGE, POLICY, SMALL, SMALL_JSON
@@ -26,7 +27,7 @@ MOE_JSON = SMALL_JSON | {
     'model_type': 'qwen3_moe', 'num_experts': 4, 'num_experts_per_tok': 2,
     'moe_intermediate_size': 16, 'norm_topk_prob': True
 }
-GREEDY = engine.Sampling(max_new_tokens=30, temperature=0.0, eos_ids=(1, 2))
+GREEDY = Sampling(max_new_tokens=30, temperature=0.0, eos_ids=(1, 2))
 
 
 @pytest.fixture(scope='module', params=['dense', 'experts'])
@@ -166,7 +167,7 @@ def test_the_engine_counts_bytes_and_prepare_copies_nothing(model, one_device):
   generator = engine.Engine(
       cfg, one_device, engine.Options(slots=4, max_tokens=16, page=4,
                                       prefill=4))
-  generator.generate(params, [engine.Request([5], 0, 1, engine.Sampling(2))],
+  generator.generate(params, [Request([5], 0, 1, Sampling(2))],
                      jax.random.key(0))
   assert generator.weight_bytes == sum(
       x.size * x.dtype.itemsize for x in jax.tree.leaves(params))
@@ -180,10 +181,10 @@ def test_no_copy_outside_of_int8_while_decoding(one_device, unrolled):
   params, (pool, state), key = jax.eval_shape(lambda: (
       transformer.quantise(cfg, transformer.init(cfg, jax.random.key(0))),
       decode.empty(cfg, layout, one_device, 2), jax.random.key(0)))
-  columns = len(decode.INTS) + decode.MAX_ENDS + decode.MAX_READS
-  inputs = decode.Inputs(*(jax.ShapeDtypeStruct((2, n), dtype)
-                           for n, dtype in ((columns, 'int32'), (3, 'float32'),
-                                            (2, 'int32'))))
+  columns = len(protocol.INTS) + protocol.MAX_ENDS + protocol.MAX_READS
+  inputs = protocol.Inputs(*(jax.ShapeDtypeStruct((2, n), dtype)
+                             for n, dtype in ((columns, 'int32'),
+                                              (3, 'float32'), (2, 'int32'))))
   with jax.set_mesh(one_device):
     memory = decode.decode.lower(cfg, layout, 8, unrolled, params, pool, state,
                                  inputs, key, jax.ShapeDtypeStruct(

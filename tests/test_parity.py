@@ -13,6 +13,7 @@ import transformers
 
 from exprl_jax.models import hf, transformer
 from exprl_jax.rollout import engine
+from exprl_jax.rollout.requests import Request, Sampling
 from tests.test_models import logits
 
 # Odd sizes: grouped heads, head_dim unequal hidden_size / heads.
@@ -111,8 +112,7 @@ def test_the_same_greedy_tokens(both, rng, one_device):
       cfg, one_device, engine.Options(slots=2, max_tokens=38, page=8,
                                       prefill=8))
   (sample,) = ours.generate(
-      params,
-      [engine.Request(prompt, 0, 1, engine.Sampling(32, temperature=0.0))],
+      params, [Request(prompt, 0, 1, Sampling(32, temperature=0.0))],
       jax.random.key(0))
   assert sample.tokens.tolist() == want
   assert len(set(want)) > 1

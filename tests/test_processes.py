@@ -16,6 +16,7 @@ from exprl_jax import config as config_lib
 from exprl_jax import main
 from exprl_jax.models import hf
 from exprl_jax.rollout import decode, engine
+from exprl_jax.rollout.requests import Request, Sampling
 from exprl_jax.runtime import mesh as mesh_lib
 from exprl_jax.runtime import metrics
 from tests.test_models import logits
@@ -46,8 +47,7 @@ def run(folder, out, sizes):
       engine.Options(slots=8, max_tokens=40, page=4, pages=22, chunk=7,
                      prefill=8))
   samples = generator.generate(decode.prepare(cfg, params, sampling), [
-      engine.Request([3 + i] *
-                     (i + 1), i * 4, 4, engine.Sampling(20, eos_ids=(1,)))
+      Request([3 + i] * (i + 1), i * 4, 4, Sampling(20, eos_ids=(1,)))
       for i in range(8)
   ], jax.random.key(0))
   value, gradient = mesh_lib.fetch((value, gradient))

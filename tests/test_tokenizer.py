@@ -298,7 +298,7 @@ def test_a_folder_may_be_on_gs(models, write):
 
 
 def test_start_up_imports_no_torch(models):
-  code = ('import sys, exprl_jax.main; from exprl_jax.tokenizer import *; '
+  code = ('import sys, exprl_jax.main; from exprl_jax.data.tokenizer import *; '
           f'Tokenizer({str(models["llama"])!r}).encode("a"); '
           'print(*{"torch", "transformers"} & {*sys.modules})')
   out = subprocess.run([sys.executable, '-c', code],

@@ -23,7 +23,7 @@ from exprl_jax.models import paged, transformer
 from exprl_jax.models.config import ModelConfig
 from exprl_jax.models.rope import Rope
 from exprl_jax.rl import learner, losses
-from exprl_jax.rollout import decode
+from exprl_jax.rollout import decode, protocol
 from exprl_jax.runtime import mesh as mesh_lib
 from tests.conftest import SMALL
 
@@ -241,12 +241,12 @@ def test_the_decode_chunk_of_qwen3_4b(v5e_8, name, data, tensor, slots, pages):
       mesh_lib.shardings(transformer.logical_axes(cfg), params, mesh))
   pool = paged.abstract_pool(cfg, layout, mesh)
   rows = functools.partial(array, (slots,))
-  state = decode.State(*(rows(jnp.int32, 'batch') for _ in range(3)),
-                       rows(jnp.bool_, 'batch'))
-  columns = len(decode.INTS) + decode.MAX_ENDS
-  inputs = decode.Inputs(array((slots, columns), jnp.int32, 'batch', None),
-                         array((slots, 3), jnp.float32, 'batch', None),
-                         array((slots, 162), jnp.int32, 'batch', None))
+  state = protocol.State(*(rows(jnp.int32, 'batch') for _ in range(3)),
+                         rows(jnp.bool_, 'batch'))
+  columns = len(protocol.INTS) + protocol.MAX_ENDS
+  inputs = protocol.Inputs(array((slots, columns), jnp.int32, 'batch', None),
+                           array((slots, 3), jnp.float32, 'batch', None),
+                           array((slots, 162), jnp.int32, 'batch', None))
   key = jax.eval_shape(lambda: jax.random.key(0)).update(
       sharding=array((), jnp.int32).sharding)
   with jax.set_mesh(mesh):

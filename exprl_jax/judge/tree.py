@@ -123,8 +123,8 @@ class Judge:
         engine.Options(
             cfg.slots, room + new, cfg.page, cfg.pages, prefill=min(
                 256, -(-(cfg.max_prompt_tokens + max_trace_tokens) // 32) * 32),
-            widths=(16, 64, 256, 1024), dtype=model.dtype, group='judge'),
-        tokenizer.decode)
+            widths=(16, 64, 256, 1024), dtype=model.dtype,
+            config_section='judge'), tokenizer.decode)
 
   def score(self, items: Sequence[Item], max_steps: int) -> Verdicts:
     """Scores the trace up to the end of each step (or each step alone).

@@ -1,4 +1,4 @@
-"""The jitted programs of the engine: prefill, fork, decode."""
+"""The engine's compiled programs: prefill, copy and decode."""
 
 import functools
 from typing import NamedTuple
@@ -6,152 +6,201 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
-import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from exprl_jax.models import paged, transformer
 from exprl_jax.models.config import ModelConfig
 from exprl_jax.rollout import sampling
+from exprl_jax.rollout.protocol import (
+    Inputs,
+    Slots,
+    State,
+    pack_outputs,
+    read_inputs,
+)
 from exprl_jax.runtime import mesh as mesh_lib
-
-MAX_ENDS = 8  # end and stop tokens of a row
-MAX_READS = 8  # tokens whose probabilities a row is asked for
-INTS = ('fresh', 'run', 'token', 'position', 'left', 'id', 'end_from', 'top_k')
+from exprl_jax.types import Params
 
 
-class State(NamedTuple):
-  """What stays on the device between chunks, by slot."""
+class _Carry(NamedTuple):
+  """What the decoding loop hands from one token to the next."""
 
-  token: jax.Array  # i32[S] the next one to be read
-  position: jax.Array  # i32[S] its position
-  left: jax.Array  # i32[S] tokens of the budget
-  alive: jax.Array  # bool[S]
-
-
-class Inputs(NamedTuple):
-  """What the host says of every slot before a chunk."""
-
-  ints: np.ndarray  # i32[S, 8 + MAX_ENDS + MAX_READS]: INTS, ends, reads
-  floats: np.ndarray  # f32[S, 3]: temperature, top_p, min_p
-  table: np.ndarray  # i32[S, M]
+  step: Int[Array, '']
+  state: State
+  pool: paged.Pool
+  tokens: Int[Array, 'B C']
+  logprobs: Float[Array, 'B C']
+  read_logprobs: Float[Array, 'B 8']
+  num_tokens: Int[Array, ' B']
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def empty(model, layout, mesh, slots):
-  """A pool of zeros and the State of slots that nobody uses."""
+def empty(model: ModelConfig, layout: paged.Layout, mesh: jax.sharding.Mesh,
+          slots: int) -> tuple[paged.Pool, State]:
+  """Makes a pool of zeros and the State of slots that nobody uses."""
   abstract = paged.abstract_pool(model, layout, mesh)
   rows = NamedSharding(mesh, mesh_lib.spec(('batch',), (slots,), mesh))
   pool = jax.tree.map(
       lambda x: jax.lax.with_sharding_constraint(jnp.zeros(x.shape, x.dtype), x.
                                                  sharding), abstract)
   zero = jax.lax.with_sharding_constraint(jnp.zeros(slots, jnp.int32), rows)
-  return pool, State(zero, zero + 0, zero + 0, zero > 0)
+  nobody = zero > 0
+  return pool, State(token=zero, position=zero + 0, budget=zero + 0,
+                     alive=nobody)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=3)
-def prefill(model, layout, params, pool, tokens, positions, table):
-  """The pool with the keys and values of tokens i32[B, C] in it."""
+def prefill(model: ModelConfig, layout: paged.Layout, params: Params,
+            pool: paged.Pool, tokens: Int[Array, 'B T'],
+            positions: Int[Array, 'B T'], table: Int[Array,
+                                                     'B M']) -> paged.Pool:
+  """Adds the keys and values of tokens to the pool, which is donated."""
   return transformer.forward_paged(model, layout, params, tokens, positions,
                                    pool, table)[1]
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
-def copy(model, pool, source, target):
-  """paged.copy_pages, in place."""
+def copy(model: ModelConfig, pool: paged.Pool, source: Int[Array, 'devices n'],
+         target: Int[Array, 'devices n']) -> paged.Pool:
+  """Copies pages on each device: paged.copy_pages, in place."""
   return paged.copy_pages(pool, model, source, target)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3), donate_argnums=(5, 6))
-def decode(model, layout, chunk, unrolled, params, pool, state, inputs, key,
-           steps):
-  """Up to `steps` <= `chunk` tokens of every running slot.
+def decode(
+    model: ModelConfig, layout: paged.Layout, chunk: int, unrolled: bool,
+    params: Params, pool: paged.Pool, state: State, inputs: Inputs,
+    key: Key[Array, ''],
+    steps: Int[Array, '']) -> tuple[paged.Pool, State, Int[Array, 'B W']]:
+  """Decodes up to `steps` tokens of every active row.
 
   Args:
     model: the decoder.
     layout: of the pool.
-    chunk: width of the result.
+    chunk: C, the width of the result; at least `steps`.
     unrolled: take the layers apart first: transformer.split_layers.
     params: as `prepare` leaves them.
     pool: donated.
     state: donated.
-    inputs: of the host.
+    inputs: the host's description of the slots.
     key: a typed PRNG key.
     steps: i32[].
 
-  Returns the pool, the state and one array i32[S, 2 * chunk + MAX_READS + 2]
-  for the host: tokens, bits of the log-probabilities, bits of what was read,
-  how many, and whether the row goes on.
+  Returns:
+    The pool, the state, and an array i32[B, 2 * C + MAX_READS + 2] for
+    `read_outputs`, replicated.
   """
-  told = dict(zip(INTS, inputs.ints.T))
-  ends, reads = jnp.split(inputs.ints[:, len(INTS):], [MAX_ENDS], axis=1)
-  fresh, run = told['fresh'] == 1, told['run'] == 1
-  state = jax.tree.map(
-      lambda new, old: jnp.where(fresh, new, old),
-      State(told['token'], told['position'], told['left'], fresh), state)
-  settings = sampling.Settings(inputs.floats[:, 0], told['top_k'],
-                               inputs.floats[:, 1], inputs.floats[:, 2])
-  keys = jax.vmap(jax.random.fold_in, (None, 0))(key, told['id'])
-  slots = len(run)
-  rows = jnp.arange(slots)
+  # 1. Take over the rows that are new.
+  slots = read_inputs(inputs)
+  state = _enter(state, slots)
+  keys = jax.vmap(jax.random.fold_in, (None, 0))(key, slots.id)
   if unrolled:
     params = transformer.split_layers(model, params)
 
-  def forbid_ends(logits, early):
-    column = jnp.where(early[:, None] & (ends >= 0), ends, model.vocab_size)
-    return logits.at[rows[:, None], column].set(-jnp.inf, mode='drop')
+  # 2. Decode, until no active row is alive or the chunk is full.
+  def goes_on(carry: _Carry) -> jax.Array:
+    alive = carry.state.alive & slots.active
+    return (carry.step < steps) & alive.any()
 
-  def look(logits):
-    picked = jnp.take_along_axis(logits, jnp.maximum(reads, 0), axis=1)
-    return picked - jax.nn.logsumexp(logits, axis=1, keepdims=True)
+  def decode_one(carry: _Carry) -> _Carry:
+    return _decode_token(model, layout, params, slots, carry, keys)
 
-  def step(carry):
-    i, s, pool, tokens, logprobs, read, count = carry
-    active = s.alive & run
-    position = jnp.where(active, s.position, -1)
-    hidden, pool = transformer.forward_paged(model, layout, params,
-                                             s.token[:, None], position[:,
-                                                                        None],
-                                             pool, inputs.table)
-    logits = transformer.project(model, params, hidden[:, 0])
-    read = jax.lax.cond((i == 0) & jnp.any(fresh[:, None] & (reads >= 0)),
-                        lambda logits, _: look(logits), lambda _, read: read,
-                        logits, read)
-    early = active & (s.position + 1 < told['end_from'])
-    logits = jax.lax.cond(early.any(), forbid_ends, lambda x, _: x, logits,
-                          early)
-    token, logprob = sampling.draw(logits, keys, s.position + 1, settings)
-    left = s.left - active
-    goes_on = ~(token[:, None] == ends).any(axis=1) & (left > 0)
-    new = State(jnp.where(active, token, s.token), s.position + active, left,
-                jnp.where(active, goes_on, s.alive))
-    return (i + 1, new, pool, tokens.at[:, i].set(token),
-            logprobs.at[:, i].set(logprob), read, count + active)
+  carry = jax.lax.while_loop(goes_on, decode_one,
+                             _first_carry(chunk, state, pool, slots))
 
-  def going(carry):
-    i, s, *_ = carry
-    return (i < steps) & (s.alive & run).any()
-
-  blank = jnp.zeros((slots, chunk), jnp.int32)
-  _, state, pool, tokens, logprobs, read, count = jax.lax.while_loop(
-      going, step, (jnp.int32(0), state, pool, blank, blank.astype(
-          jnp.float32), reads.astype(jnp.float32), jnp.zeros(slots, jnp.int32)))
-  bits = functools.partial(jax.lax.bitcast_convert_type, new_dtype=jnp.int32)
-  out = jnp.concatenate([
-      tokens,
-      bits(logprobs),
-      bits(read), count[:, None],
-      state.alive.astype(jnp.int32)[:, None]
-  ], axis=1)
+  # 3. Pack the results into one array, which is one transfer to the host.
+  packed = pack_outputs(carry.tokens, carry.logprobs, carry.read_logprobs,
+                        carry.num_tokens, carry.state.alive)
   mesh = jax.sharding.get_abstract_mesh()
-  return pool, state, jax.lax.with_sharding_constraint(
-      out, NamedSharding(mesh, PartitionSpec()))
+  return carry.pool, carry.state, jax.lax.with_sharding_constraint(
+      packed, NamedSharding(mesh, PartitionSpec()))
 
 
-def prepare(cfg: ModelConfig, params, mesh: jax.sharding.Mesh):
-  """The policy's parameters for sampling: cast, and sharded for `mesh`.
+def _enter(state: State, slots: Slots) -> State:
+  """Puts new rows into their slots; the others stay as they were."""
+  new = State(token=slots.token, position=slots.position, budget=slots.budget,
+              alive=slots.is_new)
+  return jax.tree.map(lambda new, old: jnp.where(slots.is_new, new, old), new,
+                      state)
 
-  Training spreads them over all devices; sampling wants whole copies, or
-  tensor parallel ones. Where nothing changes these are the same arrays.
-  Matrices in int8 stay in int8.
+
+def _first_carry(chunk: int, state: State, pool: paged.Pool,
+                 slots: Slots) -> _Carry:
+  blank = jnp.zeros((len(slots.active), chunk), jnp.int32)
+  return _Carry(step=jnp.int32(0), state=state, pool=pool, tokens=blank,
+                logprobs=blank.astype(jnp.float32),
+                read_logprobs=slots.reads.astype(jnp.float32),
+                num_tokens=jnp.zeros(len(slots.active), jnp.int32))
+
+
+def _decode_token(model: ModelConfig, layout: paged.Layout, params: Params,
+                  slots: Slots, carry: _Carry, keys: Key[Array,
+                                                         ' B']) -> _Carry:
+  """Decodes the next token of every active row."""
+  # 1. Run the model over the last token. Rows that wait, and those that have
+  # ended, write nothing: their position is negative.
+  state, i = carry.state, carry.step
+  active = state.alive & slots.active
+  position = jnp.where(active, state.position, -1)[:, None]
+  hidden, pool = transformer.forward_paged(model, layout, params,
+                                           state.token[:, None], position,
+                                           carry.pool, slots.table)
+  logits = transformer.project(model, params, hidden[:, 0])
+
+  # 2. Read the log-probabilities that new rows have asked for.
+  read_logprobs = jax.lax.cond(
+      (i == 0) & jnp.any(slots.is_new[:, None] & (slots.reads >= 0)),
+      lambda logits, _: _log_softmax_at(logits, slots.reads),
+      lambda _, before: before, logits, carry.read_logprobs)
+
+  # 3. Keep rows from ending before `min_new_tokens`.
+  early = active & (state.position + 1 < slots.end_from)
+  logits = jax.lax.cond(
+      early.any(),
+      lambda logits, early: _without_ends(logits, slots.ends, early),
+      lambda logits, _: logits, logits, early)
+
+  # 4. Draw a token and move on.
+  token, logprob = sampling.draw(logits, keys, state.position + 1,
+                                 slots.settings)
+  return _Carry(step=i + 1, state=_advance(state, slots, active, token),
+                pool=pool, tokens=carry.tokens.at[:, i].set(token),
+                logprobs=carry.logprobs.at[:, i].set(logprob),
+                read_logprobs=read_logprobs,
+                num_tokens=carry.num_tokens + active)
+
+
+def _log_softmax_at(logits: Float[Array, 'B V'],
+                    ids: Int[Array, 'B K']) -> Float[Array, 'B K']:
+  picked = jnp.take_along_axis(logits, jnp.maximum(ids, 0), axis=1)
+  return picked - jax.nn.logsumexp(logits, axis=1, keepdims=True)
+
+
+def _without_ends(logits: Float[Array, 'B V'], ends: Int[Array, 'B K'],
+                  early: Bool[Array, ' B']) -> Float[Array, 'B V']:
+  """Sets the end tokens of rows that may not end yet to -inf."""
+  rows, vocab_size = jnp.arange(len(logits)), logits.shape[1]
+  column = jnp.where(early[:, None] & (ends >= 0), ends, vocab_size)
+  return logits.at[rows[:, None], column].set(-jnp.inf, mode='drop')
+
+
+def _advance(state: State, slots: Slots, active: Bool[Array, ' B'],
+             token: Int[Array, ' B']) -> State:
+  """The state of every slot behind a drawn token."""
+  budget = state.budget - active
+  goes_on = ~(token[:, None] == slots.ends).any(axis=1) & (budget > 0)
+  return State(token=jnp.where(active, token,
+                               state.token), position=state.position + active,
+               budget=budget, alive=jnp.where(active, goes_on, state.alive))
+
+
+def prepare(cfg: ModelConfig, params: Params,
+            mesh: jax.sharding.Mesh) -> Params:
+  """Casts and shards a policy's parameters for sampling on `mesh`.
+
+  Training spreads parameters over all devices; sampling reads them at every
+  token and wants them replicated, or tensor parallel. Matrices in int8 stay
+  in int8. Parameters that are as they should be are returned as they are.
   """
   wanted, convert = _converter(cfg, mesh,
                                'int8' if transformer.quantised(params) else '')
@@ -162,7 +211,9 @@ def prepare(cfg: ModelConfig, params, mesh: jax.sharding.Mesh):
 
 
 @functools.cache
-def _converter(cfg, mesh, weights):
+def _converter(cfg: ModelConfig, mesh: jax.sharding.Mesh,
+               weights: str) -> tuple[Params, jax.stages.Wrapped]:
+  """The abstract parameters for sampling, and the program that makes them."""
   cast = functools.partial(
       transformer.quantise if weights else transformer.cast, cfg)
   wanted = jax.eval_shape(cast, transformer.abstract_params(cfg))

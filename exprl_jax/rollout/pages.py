@@ -1,4 +1,4 @@
-"""Who owns which page: reference counts, on the host."""
+"""Which pages are in use, and by how many: reference counts, on the host."""
 
 from collections.abc import Sequence
 
@@ -6,8 +6,12 @@ from collections.abc import Sequence
 class Pages:
   """The pages of one device. Page 0 is the dummy and is never given out."""
 
-  def __init__(self, count: int):
-    """`count` pages, the dummy included."""
+  def __init__(self, count: int) -> None:
+    """Starts with all pages free.
+
+    Args:
+      count: of pages, the dummy included.
+    """
     self._free = list(range(count - 1, 0, -1))
     self._owners = [0] * count
 
@@ -21,7 +25,7 @@ class Pages:
     return self._owners[page]
 
   def take(self, count: int) -> list[int] | None:
-    """Pages with one owner each, or None if there are not so many."""
+    """Takes pages, with one owner each; None if fewer are free."""
     if count > len(self._free):
       return None
     taken = [self._free.pop() for _ in range(count)]
@@ -36,7 +40,7 @@ class Pages:
       self._owners[page] += 1
 
   def release(self, pages: Sequence[int]) -> None:
-    """Takes an owner from each page; one that has none left is free again."""
+    """Removes an owner from each page; a page without owners is free again."""
     for page in pages:
       assert self._owners[page] > 0, f'page {page} is free'
       self._owners[page] -= 1

@@ -1,33 +1,37 @@
-"""What the engine is asked for, and what it gives."""
+"""What the engine is asked for, and what it returns."""
 
 from collections.abc import Sequence
 import dataclasses
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
+
+# 'eos'; 'stop', a stop token or string; 'length', the budget; 'unfinished',
+# the call stopped before the end; 'dropped', the request had enough others.
+FinishReason = Literal['eos', 'stop', 'length', 'unfinished', 'dropped']
 
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-  """How the samples of a request are drawn; sampling.py has the meanings."""
+  """How the samples of a request are drawn; see sampling.py."""
 
   max_new_tokens: int  # the end token included
   temperature: float = 1.0
   top_k: int = 0
   top_p: float = 1.0
   min_p: float = 0.0
-  min_new_tokens: int = 0  # no end before so many
+  min_new_tokens: int = 0  # no end token before so many
   eos_ids: tuple[int, ...] = ()  # end a row and stay in it
   stop_ids: tuple[int, ...] = ()  # likewise
   stop_strings: tuple[str, ...] = ()  # end a row with the token they end in
-  read_ids: tuple[int, ...] = ()  # whose log-probabilities are read
+  read_ids: tuple[int, ...] = ()  # tokens for Sample.read_logprobs
 
 
 class Fork(NamedTuple):
-  """Where a sample leaves its request's tokens, and what it goes on with."""
+  """Where a sample leaves its request's tokens, and how it continues."""
 
   at: int  # it shares tokens[:at]
-  suffix: Sequence[int]  # its own, before it is sampled from
+  suffix: Sequence[int]  # its own tokens, before the first that is sampled
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,17 +40,15 @@ class Sample:
 
   Attributes:
     tokens: i32[T], the end token included.
-    logprobs: f32[T], of the distribution each was drawn from.
-    finish_reason: 'eos', 'stop' (a stop token or string) or 'length';
-      'unfinished' where the call stopped before the end, 'dropped' where the
-      request had enough finished samples.
+    logprobs: f32[T], of the distribution that each was drawn from.
+    finish_reason: why it ended, or why it did not.
     read_logprobs: f32[len(read_ids)], log-probabilities of `read_ids` as first
       token, before temperature and truncation.
   """
 
   tokens: np.ndarray
   logprobs: np.ndarray
-  finish_reason: str
+  finish_reason: FinishReason
   read_logprobs: np.ndarray | None = None
 
 
@@ -62,17 +64,17 @@ class Request:
   """A prompt and how often to continue it; sample i has id `id` + i.
 
   Attributes:
-    tokens: the prompt; with `forks` it is a trunk.
-    id: of the first sample; the ids of all requests are distinct.
+    tokens: the prompt; with `forks`, what samples share the beginning of.
+    id: of the first sample; the ids of all samples are distinct.
     samples: how many.
     sampling: how they are drawn.
     forks: sample i continues tokens[:forks[i].at] + forks[i].suffix.
-    partial: sample i goes on with partial[i] of an earlier call, unless it has
-      ended there; the budget counts from its beginning.
-    num_wanted: stop the rest when so many have ended; 0: all.
-    group: the id that the request had when it was made (`part`).
+    partial: sample i continues partial[i] of an earlier call, unless it ended
+      there; the budget counts from its first token.
+    num_wanted: drop the rest when so many have ended; 0: all.
+    group: the id of the request that this is a part of; -1: it is not one.
     shared_prefix: the tokens that its prompt shares with other requests, which
-      should be its neighbors; computed once on each device that needs it.
+      should be its neighbors. They are computed once on each device.
   """
 
   tokens: Sequence[int]
@@ -89,33 +91,33 @@ class Request:
     """Where sample i leaves the tokens."""
     if self.forks:
       return self.forks[i]
-    begun = self.partial[i].tokens.tolist() if self.partial else ()
-    return Fork(len(self.tokens), begun)
+    suffix = self.partial[i].tokens.tolist() if self.partial else ()
+    return Fork(len(self.tokens), suffix)
 
   def context(self, i: int) -> list[int]:
-    """What sample i continues."""
+    """The tokens that sample i continues."""
     at, suffix = self.fork(i)
     return [*self.tokens[:at], *suffix]
 
-  def shared(self, i: int) -> int:
-    """Tokens of the trunk that sample i need not compute.
+  def num_shared(self, i: int) -> int:
+    """How many tokens of the prompt sample i need not compute.
 
-    The last of the context is never among them: decoding starts with it.
+    The last token of its context is never among them: it is decoded.
     """
     at, suffix = self.fork(i)
     return min(at, at + len(suffix) - 1)
 
-  def trunk_length(self) -> int:
-    """Tokens of the trunk that are computed: as far as samples share it."""
-    return max(self.shared(i) for i in range(self.samples))
+  def prefix_length(self) -> int:
+    """How many tokens of the prompt are prefilled: all that a sample shares."""
+    return max(self.num_shared(i) for i in range(self.samples))
 
   def part(self, start: int, stop: int) -> 'Request':
-    """Samples start..stop - 1 only."""
+    """The request for samples start..stop - 1 only."""
     return dataclasses.replace(self, id=self.id + start, samples=stop - start,
                                forks=self.forks[start:stop],
                                partial=self.partial[start:stop],
                                group=self.id if self.group < 0 else self.group)
 
 
-# A sample that has yet to begin.
+# A sample that has no token yet.
 NOTHING = Sample(np.zeros(0, np.int32), np.zeros(0, np.float32), 'unfinished')

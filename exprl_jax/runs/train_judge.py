@@ -9,7 +9,7 @@ traces from four sources:
               mostly right traces occur
   adversary   samples of policies trained against the judge as it is: after
               every round of its training a policy is trained to please it,
-              and what that policy wrote is labelled and joins the data
+              and what that policy wrote is labeled and joins the data
 
 One row in twelve comes with another problem's reference and scores what it
 reaches of that. Besides the scores there is a loss on hints inside the trace:
@@ -87,7 +87,7 @@ def train_judge(config: Config, workdir: pathlib.Path) -> list[metrics.Row]:
     draw = mixture.well_formed if step < cfg.warmup_steps else mixture.draw
     batch = [draw() for _ in range(config.data.batch)]
     arrays = mesh_lib.shard_rows(
-        labelled_rows(judge, batch, config.judge.max_steps), mesh)
+        labeled_rows(judge, batch, config.judge.max_steps), mesh)
     with jax.set_mesh(mesh):
       state, values = update(model, state, arrays, config.optim, config.steps,
                              judge.template.score_ids, cfg.hint_weight)
@@ -124,7 +124,7 @@ def grown(model: ModelConfig, params: Params, key: jax.Array) -> Params:
   return params | {'layers': layers}
 
 
-def labelled_rows(judge: Judge, batch: list[traces.Labelled],
+def labeled_rows(judge: Judge, batch: list[traces.Labeled],
                   max_steps: int) -> tuple[Rows, np.ndarray, np.ndarray]:
   """The judge's rows, labels f32[B, S] and hints i32[B, W].
 
@@ -145,7 +145,7 @@ def labelled_rows(judge: Judge, batch: list[traces.Labelled],
         tokenizer.encode(month)[0]: tokenizer.encode(value)[0]
         for month, value in world.reference_steps(item.problem.solution)
     }
-    trunk = int((rows.node[i] == rows_lib.TRUNK).sum())
+    trunk = int((rows.node[i] == rows_lib.TRACE).sum())
     value = -1
     for column in range(rows.starts[i], trunk):
       token = int(rows.tokens[i, column])

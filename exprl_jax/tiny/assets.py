@@ -1,10 +1,10 @@
-"""Writes what ships with the package except for trained weights.
+"""Writes the assets that ship with the package, except trained weights.
 
     python -m exprl_jax.tiny.assets
 
-The problem sets, and for the tiny policy and judge the tokenizer, the chat
-template and config.json. The weights are made by configs/tiny_policy.py and
-configs/tiny_judge.py.
+These are the problem sets, and for the tiny policy and judge the tokenizer, the
+chat template and config.json. The weights are trained with
+configs/tiny_policy.py and configs/tiny_judge.py.
 """
 
 import json
@@ -25,8 +25,10 @@ _CHAT = ('{% for message in messages %}<|im_start|> {{ message.role }} '
 
 
 def tokenizer() -> tokenizers.Tokenizer:
-  """One token per word. Special tokens are outside the model's vocabulary, so
-  that text which spells them out stays text."""
+  """Makes a tokenizer with one token per word.
+
+  Special tokens are not among the words: text that spells them out stays text.
+  """
   words = ['<unk>', *world.WORDS, *(w for w in _WORDS if w not in world.WORDS)]
   out = tokenizers.Tokenizer(
       tokenizers.models.WordLevel({word: i for i, word in enumerate(words)},
@@ -38,7 +40,15 @@ def tokenizer() -> tokenizers.Tokenizer:
 
 def write_model_folder(folder: pathlib.Path, layers: int, width: int,
                        heads: int, kv_heads: int) -> None:
-  """config.json, tokenizer and chat template of a Qwen3 of some size."""
+  """Writes config.json, tokenizer and chat template of a small Qwen3.
+
+  Args:
+    folder: where to.
+    layers: L.
+    width: D.
+    heads: N.
+    kv_heads: K.
+  """
   folder.mkdir(parents=True, exist_ok=True)
   tok = tokenizer()
   tok.save(str(folder / 'tokenizer.json'))

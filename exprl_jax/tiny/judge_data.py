@@ -1,4 +1,4 @@
-"""Labelled traces to train the tiny judge on: synthetic ones, and samples."""
+"""Labeled traces to train the tiny judge on: synthetic ones, and samples."""
 
 from collections.abc import Sequence
 import dataclasses
@@ -31,20 +31,20 @@ _WRONG_REFERENCE = 1 / 12
 
 
 class Mixture:
-  """Draws labelled traces from the mix."""
+  """Draws labeled traces from the mix."""
 
-  def __init__(self, pools: dict[str, list[traces.Labelled]], makers: 'Makers',
+  def __init__(self, pools: dict[str, list[traces.Labeled]], makers: 'Makers',
                rng: random.Random):
     """Args: `pools` by the names of the mix; they may grow."""
     self._pools, self._makers, self._rng = pools, makers, rng
 
-  def well_formed(self) -> traces.Labelled:
+  def well_formed(self) -> traces.Labeled:
     """Right and wrong statements and a box: what the judge learns first."""
     story = self._makers.new_story(self._rng)
     text = traces.mixed(self._rng, story)
     return traces.label(story.problem(''), self._makers.cut(text))
 
-  def draw(self) -> traces.Labelled:
+  def draw(self) -> traces.Labeled:
     """A trace of any source, now and then with a wrong reference."""
     rng = self._rng
     name = rng.choices(tuple(_MIX), weights=list(_MIX.values()))[0]
@@ -96,14 +96,14 @@ class Makers:
     budget = self._config.rollout.max_new_tokens - 1
     return self._segment.texts(self._tokenizer.encode(text)[:budget])
 
-  def base_samples(self) -> list[traces.Labelled]:
+  def base_samples(self) -> list[traces.Labeled]:
     """What the base policy writes at several temperatures."""
     return [
         item for number, temperature in enumerate((0.7, 0.8, 1.0, 1.2))
         for item in self._sample(self.base, temperature, number)
     ]
 
-  def taught(self) -> list[traces.Labelled]:
+  def taught(self) -> list[traces.Labeled]:
     """What a policy writes that is trained on the truth (which is not ExpRL,
     but makes good traces), while it learns and after."""
     while_learning, self._taught, _ = self._learn(
@@ -112,12 +112,12 @@ class Makers:
     return while_learning + self._sample(self._taught, 1.0, 101)
 
   def adversary(self, judge: Judge,
-                number: int) -> tuple[list[traces.Labelled], dict[str, float]]:
+                number: int) -> tuple[list[traces.Labeled], dict[str, float]]:
     """A policy trained to please the judge, with process or outcome rewards,
     from the base, from the last adversary or from the taught policy.
 
     Returns:
-      Its traces, labelled, and the judge's and the true mean in the end.
+      Its traces, labeled, and the judge's and the true mean in the end.
     """
     kind = ('process', 'outcome')[number % 2]
     scorer = functools.partial(
@@ -130,7 +130,7 @@ class Makers:
     return out, shown
 
   def _sample(self, params: Params, temperature: float,
-              number: int) -> list[traces.Labelled]:
+              number: int) -> list[traces.Labeled]:
     """One sample of every problem."""
     config = dataclasses.replace(
         self._config, rollout=dataclasses.replace(self._config.rollout,
@@ -146,7 +146,7 @@ class Makers:
     return self._label(self._problems, texts)
 
   def _label(self, problems: Sequence[Problem],
-             texts: Sequence[str]) -> list[traces.Labelled]:
+             texts: Sequence[str]) -> list[traces.Labeled]:
     out = [traces.label(p, self.cut(text)) for p, text in zip(problems, texts)]
     return [item for item in out if item.steps]
 
@@ -155,11 +155,11 @@ class Makers:
 
   def _learn(
       self, params: Params, scorer: base.Scorer, kind: str, number: int,
-      steps: int) -> tuple[list[traces.Labelled], Params, dict[str, float]]:
+      steps: int) -> tuple[list[traces.Labeled], Params, dict[str, float]]:
     """RL from `params` on a scorer, as the main job does it.
 
     Returns:
-      All traces, labelled; the policy in the end; the mean score and the mean
+      All traces, labeled; the policy in the end; the mean score and the mean
       truth of the last step.
     """
     process = kind == 'process'
@@ -179,7 +179,7 @@ class Makers:
     state = optimizer.init_state(  # the updates donate their parameters
         jax.tree.map(jnp.copy, params), config.optim,
         steps * config.optim.updates)
-    out: list[traces.Labelled] = []
+    out: list[traces.Labeled] = []
     shown: dict[str, float] = {}
     for i in range(steps):
       scored = reward(

@@ -1,5 +1,6 @@
-r"""Labelled traces of the tiny world, good and bad, to train its judge on."""
+"""Labeled traces of the tiny world, good and bad, to train its judge on."""
 
+from collections.abc import Callable
 import random
 from typing import NamedTuple
 
@@ -7,70 +8,74 @@ from exprl_jax.tiny import world
 from exprl_jax.types import Problem
 
 
-class Labelled(NamedTuple):
-  """A trace and the truth about it."""
+class Labeled(NamedTuple):
+  """A trace and its true scores."""
 
   problem: Problem
   steps: list[str]  # texts, as the judge is asked about them
-  labels: list[float]  # the truth about every prefix
+  labels: list[float]  # scores in [0, 1] of the trace up to each step
 
 
-def label(problem: Problem, steps: list[str]) -> Labelled:
-  """Labels a trace by program. A step may hold several `###` (merged tail)."""
+def label(problem: Problem, steps: list[str]) -> Labeled:
+  """Labels a trace with world.progress.
+
+  A step may hold several `###`, where steps beyond the cap were merged.
+  """
   pieces = [world.segments_of(step) for step in steps]
   truth = [0.0, *world.progress(problem.solution, sum(pieces, []))]
   count, labels = 0, []
   for piece in pieces:
     count += len(piece)
     labels.append(truth[count])
-  return Labelled(problem, steps, labels)
+  return Labeled(problem, steps, labels)
 
 
 def synthetic(rng: random.Random, s: world.Story) -> str:
-  """A trace of some kind: right, slightly wrong, degenerate or hostile."""
-  kind = rng.choices(tuple(_KINDS), weights=[w for w, _ in _KINDS.values()])[0]
-  text = _KINDS[kind][1](rng, s)
+  """Writes a trace: right, slightly wrong, degenerate or hostile."""
+  kind = rng.choices(tuple(_KINDS),
+                     weights=[k.weight for k in _KINDS.values()])[0]
+  text = _KINDS[kind].write(rng, s)
   if rng.random() < 0.15:
     text = _edit(rng, text)
   if rng.random() < 0.1:
-    text = _cut(rng, text)
+    text = _drop_end(rng, text)
   return text
 
 
-def _statements(rng, s) -> list[str]:
-  """Statements with reading and arithmetic of random quality, no box."""
-  read, slip = rng.random(), rng.choice((0.0, 0.0, 0.1, 0.3, 1.0))
+def _statements(rng: random.Random, s: world.Story) -> list[str]:
+  """Writes statements that read and compute with random quality; no box."""
+  reading, slip = rng.random(), rng.choice((0.0, 0.0, 0.1, 0.3, 1.0))
   total, out = s.start, []
   for (month, verb, n), right in zip(s.steps, s.values()):
-    operator = world.VERBS[verb][rng.random() > read]
+    operator = world.VERBS[verb][rng.random() > reading]
     value = world.apply(operator, total, n)
     if rng.random() < slip:
       value = _slip(rng, value)
     out.append(world.statement(month, total, operator, n, value))
-    # Some traces go on from what they wrote, some find back.
+    # Most go on from what they wrote, others recover.
     total = value if rng.random() < 0.8 else right
   return out
 
 
-def _slip(rng, value: int) -> int:
+def _slip(rng: random.Random, value: int) -> int:
   step = rng.choice((-30, -20, -10, -3, -2, -1, 1, 2, 3, 10, 20, 30))
   return (value + step) % (world.LARGEST + 1)
 
 
-def _right(rng, s) -> list[str]:
+def _right(rng: random.Random, s: world.Story) -> list[str]:
   del rng
   return world.segments_of(s.worked())[:-1]
 
 
-def _answer(s) -> int:
+def _answer(s: world.Story) -> int:
   return s.values()[-1]
 
 
-def _number(rng) -> int:
+def _number(rng: random.Random) -> int:
   return rng.randint(0, world.LARGEST)
 
 
-def _join(*segments) -> str:
+def _join(*segments: str) -> str:
   return ' ### '.join(segments)
 
 
@@ -79,20 +84,20 @@ def _last_result(statements: list[str]) -> int:
 
 
 def mixed(rng: random.Random, s: world.Story) -> str:
-  """Well-formed statements, some of them wrong, and the box they lead to."""
+  """Writes well-formed statements, some wrong, and the box they lead to."""
   statements = _statements(rng, s)
   return _join(*statements, world.box(_last_result(statements)))
 
 
-def _early_box(rng, s):
-  """Stops after some steps, mostly right ones, and boxes what it has."""
+def _early_box(rng: random.Random, s: world.Story) -> str:
+  """Stops after some steps, mostly right, and boxes the last result."""
   statements = (_right if rng.random() < 0.7 else _statements)(rng, s)
   statements = statements[:rng.randint(1, len(statements))]
   return _join(*statements, world.box(_last_result(statements)))
 
 
-def _some_right(rng, s):
-  """Right until some step, then wrong results."""
+def _some_right(rng: random.Random, s: world.Story) -> str:
+  """Goes wrong at some step and stays wrong."""
   statements, start = _right(rng, s), rng.randint(0, len(s.steps))
   for i in range(start, len(statements)):
     words = statements[i].split()
@@ -100,8 +105,8 @@ def _some_right(rng, s):
   return _join(*statements, world.box(_last_result(statements)))
 
 
-def _shuffled(rng, s):
-  """Skipped, repeated or reordered steps."""
+def _shuffled(rng: random.Random, s: world.Story) -> str:
+  """Skips, repeats or reorders steps."""
   statements = (_right if rng.random() < 0.5 else _statements)(rng, s)
   for _ in range(rng.randint(1, 3)):
     i = rng.randrange(len(statements))
@@ -116,8 +121,8 @@ def _shuffled(rng, s):
   return _join(*statements, world.box(_last_result(statements)))
 
 
-def _no_working(rng, s):
-  """Results without working, in several shapes; right or wrong."""
+def _no_working(rng: random.Random, s: world.Story) -> str:
+  """Gives results without working, in several shapes; right or wrong."""
   right = rng.random() < 0.7
   values = [v if right else _slip(rng, v) for v in s.values()]
   shape = rng.choice(
@@ -127,8 +132,8 @@ def _no_working(rng, s):
   return separator.join([*lines, world.box(values[-1])])
 
 
-def _wrong_working(rng, s):
-  """Right results behind working that does not give them, or with extra."""
+def _wrong_working(rng: random.Random, s: world.Story) -> str:
+  """Gives right results that its working does not lead to, or adds to them."""
   out = []
   for (month, _, _), value in zip(s.steps, s.values()):
     value = value if rng.random() < 0.7 else _slip(rng, value)
@@ -142,8 +147,8 @@ def _wrong_working(rng, s):
   return _join(*out, world.box(_answer(s)))
 
 
-def _wrong_months(rng, s):
-  """Right values in the right order, said of other months."""
+def _wrong_months(rng: random.Random, s: world.Story) -> str:
+  """Gives right values in the right order, but for other months."""
   steps = (_right if rng.random() < 0.7 else _statements)(rng, s)
   shift, fixed = rng.randint(1, 11), rng.choice(world.MONTHS)
   rename = rng.choice(
@@ -155,8 +160,8 @@ def _wrong_months(rng, s):
   return _join(*steps, world.box(_last_result(steps)))
 
 
-def _tail(rng, s):
-  """Good work with garbage in its last lines."""
+def _tail(rng: random.Random, s: world.Story) -> str:
+  """Ends good work with garbage in the last lines."""
   steps = (_right if rng.random() < 0.7 else _statements)(rng, s)
   words = [
       *'+-*/=', *world.MONTHS, '###', '}', '.',
@@ -170,13 +175,13 @@ def _tail(rng, s):
     return f'{_join(*lines)} {garbage}'
   at = rng.choice((-1, -1, -2, rng.randint(0, len(lines) - 1)))
   words = lines[at].split()
-  cut = rng.choice((len(words), len(words), rng.randint(1, len(words))))
-  lines[at] = ' '.join([*words[:cut], garbage])
+  kept = rng.choice((len(words), len(words), rng.randint(1, len(words))))
+  lines[at] = ' '.join([*words[:kept], garbage])
   return _join(*lines)
 
 
-def _box_games(rng, s):
-  """The box wrong, alone, missing, early, doubled or followed by more."""
+def _box_games(rng: random.Random, s: world.Story) -> str:
+  """Writes the box wrong, alone, early, twice, followed by more, or not."""
   steps = (_right if rng.random() < 0.6 else _statements)(rng, s)
   box, other = world.box(_answer(s)), world.box(_slip(rng, _answer(s)))
   return rng.choice(
@@ -188,18 +193,21 @@ def _box_games(rng, s):
        lambda: _join(*steps[:rng.randint(0, 2)], box)))()
 
 
-def _loop(rng, s):
-  """Degenerate repetition, the end of a statement over and over."""
+def _loop(rng: random.Random, s: world.Story) -> str:
+  """Repeats the end of a statement over and over."""
   statements = (_right if rng.random() < 0.5 else _statements)(rng, s)
-  keep = rng.randint(0, len(statements) - 1)
-  words = statements[keep].split()
+  kept = rng.randint(0, len(statements) - 1)
+  words = statements[kept].split()
   tail = words[rng.randint(0, 4):]
-  return _join(*statements[:keep], ' '.join(words + tail * rng.randint(1, 4)))
+  return _join(*statements[:kept], ' '.join(words + tail * rng.randint(1, 4)))
 
 
-def _hostile(rng, s):
-  """Forged scores, fences and turns, the prompt's own words, copies of the
-  input, another problem's solution, words that the judge does not know."""
+def _hostile(rng: random.Random, s: world.Story) -> str:
+  """Tries to fool the judge.
+
+  With forged scores, delimiters and turns, the prompt's own words, copies of
+  the input, another problem's solution, words that the judge does not know.
+  """
   code = ' '.join(str(rng.randint(10, 99)) for _ in range(4))
   other = world.story(rng, rng.randint(1, 6), 0.8)
   forged = rng.choice(
@@ -221,8 +229,8 @@ def _hostile(rng, s):
   return rng.choice((' ', ' ### ')).join(parts)
 
 
-def _filler(rng, s):
-  """Words that the judge does not know, perhaps with steps or a box."""
+def _filler(rng: random.Random, s: world.Story) -> str:
+  """Writes words that the judge does not know, perhaps steps or a box."""
   words = rng.choices(('unknown', '.', ',', '5', '###', str(_number(rng))),
                       (30, rng.randint(0, 8), 1, rng.randint(
                           0, 2), rng.randint(0, 4), rng.randint(0, 2)),
@@ -233,15 +241,15 @@ def _filler(rng, s):
   return ' '.join(rng.sample((' '.join(words), more), 2)).strip()
 
 
-def _noise(rng, s):
-  """Random words."""
+def _noise(rng: random.Random, s: world.Story) -> str:
+  """Writes random words."""
   del s
   words = rng.choice((world.WORDS, world.MONTHS + ('=', '###', '+', '-'),
                       tuple(map(str, range(100)))))
   return ' '.join(rng.choices(words, k=rng.randint(1, 40)))
 
 
-def _edit(rng, text: str) -> str:
+def _edit(rng: random.Random, text: str) -> str:
   """Deletes, inserts, replaces or doubles one or two words."""
   words = text.split()
   for _ in range(rng.randint(1, 2)):
@@ -254,18 +262,27 @@ def _edit(rng, text: str) -> str:
   return ' '.join(words)
 
 
-def _cut(rng, text: str) -> str:
+def _drop_end(rng: random.Random, text: str) -> str:
   words = text.split()
   return ' '.join(words[:rng.randint(0, len(words))])
 
 
+class _Kind(NamedTuple):
+  """A way to write a trace, and how often it is drawn."""
+
+  weight: float
+  write: Callable[[random.Random, world.Story], str]
+
+
 _KINDS = {
-    'right': (0.12, lambda rng, s: s.worked()),
-    'misread': (0.08, lambda rng, s: s.worked(rng)), 'mixed': (0.12, mixed),
-    'some_right': (0.08, _some_right), 'early_box': (0.07, _early_box),
-    'wrong_months': (0.08, _wrong_months), 'tail': (0.14, _tail),
-    'filler': (0.06, _filler), 'shuffled': (0.08, _shuffled),
-    'no_working': (0.08, _no_working), 'wrong_working': (0.06, _wrong_working),
-    'box_games': (0.06, _box_games), 'loop': (0.04, _loop),
-    'hostile': (0.06, _hostile), 'noise': (0.03, _noise)
+    'right': _Kind(0.12, lambda rng, s: s.worked()),
+    'misread': _Kind(0.08, lambda rng, s: s.worked(rng)),
+    'mixed': _Kind(0.12, mixed), 'some_right': _Kind(0.08, _some_right),
+    'early_box': _Kind(0.07,
+                       _early_box), 'wrong_months': _Kind(0.08, _wrong_months),
+    'tail': _Kind(0.14, _tail), 'filler': _Kind(0.06, _filler),
+    'shuffled': _Kind(0.08, _shuffled), 'no_working': _Kind(0.08, _no_working),
+    'wrong_working': _Kind(0.06, _wrong_working),
+    'box_games': _Kind(0.06, _box_games), 'loop': _Kind(0.04, _loop),
+    'hostile': _Kind(0.06, _hostile), 'noise': _Kind(0.03, _noise)
 }

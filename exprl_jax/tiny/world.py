@@ -1,21 +1,22 @@
-r"""The tiny world: running-total word problems that a laptop can learn.
+r"""The tiny world: running-total word problems, small enough for a laptop.
 
     question   max has 12 pens . dec loses 8 . jan doubles . how many ?
     trace      dec 12 - 8 = 4 ### jan 4 * 2 = 8 ### \boxed{ 8 }
     reference  by dec 4 by jan 8 \boxed{ 8 }
 
-The trace is how the policy was taught to work: one step per `###`. The
-reference is how a human expert writes: right, terse, without the working.
+The policy is taught to write traces like this one: one step per `###`. The
+reference is written as a human expert would: right, terse, without working.
 
-Four verbs are easy; the text that the policy was pre-trained on reads them
-right nearly always. Seven are hard: most of that text misreads them, each in
-one characteristic way. So the policy has the skill (arithmetic) and little
-coverage of right solutions, which is the setting of ExpRL in small.
+Four verbs are easy: the policy's pre-training text nearly always reads them
+right. Seven are hard: most of that text misreads them, each in one
+characteristic way. So the policy has the skill (arithmetic) but little coverage
+of right solutions, which is the setting of ExpRL on a small scale.
 
 Everything is a deterministic function of a seed.
 `python -m exprl_jax.tiny.assets` rewrites the shipped problem sets.
 """
 
+from collections.abc import Sequence
 import dataclasses
 import json
 import pathlib
@@ -30,7 +31,7 @@ OBJECTS = ('pens', 'cups', 'hats', 'keys', 'nuts', 'figs', 'toys', 'maps',
            'eggs', 'caps', 'pins', 'bags', 'jars', 'rugs', 'lamps', 'coins')
 MONTHS = ('jan', 'feb', 'mar', 'apr', 'may', 'jun', 'jul', 'aug', 'sep', 'oct',
           'nov', 'dec')
-# verb -> (operator, how the pre-training text usually misreads it)
+# verb -> (operator, the one that pre-training text usually misreads it as)
 EASY = {
     'buys': ('+', '-'), 'finds': ('+', '-'), 'loses': ('-', '+'),
     'gives': ('-', '+')
@@ -62,7 +63,7 @@ class Story:
   steps: tuple[tuple[str, str, int], ...]
 
   def question(self) -> str:
-    """What the policy is given."""
+    """Writes the question, which is all that the policy is given."""
     events = ' . '.join(
         f'{month} {verb}' if verb in FIXED_OPERAND else f'{month} {verb} {n}'
         for month, verb, n in self.steps)
@@ -70,7 +71,7 @@ class Story:
             'how many ?')
 
   def values(self) -> list[int]:
-    """The right running total after each step."""
+    """Computes the right running total after each step."""
     total, out = self.start, []
     for _, verb, n in self.steps:
       total = apply(VERBS[verb][0], total, n)
@@ -78,16 +79,16 @@ class Story:
     return out
 
   def reference(self) -> str:
-    """What the judge is given as well: right and terse."""
+    """Writes the reference, which only the judge is given."""
     totals = ' '.join(f'by {step[0]} {value}'
                       for step, value in zip(self.steps, self.values()))
     return f'{totals} \\boxed{{ {self.values()[-1]} }}'
 
   def worked(self, rng: random.Random | None = None, slip: float = 0.0) -> str:
-    """A worked trace. With `rng` it misreads verbs as pre-training text does.
+    """Writes a worked trace.
 
     Args:
-      rng: source of the misreadings; None reads every verb right.
+      rng: misreads verbs as pre-training text does; None: reads all right.
       slip: probability that a step's arithmetic is wrong.
     """
     total, out = self.start, []
@@ -102,29 +103,29 @@ class Story:
     return ' ### '.join([*out, box(total)])
 
   def problem(self, problem_id: str) -> Problem:
-    """The row of a problem file."""
+    """Makes the row of a problem file."""
     return Problem(id=problem_id, question=self.question(),
                    solution=self.reference(), answer=str(self.values()[-1]))
 
 
 def apply(operator: str, a: int, b: int) -> int:
-  """Arithmetic on 0..99: results are clamped, division rounds down."""
+  """Computes on 0..99: results are clamped, division rounds down."""
   result = {'+': a + b, '-': a - b, '*': a * b, '/': a // b}[operator]
   return min(max(result, 0), LARGEST)
 
 
 def statement(month: str, a: int, operator: str, b: int, result: int) -> str:
-  """One step of a trace."""
+  """Writes one step of a trace."""
   return f'{month} {a} {operator} {b} = {result}'
 
 
 def box(value: int) -> str:
-  """The end of a trace."""
+  """Writes the end of a trace."""
   return f'\\boxed{{ {value} }}'
 
 
 def story(rng: random.Random, num_steps: int, hard_share: float) -> Story:
-  """Draws a story in which no step is clamped, rounded or without effect."""
+  """Draws a story whose results are never clamped, rounded or zero."""
   while True:
     first = rng.randrange(12)
     start, steps = rng.randint(2, 20), []
@@ -149,28 +150,29 @@ _BOX = re.compile(r'\\boxed\{ (\d+) \}')
 
 
 def reference_steps(solution: str) -> list[tuple[str, str]]:
-  """(month, value) of each step of a reference."""
+  """Finds (month, value) of each step of a reference."""
   return _REFERENCE_STEP.findall(solution)
 
 
 def progress(solution: str, segments: list[str]) -> list[float]:
-  """The truth that labels the judge's training data, for every prefix.
+  """Scores every prefix of a trace by program.
 
-  It never enters a dense reward: judges are trained on it and measured
-  against it. A step counts when its first well-formed statement has the
-  result that the reference gives for that month; the right box counts double
-  and only as the last segment. The score is the sum over (steps + 2).
+  Judges are trained on these labels and measured against them; they never
+  enter a dense reward. A month counts 1 if the first well-formed statement
+  about it has the result that the reference gives. The right box counts 2, and
+  only as the last segment. The score is the sum over (steps + 2).
 
   Args:
     solution: a reference of this world.
-    segments: a trace cut at its `###`.
+    segments: a trace split at its `###`.
 
   Returns:
     One score in [0, 1] for each prefix of `segments`.
   """
   wanted = dict(reference_steps(solution))
-  answer = _BOX.search(solution).group(1)
-  seen, right, out = set(), 0, []
+  answer = _BOX.findall(solution)[0]
+  seen: set[str] = set()
+  right, out = 0, []
   for segment in segments:
     boxed = 0
     if match := _STATEMENT.fullmatch(segment):
@@ -184,17 +186,17 @@ def progress(solution: str, segments: list[str]) -> list[float]:
 
 
 def segments_of(trace: str) -> list[str]:
-  """Cuts a trace at its `###`; empty segments are dropped."""
+  """Splits a trace at its `###`; empty segments are dropped."""
   pieces = [piece.strip() for piece in trace.split('###')]
   return [piece for piece in pieces if piece]
 
 
 # ---------------------------------------------------------------------------
-# Problem sets. Each has its own seed and leaves out every question of the
-# sets before it, so no two of them overlap.
+# Problem sets. Each has its own seed and leaves out all questions of the sets
+# before it, so no two of them overlap.
 
-# split -> (seed, size, share of hard verbs). With hard verbs alone right
-# samples are so rare that a sparse reward starves.
+# split -> (seed, size, share of hard verbs). With hard verbs alone, right
+# samples are so rare that a sparse reward finds next to nothing.
 SPLITS = {
     'train': (1, 512, 1.0), 'validation': (2, 128, 1.0), 'test': (3, 128, 1.0),
     'judge_train': (4, 4096, 0.85), 'judge_accept': (5, 256, 0.85)
@@ -202,10 +204,11 @@ SPLITS = {
 
 
 def stories(split: str) -> list[Story]:
-  """The stories of a split; six steps each."""
-  taken = set()
+  """Draws the stories of a split; six steps each."""
+  taken: set[str] = set()
   for name, (seed, size, hard_share) in SPLITS.items():
-    rng, out = random.Random(f'{name}-{seed}'), []
+    rng = random.Random(f'{name}-{seed}')
+    out: list[Story] = []
     while len(out) < size:
       candidate = story(rng, MAX_STEPS, hard_share)
       if candidate.question() not in taken:
@@ -217,18 +220,18 @@ def stories(split: str) -> list[Story]:
 
 
 def problems(split: str) -> list[Problem]:
-  """The problems of a split, in the order of their ids."""
+  """Makes the problems of a split, in the order of their ids."""
   return [s.problem(f'{split}-{i:04d}') for i, s in enumerate(stories(split))]
 
 
 class PretrainingText:
-  """What the tiny policy read before: worked traces, hard verbs misread.
+  """The tiny policy's pre-training text: worked traces, hard verbs misread.
 
   A random-access sequence: row i is a function of (seed, i) alone. Six of ten
   problems have one to three steps. The questions of SPLITS never occur.
   """
 
-  def __init__(self, size: int, seed: int = 0):
+  def __init__(self, size: int, seed: int = 0) -> None:
     self._size, self._seed = size, seed
     self._held_out = {s.question() for split in SPLITS for s in stories(split)}
 
@@ -248,8 +251,16 @@ class PretrainingText:
                    solution=s.worked(rng), answer=str(s.values()[-1]))
 
 
-def named(name: str, limit: int = 0):
-  """The problems of a split, or 'pretraining'; `limit` rows if positive."""
+def named(name: str, limit: int = 0) -> Sequence[Problem] | PretrainingText:
+  """Makes the problems of a split, or of 'pretraining'.
+
+  Args:
+    name: of the split.
+    limit: rows, if positive.
+
+  Raises:
+    InputError: there is no such split.
+  """
   if name == 'pretraining':
     return PretrainingText(limit or 2**20)
   if name not in SPLITS:

@@ -1,0 +1,111 @@
+"""The engine's sizes: what its programs are compiled for."""
+
+import dataclasses
+
+import jax
+import numpy as np
+
+from exprl_jax.models import paged
+from exprl_jax.models.config import ModelConfig
+from exprl_jax.runtime import mesh as mesh_lib
+from exprl_jax.types import InputError
+
+_MEMORY_SHARE = 0.9  # of a device's free memory that pages may take
+_PASS_TOKENS = 1024  # on each device, of a prefill pass
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+  """The engine's sizes.
+
+  Attributes:
+    slots: rows that decode at a time, on all devices together.
+    max_tokens: of a row, prompt and completion.
+    page: tokens in a page.
+    pages: on each device, of every layer; 0: enough for all slots at
+      max_tokens, or what fits into 90 % of the free memory.
+    chunk: tokens that a row decodes before the host looks again.
+    prefill: tokens of a prompt in one prefill pass.
+    dtype: of the pages: that of the model, or 'int8'.
+    kernel: one of paged.KERNELS.
+    ahead: launch a chunk before the results of the last one are read, so that
+      the device never waits for the host. None: except on CPUs.
+    widths: of prefill passes; each job takes the one that wastes least. One
+      program is compiled for each, when it is first needed. (): `prefill`
+      alone, for prompts of similar length.
+    config_section: section of the config that the sizes come from, for errors.
+  """
+
+  slots: int
+  max_tokens: int
+  page: int = 128
+  pages: int = 0
+  chunk: int = 32
+  prefill: int = 256
+  dtype: str = 'float32'
+  kernel: str = 'auto'
+  ahead: bool | None = None
+  widths: tuple[int, ...] = ()
+  config_section: str = 'rollout'
+
+  @property
+  def columns(self) -> int:
+    """Columns of a page table. Prefill passes may end behind max_tokens."""
+    return self.pages_for(self.max_tokens + self.prefill)
+
+  def pages_for(self, tokens: int) -> int:
+    """How many pages hold so many tokens."""
+    return -(-tokens // self.page)
+
+  def prefill_widths(self) -> tuple[int, ...]:
+    """Tokens a row that a prefill pass may have."""
+    return self.widths or (self.prefill,)
+
+  def prefill_rows(self, width: int, devices: int) -> list[int]:
+    """Rows on each device that a prefill pass of `width` tokens may have."""
+    most = max(1, min(self.slots // devices, _PASS_TOKENS // width))
+    if not self.widths:
+      return [most]
+    return [rows for k in range(3) if (rows := most // 4**k)]
+
+
+def resolve(options: Options, model: ModelConfig,
+            mesh: jax.sharding.Mesh) -> Options:
+  """Replaces what is left to the engine by what the mesh and memory want.
+
+  Slots are rounded up to a multiple of the devices.
+
+  Raises:
+    InputError: the pages cannot hold a single row.
+  """
+  devices = mesh_lib.batch_parts(mesh)
+  slots = -(-options.slots // devices) * devices
+  ahead = options.ahead
+  if ahead is None:
+    ahead = mesh.devices.flat[0].platform != 'cpu'
+  pages = options.pages or _pages_that_fit(options, model, mesh,
+                                           slots // devices)
+  options = dataclasses.replace(
+      options, slots=slots, ahead=ahead, pages=pages,
+      kernel=paged.choose(options.kernel, options.dtype))
+  # A row, the dummy page, and a copy of the row's last, partial page.
+  least = options.pages_for(options.max_tokens) + 2
+  if pages < least:
+    raise InputError(
+        f'{options.config_section}.pages={pages} of {options.page} tokens: a '
+        f'row of {options.max_tokens} tokens needs {least}')
+  return options
+
+
+def _pages_that_fit(options: Options, model: ModelConfig,
+                    mesh: jax.sharding.Mesh, slots: int) -> int:
+  """Pages for all slots of a device at max_tokens, or as memory allows."""
+  wanted = slots * (options.pages_for(options.max_tokens) + 1) + 2
+  memory = mesh.local_devices[0].memory_stats() or {}
+  if 'bytes_limit' not in memory:
+    return wanted
+  free = memory['bytes_limit'] - memory['bytes_in_use']
+  page_bytes = paged.token_bytes(model, options.dtype) * options.page
+  fit = int(_MEMORY_SHARE * free * mesh.shape['tensor'] / page_bytes)
+  # All processes must take the same.
+  return min(wanted, int(np.min(mesh_lib.gather(np.asarray(fit, np.int32)))))
