@@ -1,6 +1,6 @@
 """The command: python -m exprl_jax.main --config=configs/tiny.py.
 
-Flags after it override any key of exprl_jax/config.py:
+Flags after it override any key of exprl_jax/config/schema.py:
 --config.seed=1 --config.optim.lr=3e-4. `--help` lists the rest.
 """
 
@@ -15,6 +15,7 @@ import ml_collections
 from ml_collections import config_flags
 
 from exprl_jax import config as config_lib
+from exprl_jax.config import files
 from exprl_jax.types import InputError
 
 # config.run -> the function (config, workdir) -> rows that does it. Imported
@@ -78,7 +79,7 @@ def parse(
 
 
 def _take_config(argv: list[str]) -> tuple[str, list[str]]:
-  """Takes --config=PATH (or --config PATH) out of a command line."""
+  """Takes --config=PATH[:ARGUMENT] (or --config PATH) out of a command line."""
   rest, path, args = [], '', iter(argv)
   for arg in args:
     name, equals, value = arg.lstrip('-').partition('=')
@@ -94,8 +95,7 @@ def _take_config(argv: list[str]) -> tuple[str, list[str]]:
 def compared(config: config_lib.Config, path: str) -> config_lib.Config:
   """The config that `config.compare` names, on the same problems, samples and
   steps: the two differ by reward, credit, loss and optimiser."""
-  other = config_lib.freeze(
-      config_lib.load(str(pathlib.Path(path).parent / config.compare)))
+  other = config_lib.freeze(config_lib.load(files.beside(path, config.compare)))
   return dataclasses.replace(
       other, compare='', **{
           key: getattr(config, key)
@@ -153,13 +153,14 @@ def main(argv: list[str]) -> None:
   first = jax.process_index() == 0
   show = print if first else lambda *args, **kw: None
   workdir = pathlib.Path(
-      found.workdir or tempfile.mkdtemp(prefix=f'{pathlib.Path(path).stem}-'))
+      found.workdir
+      or tempfile.mkdtemp(prefix=f'{files.title(path).replace(":", "-")}-'))
   checkpoint.check_workdir(workdir, config)
   show(f'workdir {workdir}', flush=True)
   results = []
   for i, (name, cfg) in enumerate(runs):
     folder = workdir if i == 0 else workdir / 'compare'
-    title = f'{pathlib.Path(name).stem}, seed {cfg.seed}'
+    title = f'{files.title(name)}, seed {cfg.seed}'
     show(f'\n{title}', flush=True)
     module, function = _RUNS[cfg.run]
     rows = getattr(importlib.import_module(module), function)(cfg, folder)

@@ -4,7 +4,7 @@
 #   launch/tpu_vm.sh [--dry_run] NAME ZONE TYPE --config=configs/... [flags]
 #
 # e.g. launch/tpu_vm.sh exprl-4b us-east5-b v6e-8 \
-#        --config=configs/qwen3_4b/exprl_process.py
+#        --config=configs/qwen3_4b.py:exprl_process
 #
 # The working tree is copied and installed there; the run goes on in tmux when
 # the connection breaks, and a second call resumes it. --dry_run prints the

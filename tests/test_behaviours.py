@@ -138,7 +138,7 @@ def test_what_cannot_be_read_is_tried_again(reader, monkeypatch):
 def test_a_judge_that_cannot_count_is_reported(tmp_path, monkeypatch):
   """The tiny judge writes no JSON; what it has said is not asked again."""
   flags = [
-      '--config=configs/tiny_evaluate.py', f'--workdir={tmp_path}',
+      '--config=configs/tiny.py:evaluate', f'--workdir={tmp_path}',
       '--config.eval.limit=2', '--config.eval.samples=1',
       '--config.eval.ks=(1,)', '--config.eval.models=()',
       '--config.eval.diagnose=0', '--config.eval.unlocked_k=0',

@@ -223,7 +223,7 @@ TINY = [
 
 def run(workdir, *flags):
   main.main([
-      '--config=configs/tiny_evaluate.py', f'--workdir={workdir}', *TINY, *flags
+      '--config=configs/tiny.py:evaluate', f'--workdir={workdir}', *TINY, *flags
   ])
   return metrics_lib.read(workdir / 'metrics.jsonl')
 

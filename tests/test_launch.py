@@ -26,7 +26,7 @@ def gke():
 
 def job(gke, slice_name):
   text = gke.manifest('run-1', slice_name, 'image', 'bucket', 'account', 3,
-                      ['--config=configs/tiny.py', '--config.seed=1'])
+                      ['--config=configs/tiny.py:grpo', '--config.seed=1'])
   return yaml.safe_load(text)
 
 
@@ -40,7 +40,7 @@ def test_jobset_runs_the_command_on_the_whole_slice(gke):
     (container,) = pod['containers']
     assert container['command'] == ['python', '-m', 'exprl_jax.main']
     assert container['args'] == [
-        '--config=configs/tiny.py', '--config.seed=1',
+        '--config=configs/tiny.py:grpo', '--config.seed=1',
         '--workdir=/bucket/runs/run-1'
     ]
     assert container['resources']['limits']['google.com/tpu'] == chips
@@ -67,14 +67,14 @@ def test_sweep_is_the_product():
 
   def run(*args):
     return subprocess.run([
-        sys.executable, LAUNCH / 'sweep.py', '--dry_run', '--config=c.py',
+        sys.executable, LAUNCH / 'sweep.py', '--dry_run', '--config=c.py:grpo',
         '--root=/r', *args
     ], text=True, capture_output=True)
 
   out = run('--set=config.seed=0,1', '--set=config.optim.lr=1', '--',
             '--config.compare=')
   assert [line.split()[3:] for line in out.stdout.splitlines()] == [[
-      '--config=c.py', f'--config.seed={s}', '--config.optim.lr=1',
+      '--config=c.py:grpo', f'--config.seed={s}', '--config.optim.lr=1',
       '--config.compare=', f'--workdir=/r/seed={s}-lr=1'
   ] for s in '01']
   bad = run('--set=config.seed')
@@ -87,10 +87,10 @@ def test_tpu_vm_dry_run_prints_the_command():
     return subprocess.run(['bash', LAUNCH / 'tpu_vm.sh', *args], text=True,
                           capture_output=True)
 
-  out = run('--dry_run', 'n', 'zone', 'v6e-8', '--config=configs/tiny.py',
+  out = run('--dry_run', 'n', 'zone', 'v6e-8', '--config=configs/tiny.py:sft',
             "--config.run=a b")
-  assert out.returncode == 0
-  assert 'exprl_jax.main --config=configs/tiny.py' in out.stdout
+  assert out.returncode == 0, out.stderr
+  assert 'exprl_jax.main --config=configs/tiny.py:sft' in out.stdout
   assert run('n', 'zone').returncode == 2
   assert 'one of' in run('--dry_run', 'n', 'z', 'v9-8', '--config=c').stderr
 

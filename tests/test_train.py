@@ -28,8 +28,9 @@ GROUPS = ['--config.rollout.group_size=4']
 
 
 def run(config, workdir, *flags):
-  main.main(
-      [f'--config=configs/{config}.py', f'--workdir={workdir}', *SHORT, *flags])
+  """Runs a config named by its title: tiny, or tiny:grpo."""
+  path = config.replace('tiny', 'configs/tiny.py')
+  main.main([f'--config={path}', f'--workdir={workdir}', *SHORT, *flags])
   return metrics.read(workdir / 'metrics.jsonl')
 
 
@@ -55,7 +56,7 @@ def test_the_main_job_in_short(tmp_path, capsys):
   rows = run('tiny', tmp_path, *GROUPS)
   out = capsys.readouterr().out
   assert f'workdir {tmp_path}' in out
-  assert 'tiny, seed 0' in out and 'tiny_grpo, seed 0' in out
+  assert 'tiny, seed 0' in out and 'tiny:grpo, seed 0' in out
   assert 'pass@1 before' in out
   steps = [r for r in rows if 'policy/loss' in r]
   assert [r['step'] for r in steps] == [1, 2, 3]
@@ -84,17 +85,17 @@ def test_the_main_job_in_short(tmp_path, capsys):
 
 
 @pytest.mark.parametrize('config, flags, names', [
-    ('tiny_outcome', GROUPS, ['judge/score_mass', 'policy/clip_frac_low']),
-    ('tiny_grpo', [
+    ('tiny:outcome', GROUPS, ['judge/score_mass', 'policy/clip_frac_low']),
+    ('tiny:grpo', [
         *GROUPS, '--config.loss.kl_in=reward', '--config.loss.kl=k1',
         '--config.credit.rule=rloo', '--config.rollout.overlong=mask'
     ], ['mismatch/is_ess']),
-    ('tiny_sft', [], ['sft/loss', 'perf/packing_fill']),
-    ('tiny_self_distill', GROUPS, ['teacher/gap']),
-    ('tiny_self_distill', [
+    ('tiny:sft', [], ['sft/loss', 'perf/packing_fill']),
+    ('tiny:self_distill', GROUPS, ['teacher/gap']),
+    ('tiny:self_distill', [
         *GROUPS, '--config.loss.kind=exact_kl', '--config.rollout.overlong=mask'
     ], ['policy/entropy']),
-    ('tiny_stage2', [
+    ('tiny:stage2', [
         *GROUPS, '--config.select.drop_zero_spread=True',
         '--config.select.tries=1', '--config.select.curriculum=1'
     ], [
@@ -122,7 +123,7 @@ def test_every_recipe_runs(tmp_path, config, flags, names):
 
 def test_distilling_the_exact_kl_brings_the_policy_to_its_teacher(tmp_path):
   """Its loss is the KL itself: it falls."""
-  rows = run('tiny_self_distill', tmp_path, *GROUPS, '--config.steps=25',
+  rows = run('tiny:self_distill', tmp_path, *GROUPS, '--config.steps=25',
              '--config.loss.kind=exact_kl', '--config.optim.lr=1e-3',
              '--config.data.limit=8', '--config.eval.problems=')
   losses = [r['policy/loss'] for r in rows]
@@ -135,7 +136,7 @@ def test_stages_are_handed_over_by_workdir_or_checkpoint(tmp_path):
   run('tiny', tmp_path / 'one', *GROUPS, '--config.compare=',
       '--config.policy.lora_rank=2', '--config.steps=1')
   rows = [
-      run('tiny_stage2', tmp_path / f'two{i}', *GROUPS,
+      run('tiny:stage2', tmp_path / f'two{i}', *GROUPS,
           f'--config.policy.init={init}', '--config.steps=1')
       for i, init in enumerate((tmp_path / 'one', f'{tmp_path / "one"}@1'))
   ]
@@ -172,7 +173,7 @@ def test_domains_have_templates_prompts_and_credit_of_their_own(tmp_path):
 def test_nothing_to_train_on_stops_the_run(tmp_path):
   """Two samples at temperature 0 are the same: no group has a spread."""
   with pytest.raises(RuntimeError, match='2 steps in a row without a row'):
-    run('tiny_stage2', tmp_path, '--config.rollout.group_size=2',
+    run('tiny:stage2', tmp_path, '--config.rollout.group_size=2',
         '--config.rollout.temperature=0', '--config.select.tries=0',
         '--config.select.drop_zero_spread=True', '--config.select.max_empty=2',
         '--config.eval.problems=')
@@ -225,20 +226,17 @@ def test_a_run_is_a_function_of_its_seed(tmp_path):
 
 
 def test_the_sft_loss_falls_on_its_own_rows(tmp_path):
-  rows = run('tiny_sft', tmp_path, '--config.steps=40', '--config.data.limit=8',
+  rows = run('tiny:sft', tmp_path, '--config.steps=40', '--config.data.limit=8',
              '--config.eval.problems=', '--config.optim.warmup_steps=1')
   losses = [r['sft/loss'] for r in rows if 'sft/loss' in r]
   assert losses[-1] < 0.5 * losses[0]
 
 
 def test_evaluate_a_workdir(tmp_path):
-  run('tiny_grpo', tmp_path / 'run', *GROUPS, '--config.steps=1')
-  config = tmp_path / 'evaluate.py'
-  config.write_text(
-      pathlib.Path('configs/tiny_grpo.py').read_text().replace(
-          "c.run = 'train'", "c.run = 'evaluate'"))
+  run('tiny:grpo', tmp_path / 'run', *GROUPS, '--config.steps=1')
   main.main([
-      f'--config={config}', f'--workdir={tmp_path / "out"}', *SHORT,
+      '--config=configs/tiny.py:grpo', '--config.run=evaluate',
+      f'--workdir={tmp_path / "out"}', *SHORT,
       f'--config.policy.init={tmp_path / "run"}'
   ])
   (row,) = metrics.read(tmp_path / 'out/metrics.jsonl')
@@ -288,7 +286,7 @@ def test_mistakes_are_reported_before_anything_is_written(tmp_path):
 
 
 def test_a_workdir_of_another_run_is_left_alone(tmp_path):
-  run('tiny_grpo', tmp_path / 'w', *GROUPS, '--config.steps=1')
+  run('tiny:grpo', tmp_path / 'w', *GROUPS, '--config.steps=1')
   before = sorted(p.name for p in (tmp_path / 'w').iterdir())
   bad('holds another run: credit.first, credit.rule', tmp_path, *GROUPS)
   assert sorted(p.name for p in (tmp_path / 'w').iterdir()) == before
@@ -412,5 +410,5 @@ def test_a_solution_that_does_not_fit_is_named_before_anything_is_written(
   path = tmp_path / 'rows.jsonl'
   path.write_text(json.dumps({'question': 'q', 'solution': 'by dec 4 ' * 17}))
   with pytest.raises(InputError, match='problem 1: its solution has 52 tokens'):
-    run('tiny_sft', tmp_path / 'w', f'--config.data.train={path}')
+    run('tiny:sft', tmp_path / 'w', f'--config.data.train={path}')
   assert not (tmp_path / 'w').exists()

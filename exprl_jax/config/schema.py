@@ -9,13 +9,12 @@ ConfigDict.
 
 import dataclasses
 import difflib
-import importlib.util
-import pathlib
 from typing import Any
 
 from etils import epath
 import ml_collections
 
+from exprl_jax.config import files
 from exprl_jax.types import InputError
 
 
@@ -412,22 +411,16 @@ MINIMUM = {
 
 
 def load(path: str) -> ml_collections.ConfigDict:
-  """Runs `get_config` of a file and lays the result over the defaults.
+  """Lays what a config file returns over the defaults.
+
+  Args:
+    path: FILE.py or FILE.py:ARGUMENT.
 
   Raises:
-    InputError: no such file, no get_config in it, or a key that is unknown
-      or of another type.
+    InputError: the file cannot be read (files.read), or a key is unknown or of
+      another type.
   """
-  file = pathlib.Path(path)
-  if file.suffix != '.py' or not file.is_file():
-    raise InputError(f'--config={path}: no such file; try configs/tiny.py')
-  spec = importlib.util.spec_from_file_location(file.stem, file)
-  module = importlib.util.module_from_spec(spec)
-  try:
-    spec.loader.exec_module(module)
-    given = module.get_config()
-  except Exception as e:
-    raise InputError(f'--config={path}: {type(e).__name__}: {e}') from e
+  given = files.read(path)
   full = ml_collections.ConfigDict(dataclasses.asdict(Config()))
   _overlay(full, given, '', path)
   return full

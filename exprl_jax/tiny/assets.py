@@ -3,8 +3,8 @@
     python -m exprl_jax.tiny.assets
 
 The problem sets, and for the tiny policy and judge the tokenizer, the chat
-template and config.json. The weights are made by configs/tiny_policy.py and
-configs/tiny_judge.py.
+template and config.json. The weights are made by configs/tiny.py:policy and
+configs/tiny.py:judge.
 """
 
 import json
