@@ -42,7 +42,7 @@ mkdir -p exprl_jax && tar -xzf exprl_jax.tar.gz -C exprl_jax
 cd exprl_jax
 python3 -m pip install -q --user uv  # TPU VM images have too old a Python
 ~/.local/bin/uv venv -q --allow-existing --python 3.12 ~/venv
-~/.local/bin/uv pip install -q --python ~/venv -e '.[tpu,gcs]'
+~/.local/bin/uv pip install -q --python ~/venv -e '.[tpu]'
 export JAX_COMPILATION_CACHE_DIR=\$HOME/compilation_cache
 tmux new-session -A -s run \
   \"~/venv/bin/python -m exprl_jax.main $flags--workdir=\$HOME/runs/$name\""

@@ -2,13 +2,16 @@
 
 import importlib.util
 import pathlib
+import re
 import subprocess
 import sys
+import tomllib
 
 import pytest
 import yaml
 
 LAUNCH = pathlib.Path('launch')
+PROJECT = tomllib.loads(pathlib.Path('pyproject.toml').read_text())
 
 
 def load(name):
@@ -101,3 +104,21 @@ def test_gke_dry_run_prints_yaml():
       '--bucket=b', '--', '--config=c.py'
   ], text=True, capture_output=True, check=True)
   assert yaml.safe_load(out.stdout)['kind'] == 'JobSet'
+
+
+def test_launchers_install_extras_that_exist():
+  for name in ('Dockerfile', 'tpu_vm.sh'):
+    (extras,) = re.findall(r"-e '\.\[(.+)\]'", (LAUNCH / name).read_text())
+    assert set(extras.split(',')) <= set(
+        PROJECT['project']['optional-dependencies']), name
+
+
+def test_every_file_of_the_package_is_installed():
+  """What is not a module has to match a pattern of package-data."""
+  root = pathlib.Path('exprl_jax')
+  patterns = PROJECT['tool']['setuptools']['package-data']['exprl_jax']
+  assert not [
+      path for path in root.rglob('*') if path.is_file() and path.suffix not in
+      ('.py', '.pyc') and path.relative_to(root) not in
+      {p.relative_to(root) for pattern in patterns for p in root.glob(pattern)}
+  ]
