@@ -7,8 +7,12 @@ import subprocess
 import sys
 import tomllib
 
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 import pytest
 import yaml
+
+import exprl_jax
 
 LAUNCH = pathlib.Path('launch')
 PROJECT = tomllib.loads(pathlib.Path('pyproject.toml').read_text())
@@ -117,8 +121,42 @@ def test_every_file_of_the_package_is_installed():
   """What is not a module has to match a pattern of package-data."""
   root = pathlib.Path('exprl_jax')
   patterns = PROJECT['tool']['setuptools']['package-data']['exprl_jax']
-  assert not [
-      path for path in root.rglob('*') if path.is_file() and path.suffix not in
-      ('.py', '.pyc') and path.relative_to(root) not in
-      {p.relative_to(root) for pattern in patterns for p in root.glob(pattern)}
+  installed = {path for pattern in patterns for path in root.glob(pattern)}
+  assert {
+      path for path in root.rglob('*')
+      if path.is_file() and path.suffix not in ('.py', '.pyc')
+  } <= installed
+
+
+def test_the_citation_is_of_this_version():
+  citation = yaml.safe_load(pathlib.Path('CITATION.cff').read_text())
+  assert citation['version'] == exprl_jax.__version__
+  assert citation['license'] == PROJECT['project']['license']
+
+
+def test_hosted_ci_runs_the_script_on_the_versions_that_are_claimed():
+  workflow = yaml.safe_load(
+      pathlib.Path('.github/workflows/ci.yml').read_text())
+  job = workflow['jobs']['test']
+  assert job['steps'][-1] == {'run': 'bash .ci/run'}
+  claimed = [
+      name.split()[-1]
+      for name in PROJECT['project']['classifiers']
+      if name.startswith('Programming Language :: Python ::')
   ]
+  assert job['strategy']['matrix']['python'] == claimed
+
+
+def test_the_constraints_are_within_the_requirements():
+  """constraints.txt pins every dependency, to a version that is allowed."""
+  pinned = dict(
+      line.split('==')
+      for line in pathlib.Path('constraints.txt').read_text().splitlines()
+      if line and not line.startswith('#'))
+  project = PROJECT['project']
+  needed = map(
+      Requirement,
+      project['dependencies'] + project['optional-dependencies']['test'])
+  for requirement in needed:
+    version = pinned[canonicalize_name(requirement.name)]
+    assert requirement.specifier.contains(version), requirement
