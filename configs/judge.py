@@ -1,4 +1,4 @@
-r"""Judges traces, and says how far the verdicts can be trusted.
+r"""Judges traces, and says how far the judgments can be trusted.
 
   python -m exprl_jax.main --config=configs/judge.py \
     --config.judge.init=MODEL --config.judge.template=math \

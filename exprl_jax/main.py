@@ -1,38 +1,32 @@
 """The command: python -m exprl_jax.main --config=configs/tiny.py.
 
-Flags after it override any key of exprl_jax/config.py:
+Flags after it override any key of exprl_jax/config/schema.py:
 --config.seed=1 --config.optim.lr=3e-4. `--help` lists the rest.
 """
 
+from collections.abc import Callable
 import dataclasses
 import importlib
 import pathlib
 import sys
 import tempfile
+from typing import Any
 
 from absl import flags, logging
 import ml_collections
 from ml_collections import config_flags
 
 from exprl_jax import config as config_lib
+from exprl_jax.config import files
+from exprl_jax.config.load import RENAMED
 from exprl_jax.types import InputError
 
-# config.run -> the function (config, workdir) -> rows that does it. Imported
+# Run modes without a workdir: runs/RUN.py has `RUN(config)`. The others have
+# `RUN(config, workdir)` and return the rows of metrics.jsonl. They are imported
 # when needed, so that a misspelt flag is reported at once.
-_RUNS = {
-    'train': ('exprl_jax.runs.train', 'train'),
-    'sft': ('exprl_jax.runs.sft', 'sft'),
-    'evaluate': ('exprl_jax.runs.evaluate', 'compare'),
-    'judge': ('exprl_jax.runs.judge', 'judge'),
-    'train_judge': ('exprl_jax.runs.train_judge', 'train_judge'),
-}
-
-# Likewise, of runs that write no workdir: (config) -> None.
-_TOOLS = {
-    'sample': ('exprl_jax.runs.sample', 'generate'),
-    'prepare': ('exprl_jax.runs.rubrics', 'prepare'),
-    'export': ('exprl_jax.runs.export', 'export'),
-}
+_WITHOUT_WORKDIR = ('sample', 'rubrics', 'export')
+# Run modes with a report of their own.
+_OWN_REPORT = ('judge', 'evaluate')
 
 
 def parse(
@@ -46,39 +40,43 @@ def parse(
   Raises:
     InputError: a flag, a key or a value that cannot be.
   """
-  found = flags.FlagValues()
+  known = flags.FlagValues()
   flags.DEFINE_string(
       'workdir', '', 'Where the run writes. A folder of the same run is '
       'resumed; by default a fresh one is made and its path printed.',
-      flag_values=found)
+      flag_values=known)
   flags.DEFINE_bool(
       'dry_run', False, 'Check the config, the data and the models, print one '
-      'prompt of each kind, and stop.', flag_values=found)
+      'prompt of each kind, and stop.', flag_values=known)
   flags.DEFINE_string(
       'distributed', '', "Of several processes: 'auto' on TPU slices and GKE, "
       'HOST:PORT,PROCESSES,INDEX elsewhere. All see the same --workdir.',
-      flag_values=found)
+      flag_values=known)
   flags.DEFINE_bool('verbose', False, 'Log what the libraries do.',
-                    flag_values=found)
+                    flag_values=known)
   if '--help' in argv:
-    print(f'{__doc__}\n{found.get_help()}')
+    print(f'{__doc__}\n{known.get_help()}')
     sys.exit(0)
   path, rest = _take_config(argv)
   values = config_lib.load(path)
   try:
-    config_flags.DEFINE_config_dict('config', values, flag_values=found,
+    config_flags.DEFINE_config_dict('config', values, flag_values=known,
                                     sys_argv=rest)
-    more = found(['main', *rest])[1:]
+    more = known(['main', *rest])[1:]
   except (flags.Error, AttributeError, KeyError) as e:
+    for name, new in RENAMED.items():
+      if any(arg.startswith(f'--config.{name}=') for arg in rest):
+        raise InputError(
+            f'command line: config.{name} was renamed to {new}') from None
     text = ' '.join(str(e.args[0] if e.args else e).split())
     raise InputError(f'command line: {text}') from None
   if more:
     raise InputError(f'command line: {more[0]!r} is not a flag')
-  return path, values, found
+  return path, values, known
 
 
 def _take_config(argv: list[str]) -> tuple[str, list[str]]:
-  """Takes --config=PATH (or --config PATH) out of a command line."""
+  """Takes --config=PATH[:ARGUMENT] (or --config PATH) out of a command line."""
   rest, path, args = [], '', iter(argv)
   for arg in args:
     name, equals, value = arg.lstrip('-').partition('=')
@@ -93,9 +91,8 @@ def _take_config(argv: list[str]) -> tuple[str, list[str]]:
 
 def compared(config: config_lib.Config, path: str) -> config_lib.Config:
   """The config that `config.compare` names, on the same problems, samples and
-  steps: the two differ by reward, credit, loss and optimiser."""
-  other = config_lib.freeze(
-      config_lib.load(str(pathlib.Path(path).parent / config.compare)))
+  steps: the two differ by reward, credit, loss and optimizer."""
+  other = config_lib.freeze(config_lib.load(files.beside(path, config.compare)))
   return dataclasses.replace(
       other, compare='', **{
           key: getattr(config, key)
@@ -128,44 +125,52 @@ def main(argv: list[str]) -> None:
   Raises:
     InputError: something in it, or in what it names, is not as it should be.
   """
-  path, values, found = parse(argv)
-  logging.set_verbosity(logging.INFO if found.verbose else logging.WARNING)
-  config = config_lib.freeze(values)
-  if found.distributed:
-    join(found.distributed)
+  # 1. The command line and the config.
+  path, values, given = parse(argv)
+  logging.set_verbosity(logging.INFO if given.verbose else logging.WARNING)
+  from exprl_jax.runs import recipes
+  config = recipes.freeze(values)
+  if given.distributed:
+    join(given.distributed)
   runs = [(path, config)]
   if config.compare:
     runs.append((config.compare, compared(config, path)))
-  if found.dry_run:
+  # 2. Modes without a workdir.
+  if given.dry_run:
     from exprl_jax.runs import dry_run
     dry_run.dry_run(config)
     return
-  if config.run in _TOOLS:
-    module, function = _TOOLS[config.run]
-    getattr(importlib.import_module(module), function)(config)
+  if config.run in _WITHOUT_WORKDIR:
+    run_mode(config.run)(config)
     return
+  # 3. The others, each in its folder.
   import jax
 
-  from exprl_jax.runtime import checkpoints as checkpoint
   from exprl_jax.runtime import report
-  if jax.process_count() > 1 and not found.workdir:
+  from exprl_jax.runtime import workdir as workdir_lib
+  if jax.process_count() > 1 and not given.workdir:
     raise InputError('--workdir is missing: several processes need the same')
   first = jax.process_index() == 0
-  show = print if first else lambda *args, **kw: None
-  workdir = pathlib.Path(
-      found.workdir or tempfile.mkdtemp(prefix=f'{pathlib.Path(path).stem}-'))
-  checkpoint.check_workdir(workdir, config)
-  show(f'workdir {workdir}', flush=True)
+  prefix = files.title(path).replace(':', '-')
+  workdir = pathlib.Path(given.workdir or tempfile.mkdtemp(prefix=f'{prefix}-'))
+  workdir_lib.check(workdir, config)
+  if first:
+    print(f'workdir {workdir}', flush=True)
   results = []
   for i, (name, cfg) in enumerate(runs):
     folder = workdir if i == 0 else workdir / 'compare'
-    title = f'{pathlib.Path(name).stem}, seed {cfg.seed}'
-    show(f'\n{title}', flush=True)
-    module, function = _RUNS[cfg.run]
-    rows = getattr(importlib.import_module(module), function)(cfg, folder)
+    title = f'{files.title(name)}, seed {cfg.seed}'
+    if first:
+      print(f'\n{title}', flush=True)
+    rows = run_mode(cfg.run)(cfg, folder)
     results.append(report.Result(title, cfg, folder, rows))
-  if first and config.run not in ('judge', 'evaluate'):  # have their own
+  if first and config.run not in _OWN_REPORT:
     report.write(workdir, results)
+
+
+def run_mode(name: str) -> Callable[..., Any]:
+  """The function of runs/NAME.py that is called as its module."""
+  return getattr(importlib.import_module(f'exprl_jax.runs.{name}'), name)
 
 
 if __name__ == '__main__':

@@ -29,8 +29,8 @@ class InputError(ValueError):
   """
 
 
-class Checkpoint(NamedTuple):
-  """A line of a rubric: something that a solution establishes."""
+class RubricItem(NamedTuple):
+  """One line of a rubric: something that a solution has to establish."""
 
   text: str
   points: float  # positive
@@ -50,7 +50,7 @@ class Problem:
   answer: str = ''
   domain: str = 'math'
   rubric: str = ''  # as text
-  checkpoints: tuple[Checkpoint, ...] = ()  # its lines, if it has any
+  rubric_items: tuple[RubricItem, ...] = ()  # its lines, if it is a list
 
 
 class Trajectory(NamedTuple):

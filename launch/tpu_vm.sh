@@ -4,7 +4,7 @@
 #   launch/tpu_vm.sh [--dry_run] NAME ZONE TYPE --config=configs/... [flags]
 #
 # e.g. launch/tpu_vm.sh exprl-4b us-east5-b v6e-8 \
-#        --config=configs/qwen3_4b/exprl_process.py
+#        --config=configs/qwen3_4b.py:exprl_process
 #
 # The working tree is copied and installed there; the run goes on in tmux when
 # the connection breaks, and a second call resumes it. --dry_run prints the
@@ -42,7 +42,7 @@ mkdir -p exprl_jax && tar -xzf exprl_jax.tar.gz -C exprl_jax
 cd exprl_jax
 python3 -m pip install -q --user uv  # TPU VM images have too old a Python
 ~/.local/bin/uv venv -q --allow-existing --python 3.12 ~/venv
-~/.local/bin/uv pip install -q --python ~/venv -e '.[tpu,gcs]'
+~/.local/bin/uv pip install -q --python ~/venv -e '.[tpu]'
 export JAX_COMPILATION_CACHE_DIR=\$HOME/compilation_cache
 tmux new-session -A -s run \
   \"~/venv/bin/python -m exprl_jax.main $flags--workdir=\$HOME/runs/$name\""

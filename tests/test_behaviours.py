@@ -131,20 +131,20 @@ def test_what_cannot_be_read_is_tried_again(reader, monkeypatch):
                    [(i, 0.7) for i in (2, 3, 4)]]
   assert found[1] == counts(1, 0, 0, 0) and found[2] == counts(2, 0, 0, 0)
   assert 'no JSON object' in found[3]['failed']
-  assert 'no end within prepare.max_new_tokens=80' in found[4]['failed']
+  assert 'no end within rubrics.max_new_tokens=80' in found[4]['failed']
   assert 'max_trace_tokens allow 6100' in found[5]['failed']
 
 
 def test_a_judge_that_cannot_count_is_reported(tmp_path, monkeypatch):
   """The tiny judge writes no JSON; what it has said is not asked again."""
   flags = [
-      '--config=configs/tiny_evaluate.py', f'--workdir={tmp_path}',
+      '--config=configs/tiny.py:evaluate', f'--workdir={tmp_path}',
       '--config.eval.limit=2', '--config.eval.samples=1',
       '--config.eval.ks=(1,)', '--config.eval.models=()',
-      '--config.eval.diagnose=0', '--config.eval.unlocked_k=0',
-      '--config.eval.behaviours=judge', '--config.prepare.tries=2',
+      '--config.eval.policy_statistics=0', '--config.eval.newly_solved_k=0',
+      '--config.eval.behaviors=judge', '--config.rubrics.tries=2',
       '--config.judge.init=asset:tiny_judge',
-      '--config.prepare.max_new_tokens=4'
+      '--config.rubrics.max_new_tokens=4'
   ]
   main.main(flags)
   (row,) = metrics.read(tmp_path / 'metrics.jsonl')

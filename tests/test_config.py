@@ -1,42 +1,159 @@
 import pathlib
+import re
 
 import pytest
 
 from exprl_jax import config as config_lib
 from exprl_jax import main
+from exprl_jax.config import files
 from exprl_jax.types import InputError
 
 CONFIGS = sorted(pathlib.Path('configs').rglob('*.py'))
 assert CONFIGS, 'run pytest from the repository'
+COMMANDS = [
+    (path, argument) for path in CONFIGS for argument in files.arguments(path)
+]
+
+
+def command(path, argument):
+  return f'{path}:{argument}' if argument else str(path)
+
+
+@pytest.mark.parametrize('path, argument', COMMANDS,
+                         ids=lambda x: getattr(x, 'stem', x))
+def test_every_recipe_is_valid_and_has_its_command(path, argument):
+  name = command(path, argument)
+  config = config_lib.freeze(config_lib.load(name))
+  assert hash(config) == hash(config_lib.freeze(config_lib.load(name)))
+  assert re.search(f'--config={name}(?![:a-z])',
+                   path.read_text()), 'its command'
 
 
 @pytest.mark.parametrize('path', CONFIGS, ids=str)
-def test_every_config_is_valid_and_imports_nothing_of_ours(path):
-  config = config_lib.freeze(config_lib.load(str(path)))
-  assert hash(config) == hash(config_lib.freeze(config_lib.load(str(path))))
-  assert 'exprl_jax' not in ''.join(
-      line for line in path.read_text().splitlines() if 'import' in line)
-  assert f'--config={path}' in path.read_text(), 'its command'
+def test_configs_import_ml_collections_only(path):
+  imports = [
+      line for line in path.read_text().splitlines()
+      if line.startswith(('import ', 'from ')) or ' import ' in line
+  ]
+  assert imports == ['from ml_collections import ConfigDict']
+
+
+def test_the_families_have_all_recipes():
+  """A recipe that drops out of RECIPES would be tested by nothing."""
+  assert {path.stem: set(files.arguments(path)) for path in CONFIGS} == {
+      'tiny': {
+          '', 'outcome', 'grpo', 'sft', 'self_distill', 'stage2', 'evaluate',
+          'policy', 'judge'
+      },
+      'qwen3_4b': {
+          'exprl_outcome', 'exprl_process', 'exprl_process_authors', 'grpo',
+          'self_distill', 'sft', 'stage2', 'stage2_authors', 'passk'
+      },
+      'qwen3_8b_mixed': {
+          'exprl_outcome', 'exprl_mixed', 'grpo', 'self_distill', 'sft'
+      },
+      **{name: {''} for name in ('sample', 'judge', 'export', 'prepare')},
+  }
+
+
+def test_every_recipe_is_a_fresh_config():
+  """What a recipe or a caller changes stays in its own config."""
+  config_lib.load('configs/tiny.py:stage2')
+  first = files.read('configs/tiny.py:grpo')
+  first.optim.lr = 7.0
+  assert files.read('configs/tiny.py:grpo').optim.lr == 5e-4
+
+
+@pytest.mark.parametrize('path, message', [
+    ('configs/tiny.py:gpro', "has no 'gpro' .did you mean 'grpo'.*: one of "
+     'outcome, grpo, sft'),
+    ('configs/tiny.py:x', "has no 'x': one of outcome"),
+    ('configs/qwen3_4b.py', 'needs an argument, such as configs/qwen3_4b.py:'
+     'exprl_outcome: one of exprl_outcome, exprl_process'),
+    ('configs/sample.py:x', 'configs/sample.py takes no argument'),
+    ('configs/tiny_grpo.py', 'configs/tiny_grpo.py was renamed to '
+     'configs/tiny.py:grpo$'),
+    ('configs/tiny_self_distill.py', 'to configs/tiny.py:self_distill$'),
+    ('configs/qwen3_4b/grpo.py', 'configs/qwen3_4b/grpo.py was renamed to '
+     'configs/qwen3_4b.py:grpo$'),
+    ('configs/qwen3_8b_mixed/exprl_mixed.py', 'configs/qwen3_8b_mixed.py:'
+     'exprl_mixed$'),
+    ('configs/tiny_nothing.py', 'tiny_nothing.py: no such file'),
+    ('configs/nothing.py:grpo', 'nothing.py:grpo: no such file'),
+])
+def test_a_bad_argument_is_one_clear_line(path, message):
+  with pytest.raises(InputError, match=message) as e:
+    config_lib.load(path)
+  assert '\n' not in str(e.value)
+  assert str(e.value).startswith(f'--config={path}')
+
+
+def test_every_file_that_a_recipe_replaced_says_so():
+  for path, argument in COMMANDS:
+    if argument:
+      for old in (f'{path.stem}_{argument}.py', f'{path.stem}/{argument}.py'):
+        with pytest.raises(InputError, match=f'renamed to {path}:{argument}$'):
+          files.read(f'configs/{old}')
+
+
+def test_a_file_without_recipes_may_take_any_argument(tmp_path):
+  path = tmp_path / 'c.py'
+  path.write_text('from ml_collections import ConfigDict\n'
+                  'def get_config(steps="7"):\n'
+                  '  return ConfigDict(dict(steps=int(steps)))\n')
+  assert config_lib.load(str(path)).steps == 7
+  assert config_lib.load(f'{path}:12').steps == 12
+  with pytest.raises(InputError, match="c.py:many: ValueError: .*'many'"):
+    config_lib.load(f'{path}:many')
+
+
+def test_a_file_that_fails_or_has_no_get_config_is_named(tmp_path):
+  path = tmp_path / 'c.py'
+  path.write_text('steps = 1\n')
+  with pytest.raises(InputError, match='c.py has no get_config'):
+    files.read(str(path))
+  path.write_text('import nothing_of_that_name\n')
+  for name in (path, tmp_path / 'c_grpo.py'):
+    with pytest.raises(InputError, match='c.py: ModuleNotFoundError'):
+      files.read(str(name))
+
+
+def test_runs_are_named_by_file_and_argument():
+  assert files.title('configs/tiny.py') == 'tiny'
+  assert files.title('configs/tiny.py:grpo') == 'tiny:grpo'
+  assert files.beside('configs/tiny.py:outcome',
+                      'tiny.py:grpo') == 'configs/tiny.py:grpo'
+
+
+def test_the_comparison_differs_by_the_recipe_only():
+  config = preset('tiny:outcome')
+  other = main.compared(config, 'configs/tiny.py:outcome')
+  assert (other.reward, other.compare) == ('sparse', '')
+  assert (other.steps, other.data, other.rollout) == (200, config.data,
+                                                      config.rollout)
+  assert other.loss == preset('tiny:grpo').loss != config.loss
 
 
 def preset(name):
-  return config_lib.freeze(config_lib.load(f'configs/{name}.py'))
+  family, _, argument = name.partition(':')
+  return config_lib.freeze(
+      config_lib.load(command(f'configs/{family}.py', argument)))
 
 
 # METHOD of arXiv 2606.17024: problems and samples a step, updates, steps,
 # clips, KL, learning rate.
 @pytest.mark.parametrize('name, numbers', [
-    ('qwen3_4b/exprl_outcome', (36, 10, 2, 230, 0.2, 0.28, 1e-3, 1e-6)),
-    ('qwen3_4b/exprl_process', (36, 10, 1, 230, 0.2, 0.26, 1e-3, 1e-6)),
-    ('qwen3_4b/exprl_process_authors', (36, 16, 1, 230, 0.2, 0.26, 1e-3, 1e-6)),
-    ('qwen3_4b/grpo', (32, 16, 2, 230, 0.2, 0.26, 1e-3, 1e-6)),
-    ('qwen3_4b/self_distill', (32, 16, 1, 230, 0.2, 0.28, 0.0, 1e-7)),
-    ('qwen3_4b/stage2', (32, 32, 1, 500, 0.2, 0.26, 0.0, 1e-6)),
-    ('qwen3_4b/stage2_authors', (16, 32, 1, 500, 4.0, 4.0, 0.0, 1e-6)),
-    ('qwen3_8b_mixed/exprl_outcome', (36, 16, 2, 270, 0.2, 0.28, 1e-3, 1e-6)),
-    ('qwen3_8b_mixed/exprl_mixed', (36, 16, 2, 270, 0.2, 0.28, 1e-3, 1e-6)),
-    ('qwen3_8b_mixed/grpo', (32, 16, 2, 270, 0.2, 0.26, 1e-3, 1e-6)),
-    ('qwen3_8b_mixed/self_distill', (32, 16, 1, 270, 0.2, 0.28, 0.0, 1e-7)),
+    ('qwen3_4b:exprl_outcome', (36, 10, 2, 230, 0.2, 0.28, 1e-3, 1e-6)),
+    ('qwen3_4b:exprl_process', (36, 10, 1, 230, 0.2, 0.26, 1e-3, 1e-6)),
+    ('qwen3_4b:exprl_process_authors', (36, 16, 1, 230, 0.2, 0.26, 1e-3, 1e-6)),
+    ('qwen3_4b:grpo', (32, 16, 2, 230, 0.2, 0.26, 1e-3, 1e-6)),
+    ('qwen3_4b:self_distill', (32, 16, 1, 230, 0.2, 0.28, 0.0, 1e-7)),
+    ('qwen3_4b:stage2', (32, 32, 1, 500, 0.2, 0.26, 0.0, 1e-6)),
+    ('qwen3_4b:stage2_authors', (16, 32, 1, 500, 4.0, 4.0, 0.0, 1e-6)),
+    ('qwen3_8b_mixed:exprl_outcome', (36, 16, 2, 270, 0.2, 0.28, 1e-3, 1e-6)),
+    ('qwen3_8b_mixed:exprl_mixed', (36, 16, 2, 270, 0.2, 0.28, 1e-3, 1e-6)),
+    ('qwen3_8b_mixed:grpo', (32, 16, 2, 270, 0.2, 0.26, 1e-3, 1e-6)),
+    ('qwen3_8b_mixed:self_distill', (32, 16, 1, 270, 0.2, 0.28, 0.0, 1e-7)),
 ])
 def test_the_papers_numbers(name, numbers):
   c = preset(name)
@@ -55,18 +172,18 @@ def test_the_papers_numbers(name, numbers):
 
 def test_what_the_authors_ran_differs_from_the_paper():
   paper, authors = (
-      preset(f'qwen3_4b/exprl_process{x}') for x in ('', '_authors'))
+      preset(f'qwen3_4b:exprl_process{x}') for x in ('', '_authors'))
   assert (paper.credit.single, paper.judge.context) == ('zero', 'prefix')
   assert (authors.credit.single, authors.judge.context) == ('score', 'segment')
   assert {paper.credit.first, authors.credit.first} == {'final'}
-  paper, authors = (preset(f'qwen3_4b/stage2{x}') for x in ('', '_authors'))
+  paper, authors = (preset(f'qwen3_4b:stage2{x}') for x in ('', '_authors'))
   assert paper.credit.divide_by_std and not authors.credit.divide_by_std
   assert authors.loss.aggregation == 'seq_mean_token_sum'
   assert authors.loss.entropy_coef == 1e-4
 
 
 def test_sft_is_two_epochs_with_a_warm_up_of_a_tenth():
-  c = preset('qwen3_4b/sft')
+  c = preset('qwen3_4b:sft')
   assert (c.run, c.data.batch, c.steps, c.optim.warmup_steps) == ('sft', 32, 94,
                                                                   9)
   assert (c.optim.schedule, c.optim.b2) == ('cosine', 0.95)
@@ -115,7 +232,7 @@ def test_a_bad_file_is_named(tmp_path, body, message):
     (['--config.optim.clip_norm=0'], 'more than 0'),
     (['--config.rollout.min_new_tokens=3'], 'cut the distribution'),
     (["--config.judge.templates=('code',)"], "should be 'DOMAIN=VALUE'"),
-    (['--config.select.drop_zero_spread=True', '--config.rollout.carry=2'
+    (['--config.select.drop_zero_variance=True', '--config.rollout.carry=2'
      ], 'does not go with'),
     (['--config.eval.ks=(1,64)'], 'pass@k needs eval.samples >= k'),
     (['--config.stpes=1'], 'Did you mean "steps"'),

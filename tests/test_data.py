@@ -63,7 +63,7 @@ def test_rubrics_of_rows(tmp_path):
   hash(lines)
 
 
-# Rubrics that run='prepare' wrote; tests/test_prepare.py writes them.
+# Rubrics that run='rubrics' wrote; tests/test_prepare.py writes them.
 
 PROBLEMS = [Problem('a', 'q ?', 's'), Problem('b', 'q', rubric='its own')]
 WRITTEN = {

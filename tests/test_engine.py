@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 
 from exprl_jax import config as config_lib
-from exprl_jax.models import transformer
-from exprl_jax.rl import losses
+from exprl_jax.models import head, transformer
 from exprl_jax.rollout import decode, sampling
 from exprl_jax.rollout import stats as stats_lib
 from exprl_jax.rollout.engine import Engine, Options
@@ -70,7 +69,7 @@ def test_greedy_decoding_is_the_argmax_of_the_full_forward(small, one_device):
   hidden = transformer.forward(cfg, params, tokens,
                                jnp.broadcast_to(jnp.arange(t)[None], (b, t)),
                                segment_ids=valid.astype(np.int32))
-  best = np.argmax(transformer.project(cfg, params, hidden), axis=-1)
+  best = np.argmax(head.project(cfg, params, hidden), axis=-1)
   wanted = completion[:, 1:]
   assert wanted.sum() > 60
   np.testing.assert_array_equal(tokens[:, 1:][wanted], best[:, :-1][wanted])
@@ -79,7 +78,7 @@ def test_greedy_decoding_is_the_argmax_of_the_full_forward(small, one_device):
 def test_sampled_logprobs_are_the_learners(small, reference):
   cfg, params = small
   tokens, valid, completion, logprobs = rows_of(requests(), reference)
-  lp, _ = losses.token_logprobs(cfg, params, tokens, valid, 0.8)
+  lp, _ = head.token_logprobs(cfg, params, tokens, valid, 0.8)
   np.testing.assert_allclose(logprobs, np.where(completion, lp, 0), atol=1e-5)
 
 
@@ -200,7 +199,7 @@ def test_minimum_length_and_different_rows_together(small, one_device):
   hidden = transformer.forward(cfg, params, tokens,
                                jnp.broadcast_to(jnp.arange(t)[None], (b, t)),
                                segment_ids=valid.astype(np.int32))
-  logits = np.asarray(transformer.project(cfg, params, hidden))
+  logits = np.asarray(head.project(cfg, params, hidden))
   for row in range(12, 16):  # top_k = 3
     for col in np.flatnonzero(completion[row]):
       x = logits[row, col - 1] / 0.8
@@ -217,7 +216,7 @@ def test_int8_pages_are_close(small, one_device, rng):
   work = requests(dataclasses.replace(DRAWN, temperature=1.0))
   samples = generate(small, one_device, work, dtype='int8')
   tokens, valid, completion, logprobs = rows_of(work, samples)
-  exact, _ = losses.token_logprobs(cfg, params, tokens, valid)
+  exact, _ = head.token_logprobs(cfg, params, tokens, valid)
   difference = (logprobs - np.asarray(exact))[completion]
   kl = float(np.mean(np.exp(-difference) - 1 + difference))  # k3
   assert 1e-9 < kl < 1e-3
@@ -353,7 +352,7 @@ def test_what_is_read_is_the_models_next_token(small, one_device):
     hidden = transformer.forward(cfg, params, ids,
                                  jnp.arange(ids.shape[1])[None],
                                  segment_ids=jnp.ones_like(ids))
-    want = jax.nn.log_softmax(transformer.project(cfg, params, hidden[0, -1]))
+    want = jax.nn.log_softmax(head.project(cfg, params, hidden[0, -1]))
     np.testing.assert_allclose(sample.read_logprobs, want[np.array(READ)],
                                atol=1e-5)
 

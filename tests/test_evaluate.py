@@ -15,9 +15,8 @@ from exprl_jax import main
 from exprl_jax.data.steps import Segmenter
 from exprl_jax.evals import held_out as evaluate
 from exprl_jax.evals import policy_statistics as diagnose
-from exprl_jax.models import hf, lora
+from exprl_jax.models import head, hf, lora
 from exprl_jax.models import references as source
-from exprl_jax.rl import losses
 from exprl_jax.rollout.requests import Sample
 from exprl_jax.runs import evaluate as compare
 from exprl_jax.runtime import checkpoints as checkpoint
@@ -216,14 +215,14 @@ def test_a_model_that_is_not_better_unlocks_what_the_null_unlocks(rng):
 
 TINY = [
     '--config.eval.limit=4', '--config.eval.samples=3',
-    '--config.eval.ks=(1,3)', '--config.eval.unlocked_k=3',
+    '--config.eval.ks=(1,3)', '--config.eval.newly_solved_k=3',
     '--config.eval.wave=3', '--config.rollout.temperature=1.0'
 ]
 
 
 def run(workdir, *flags):
   main.main([
-      '--config=configs/tiny_evaluate.py', f'--workdir={workdir}', *TINY, *flags
+      '--config=configs/tiny.py:evaluate', f'--workdir={workdir}', *TINY, *flags
   ])
   return metrics_lib.read(workdir / 'metrics.jsonl')
 
@@ -363,8 +362,8 @@ def test_a_model_may_be_added_and_several_sets_asked(whole, tmp_path, capsys):
   a = write_set(tmp_path / 'a.jsonl', [3, 4])
   b = write_set(tmp_path / 'b.jsonl', [3])
   flags = [
-      f'--config.eval.problems=a={a},b={b}', '--config.eval.diagnose=0',
-      '--config.eval.behaviours=words'
+      f'--config.eval.problems=a={a},b={b}',
+      '--config.eval.policy_statistics=0', '--config.eval.behaviors=words'
   ]
   workdir = tmp_path / 'w'
   (row,) = run(workdir, '--config.eval.models=()', *flags)
@@ -383,10 +382,11 @@ def test_a_model_may_be_added_and_several_sets_asked(whole, tmp_path, capsys):
     ('eval.models=("nowhere",)', 'nowhere'),
     ('eval.models=("WORKDIR@4",)', 'no checkpoint of step 4; it has 3'),
     ('eval.models=("asset:tiny_policy@4",)', 'has no checkpoints; wanted step'),
-    ('eval.unlocked_k=4', 'unlocked_k=4: at most eval.samples=3'),
-    ('eval.unlocked_min=4', 'unlocked_min=4: at most eval.unlocked_k=3'),
-    ('eval.behaviours=letters', "behaviours='letters': one of"),
-    ('eval.behaviours=judge', 'judge.init is empty'),
+    ('eval.newly_solved_k=4', 'newly_solved_k=4: at most eval.samples=3'),
+    ('eval.newly_solved_min=4',
+     'newly_solved_min=4: at most eval.newly_solved_k=3'),
+    ('eval.behaviors=letters', "behaviours='letters': one of"),
+    ('eval.behaviors=judge', 'judge.init is empty'),
     ('eval.wave=0', 'eval.wave=0: at least 1'),
     ('judge.delimiter=%%', "judge.delimiter='%%': not a token"),
     ('eval.problems=none.jsonl', 'no such problem file'),
@@ -484,7 +484,7 @@ def test_diagnosis_is_that_of_whole_rows(policy, one_device, rng):
     whole = [*prompt, *sample.tokens]
     tokens[i, :len(whole)], valid[i, :len(whole)] = whole, 1
   of = jax.jit(
-      lambda params: losses.token_logprobs(model, params, tokens, valid, 0.8))
+      lambda params: head.token_logprobs(model, params, tokens, valid, 0.8))
   (mine, entropy), (theirs, _) = jax.tree.map(np.asarray,
                                               (of(params), of(other)))
   for i, ((prompt, sample), row) in enumerate(zip(samples, found)):

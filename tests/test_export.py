@@ -17,7 +17,7 @@ from tests.test_train import GROUPS, run
 def workdir(tmp_path_factory):
   """A run of three steps with a checkpoint of each, on eight devices."""
   folder = tmp_path_factory.mktemp('run')
-  run('tiny_grpo', folder, '--config.checkpoint.every=1',
+  run('tiny:grpo', folder, '--config.checkpoint.every=1',
       '--config.checkpoint.keep=3', '--config.mesh.data=1',
       '--config.mesh.fsdp=4', '--config.mesh.tensor=2',
       '--config.mesh.rollout_tensor=1', *GROUPS)

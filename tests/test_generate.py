@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from exprl_jax import main
-from exprl_jax.rl import losses
+from exprl_jax.models import head
 from exprl_jax.types import InputError
 
 QUESTION = 'ben has 19 figs . mar borrows 2 . how many ?'
@@ -45,7 +45,7 @@ def test_text_chats_and_tokens(tmp_path, policy, capsys):
     assert row['ended'] == ('eos' if row['tokens'][-1] in tokenizer.eos_ids else
                             'length')
   whole = np.array([ids + rows[0]['tokens']])
-  lp, _ = losses.token_logprobs(cfg, params, whole, np.ones_like(whole))
+  lp, _ = head.token_logprobs(cfg, params, whole, np.ones_like(whole))
   np.testing.assert_allclose(lp[0, len(ids):], rows[0]['logprobs'], atol=1e-4)
 
 

@@ -19,7 +19,7 @@ from exprl_jax.judge import readouts as readout
 from exprl_jax.judge import tree as judge_lib
 from exprl_jax.judge.tree import Judge
 from exprl_jax.models import config as model_config
-from exprl_jax.models import hf, transformer
+from exprl_jax.models import head, hf, transformer
 from exprl_jax.tiny import rows as rows_lib
 from exprl_jax.tiny import world
 from exprl_jax.types import Checkpoint, InputError, Problem
@@ -98,7 +98,7 @@ def _next(model, params, row, n):
   column = jnp.arange(len(row))
   hidden = transformer.forward(model, params, row[None], column[None],
                                segment_ids=(column < n)[None].astype(int))
-  return jax.nn.softmax(transformer.project(model, params, hidden[0, n - 1]))
+  return jax.nn.softmax(head.project(model, params, hidden[0, n - 1]))
 
 
 def expected(p, score_ids):

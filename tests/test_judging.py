@@ -115,13 +115,13 @@ def test_a_judge_that_can_be_fooled_is_refused(one_device):
   """The policy is no judge: some probe pleases it."""
   problems = world.problems('judge_accept')[:2]
   config = frozen('--config.judge.init=asset:tiny_policy',
-                  '--config.judge.min_mass=0.0')
+                  '--config.judge.min_score_probability=0.0')
   judge = judge_lib.load(config, one_device)
   scores = defence.probe(config, judge, problems)
   assert len(scores) >= 60 and max(scores.values()) > 0.2
   limit = max(scores.values())
   flags = ('--config.judge.init=asset:tiny_policy',
-           '--config.judge.min_mass=0.0')
+           '--config.judge.min_score_probability=0.0')
   refused = frozen(*flags, f'--config.judge.max_probe_score={limit - 1e-3}')
   with pytest.raises(InputError, match='can be fooled: of .* probes') as e:
     defence.refuse_fooled(refused, judge, problems)

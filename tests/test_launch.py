@@ -2,13 +2,20 @@
 
 import importlib.util
 import pathlib
+import re
 import subprocess
 import sys
+import tomllib
 
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 import pytest
 import yaml
 
+import exprl_jax
+
 LAUNCH = pathlib.Path('launch')
+PROJECT = tomllib.loads(pathlib.Path('pyproject.toml').read_text())
 
 
 def load(name):
@@ -26,7 +33,7 @@ def gke():
 
 def job(gke, slice_name):
   text = gke.manifest('run-1', slice_name, 'image', 'bucket', 'account', 3,
-                      ['--config=configs/tiny.py', '--config.seed=1'])
+                      ['--config=configs/tiny.py:grpo', '--config.seed=1'])
   return yaml.safe_load(text)
 
 
@@ -40,7 +47,7 @@ def test_jobset_runs_the_command_on_the_whole_slice(gke):
     (container,) = pod['containers']
     assert container['command'] == ['python', '-m', 'exprl_jax.main']
     assert container['args'] == [
-        '--config=configs/tiny.py', '--config.seed=1',
+        '--config=configs/tiny.py:grpo', '--config.seed=1',
         '--workdir=/bucket/runs/run-1'
     ]
     assert container['resources']['limits']['google.com/tpu'] == chips
@@ -67,14 +74,14 @@ def test_sweep_is_the_product():
 
   def run(*args):
     return subprocess.run([
-        sys.executable, LAUNCH / 'sweep.py', '--dry_run', '--config=c.py',
+        sys.executable, LAUNCH / 'sweep.py', '--dry_run', '--config=c.py:grpo',
         '--root=/r', *args
     ], text=True, capture_output=True)
 
   out = run('--set=config.seed=0,1', '--set=config.optim.lr=1', '--',
             '--config.compare=')
   assert [line.split()[3:] for line in out.stdout.splitlines()] == [[
-      '--config=c.py', f'--config.seed={s}', '--config.optim.lr=1',
+      '--config=c.py:grpo', f'--config.seed={s}', '--config.optim.lr=1',
       '--config.compare=', f'--workdir=/r/seed={s}-lr=1'
   ] for s in '01']
   bad = run('--set=config.seed')
@@ -87,10 +94,10 @@ def test_tpu_vm_dry_run_prints_the_command():
     return subprocess.run(['bash', LAUNCH / 'tpu_vm.sh', *args], text=True,
                           capture_output=True)
 
-  out = run('--dry_run', 'n', 'zone', 'v6e-8', '--config=configs/tiny.py',
+  out = run('--dry_run', 'n', 'zone', 'v6e-8', '--config=configs/tiny.py:sft',
             "--config.run=a b")
-  assert out.returncode == 0
-  assert 'exprl_jax.main --config=configs/tiny.py' in out.stdout
+  assert out.returncode == 0, out.stderr
+  assert 'exprl_jax.main --config=configs/tiny.py:sft' in out.stdout
   assert run('n', 'zone').returncode == 2
   assert 'one of' in run('--dry_run', 'n', 'z', 'v9-8', '--config=c').stderr
 
@@ -101,3 +108,55 @@ def test_gke_dry_run_prints_yaml():
       '--bucket=b', '--', '--config=c.py'
   ], text=True, capture_output=True, check=True)
   assert yaml.safe_load(out.stdout)['kind'] == 'JobSet'
+
+
+def test_launchers_install_extras_that_exist():
+  for name in ('Dockerfile', 'tpu_vm.sh'):
+    (extras,) = re.findall(r"-e '\.\[(.+)\]'", (LAUNCH / name).read_text())
+    assert set(extras.split(',')) <= set(
+        PROJECT['project']['optional-dependencies']), name
+
+
+def test_every_file_of_the_package_is_installed():
+  """What is not a module has to match a pattern of package-data."""
+  root = pathlib.Path('exprl_jax')
+  patterns = PROJECT['tool']['setuptools']['package-data']['exprl_jax']
+  installed = {path for pattern in patterns for path in root.glob(pattern)}
+  assert {
+      path for path in root.rglob('*')
+      if path.is_file() and path.suffix not in ('.py', '.pyc')
+  } <= installed
+
+
+def test_the_citation_is_of_this_version():
+  citation = yaml.safe_load(pathlib.Path('CITATION.cff').read_text())
+  assert citation['version'] == exprl_jax.__version__
+  assert citation['license'] == PROJECT['project']['license']
+
+
+def test_hosted_ci_runs_the_script_on_the_versions_that_are_claimed():
+  workflow = yaml.safe_load(
+      pathlib.Path('.github/workflows/ci.yml').read_text())
+  job = workflow['jobs']['test']
+  assert job['steps'][-1] == {'run': 'bash .ci/run'}
+  claimed = [
+      name.split()[-1]
+      for name in PROJECT['project']['classifiers']
+      if name.startswith('Programming Language :: Python ::')
+  ]
+  assert job['strategy']['matrix']['python'] == claimed
+
+
+def test_the_constraints_are_within_the_requirements():
+  """constraints.txt pins every dependency, to a version that is allowed."""
+  pinned = dict(
+      line.split('==')
+      for line in pathlib.Path('constraints.txt').read_text().splitlines()
+      if line and not line.startswith('#'))
+  project = PROJECT['project']
+  needed = map(
+      Requirement,
+      project['dependencies'] + project['optional-dependencies']['test'])
+  for requirement in needed:
+    version = pinned[canonicalize_name(requirement.name)]
+    assert requirement.specifier.contains(version), requirement

@@ -7,7 +7,7 @@ import pytest
 
 from exprl_jax.config import Mesh
 from exprl_jax.models import config as model_config
-from exprl_jax.models import lora, transformer
+from exprl_jax.models import head, lora, transformer
 from exprl_jax.rl import learner, losses
 from exprl_jax.runtime import mesh as mesh_lib
 from tests import conftest, test_losses
@@ -32,7 +32,7 @@ def test_attached_is_merged(cfg, rng):
   params, adapters = adapted(cfg)
   tokens = rng.integers(0, 40, (2, 9))
   ids = np.ones((2, 9), np.int32)
-  run = jax.jit(losses.token_logprobs, static_argnums=0)
+  run = jax.jit(head.token_logprobs, static_argnums=0)
   plain, _ = run(cfg, params, tokens, ids)
   a, _ = run(cfg, lora.attach(params, adapters, 0.5), tokens, ids)
   b, _ = run(cfg, lora.merge(params, adapters, 0.5), tokens, ids)
@@ -61,8 +61,8 @@ def test_the_gradient_is_that_of_the_merged_matrices(small, rng, one_device):
   weight = losses.token_weights(batch.weight > 0, 'token_mean', 1)
 
   def loss(adapters):
-    lp, _ = losses.token_logprobs(cfg, lora.merge(params, adapters, 0.5),
-                                  batch.tokens, batch.segment_ids, 0.8)
+    lp, _ = head.token_logprobs(cfg, lora.merge(params, adapters, 0.5),
+                                batch.tokens, batch.segment_ids, 0.8)
     kl = losses.kl_estimate(lp, batch.ref_logprobs, 'k3', 10.0)
     return jnp.sum(weight * (-lp * batch.advantages + 1e-3 * kl))
 

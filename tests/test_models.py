@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from exprl_jax import config as config_lib
-from exprl_jax.models import attention, transformer
+from exprl_jax.models import attention, head, transformer
 from exprl_jax.rollout import decode
 from exprl_jax.runtime import mesh as mesh_lib
 from exprl_jax.types import InputError
@@ -37,7 +37,7 @@ def logits(cfg, params, rows):
   hidden = transformer.forward(cfg, params, rows,
                                jnp.broadcast_to(jnp.arange(t)[None], (b, t)),
                                segment_ids=jnp.ones((b, t), jnp.int32))
-  return transformer.project(cfg, params, hidden)
+  return head.project(cfg, params, hidden)
 
 
 def test_padding_and_packing_do_not_reach_into_a_segment(model, rng):
@@ -48,7 +48,7 @@ def test_padding_and_packing_do_not_reach_into_a_segment(model, rng):
   segments = jnp.array([[1] * 5 + [2] * 6 + [0] * 2])
   hidden = transformer.forward(cfg, params, tokens, positions,
                                segment_ids=segments)
-  packed = transformer.project(cfg, params, hidden)[0]
+  packed = head.project(cfg, params, hidden)[0]
   for part, ids in ((packed[:5], a), (packed[5:11], b)):
     np.testing.assert_allclose(part,
                                logits(cfg, params, jnp.array([ids]))[0],

@@ -11,7 +11,7 @@ import pytest
 torch = pytest.importorskip('torch', reason='pip install -e ".[test]"')
 import transformers
 
-from exprl_jax.models import hf, transformer
+from exprl_jax.models import head, hf, transformer
 from exprl_jax.rollout import engine
 from exprl_jax.rollout.requests import Request, Sampling
 from tests.test_models import logits
@@ -95,7 +95,7 @@ def test_padding_and_packing(both, rng):
                    static_argnums=0)(cfg, params, tokens[None],
                                      positions[None].astype(np.int32),
                                      segment_ids=jnp.asarray(segments)[None])
-  got = np.asarray(transformer.project(cfg, params, hidden))[0]
+  got = np.asarray(head.project(cfg, params, hidden))[0]
   for i, part in enumerate(parts):
     with torch.no_grad():
       want = theirs(torch.tensor(part)[None]).logits.numpy()[0]

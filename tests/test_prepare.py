@@ -1,4 +1,4 @@
-"""run='prepare': rubrics by a model that really writes them; reading them."""
+"""run='rubrics': rubrics by a model that really writes them; reading them."""
 
 import dataclasses
 import json
@@ -15,8 +15,7 @@ from exprl_jax import main
 from exprl_jax.data import problems as data
 from exprl_jax.data import rubrics
 from exprl_jax.models import config as model_config
-from exprl_jax.models import hf, transformer
-from exprl_jax.rl import losses
+from exprl_jax.models import head, hf, transformer
 from exprl_jax.runs import rubrics as prepare
 from exprl_jax.runtime import jsonl
 from exprl_jax.types import Checkpoint, InputError, Problem
@@ -157,8 +156,7 @@ def learned(cfg, rows, weights):
   def step(params, state):
 
     def loss(params):
-      logprobs, _ = losses.token_logprobs(cfg, params, rows, rows > 0,
-                                          chunk=1024)
+      logprobs, _ = head.token_logprobs(cfg, params, rows, rows > 0, chunk=1024)
       return -jnp.sum(logprobs * weights) / weights.sum()
 
     value, gradient = jax.value_and_grad(loss)(params)
@@ -191,9 +189,9 @@ def run(judge, folder, problems, *flags, out='out.jsonl'):
       '--config.judge.slots=8',
       '--config.judge.page=1024',  # so that all runs share their programs
       f'--config.data.train={folder}/in.jsonl',
-      f'--config.prepare.rubrics={folder / out}',
-      '--config.prepare.max_new_tokens=64',
-      '--config.prepare.tries=12',
+      f'--config.rubrics.out={folder / out}',
+      '--config.rubrics.max_new_tokens=64',
+      '--config.rubrics.tries=12',
       *flags
   ])
   rows = [json.loads(line) for line in (folder / out).read_text().splitlines()]
@@ -262,8 +260,8 @@ def test_a_changed_problem_has_its_rubric_written_anew(whole, judge, tmp_path):
 def test_why_there_is_no_rubric(judge, tmp_path):
   long = Problem('long', 'What is 3 + 4 ?', '7 ' * 99)
   rows = run(judge, tmp_path, [C, long], '--config.judge.max_prompt_tokens=560',
-             '--config.prepare.max_new_tokens=4', '--config.prepare.tries=1')
-  assert 'no end within prepare.max_new_tokens=4' in rows['c']['failed']
+             '--config.rubrics.max_new_tokens=4', '--config.rubrics.tries=1')
+  assert 'no end within rubrics.max_new_tokens=4' in rows['c']['failed']
   assert 'tokens, judge.max_prompt_tokens=560' in rows['long']['failed']
   with pytest.raises(InputError, match='none of its 2 rubrics'):
     data.with_rubrics([A], tmp_path / 'out.jsonl')
@@ -272,7 +270,7 @@ def test_why_there_is_no_rubric(judge, tmp_path):
 
 def test_another_file_is_left_alone(judge, tmp_path):
   with pytest.raises(InputError, match='in.jsonl holds something else'):
-    run(judge, tmp_path, [A], f'--config.prepare.rubrics={tmp_path}/in.jsonl')
+    run(judge, tmp_path, [A], f'--config.rubrics.out={tmp_path}/in.jsonl')
   assert data.read_problems(tmp_path / 'in.jsonl') == [A]
   for text in ('text', '3\n', '{"id": "a"}\n'):
     (tmp_path / 'out.jsonl').write_text(text)
@@ -282,10 +280,10 @@ def test_another_file_is_left_alone(judge, tmp_path):
 
 
 def test_what_it_needs_is_named(tmp_path):
-  for flag, message in (('prepare.rubrics=', 'prepare.rubrics is empty'),
+  for flag, message in (('rubrics.out=', 'rubrics.out is empty'),
                         ('judge.init=', 'judge.init is empty'),
                         ('data.train=', 'data.train is empty'),
-                        ('prepare.tries=0', 'prepare.tries=0: at least 1')):
+                        ('rubrics.tries=0', 'rubrics.tries=0: at least 1')):
     with pytest.raises(InputError, match=message):
       main.main(['--config=configs/prepare.py', f'--config.{flag}'])
   (tmp_path / 'in.jsonl').write_text('{"question": "q", "answer": "1"}\n')

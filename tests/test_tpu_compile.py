@@ -19,10 +19,10 @@ import pytest
 
 from exprl_jax import config as config_lib
 from exprl_jax import types
-from exprl_jax.models import paged, transformer
+from exprl_jax.models import head, paged, transformer
 from exprl_jax.models.config import ModelConfig
 from exprl_jax.models.rope import Rope
-from exprl_jax.rl import learner, losses
+from exprl_jax.rl import learner
 from exprl_jax.rollout import decode, protocol
 from exprl_jax.runtime import mesh as mesh_lib
 from tests.conftest import SMALL
@@ -69,8 +69,8 @@ def compile_gradient(cfg, devices, rows, tokens, **sizes):
           mesh, mesh_lib.spec(('batch', None), (rows, tokens), mesh)))
 
   def gradient(params, tokens, segment_ids):
-    return jax.grad(lambda p: losses.token_logprobs(cfg, p, tokens, segment_ids)
-                    [0].sum())(params)
+    return jax.grad(lambda p: head.token_logprobs(cfg, p, tokens, segment_ids)[
+        0].sum())(params)
 
   with jax.set_mesh(mesh):
     return jax.jit(gradient, out_shardings=shardings).lower(params, ids,

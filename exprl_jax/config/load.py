@@ -10,13 +10,12 @@ ConfigDict. What goes with what is checked by runs/recipes.py.
 from collections.abc import Iterator
 import dataclasses
 import difflib
-import importlib.util
-import pathlib
 import typing
 from typing import Any
 
 import ml_collections
 
+from exprl_jax.config import files
 from exprl_jax.config.schema import AtLeast, Config
 from exprl_jax.types import InputError
 
@@ -52,20 +51,10 @@ def load(path: str) -> ml_collections.ConfigDict:
   """Runs `get_config` of a file and lays the result over the defaults.
 
   Raises:
-    InputError: no such file, no get_config in it, or a key that is unknown,
-      was renamed, or has another type.
+    InputError: the file cannot be read (files.read), or a key is unknown, was
+      renamed, or has another type.
   """
-  file = pathlib.Path(path)
-  if file.suffix != '.py' or not file.is_file():
-    raise InputError(f'--config={path}: no such file; try configs/tiny.py')
-  spec = importlib.util.spec_from_file_location(file.stem, file)
-  assert spec and spec.loader
-  module = importlib.util.module_from_spec(spec)
-  try:
-    spec.loader.exec_module(module)
-    values = module.get_config()
-  except Exception as e:  # whatever the user's file raises
-    raise InputError(f'--config={path}: {type(e).__name__}: {e}') from e
+  values = files.read(path)
   full = ml_collections.ConfigDict(dataclasses.asdict(Config()))
   _overlay(full, values, '', path)
   return full

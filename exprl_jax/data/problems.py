@@ -1,17 +1,15 @@
-"""Problems from JSONL, and the order in which a run sees them."""
+"""Problems: rows of a file, checked."""
 
 from collections.abc import Sequence
 import dataclasses
 import json
-import re
 
 from etils import epath
-import grain
 
-from exprl_jax.config import Config, by_domain, resolve
+from exprl_jax.config import Config, resolve
 from exprl_jax.data import rubrics
 from exprl_jax.tiny import world
-from exprl_jax.types import InputError, Problem
+from exprl_jax.types import InputError, Problem, RubricItem
 
 _FIELDS = ('id', 'question', 'solution', 'answer', 'domain', 'rubric')
 
@@ -60,9 +58,9 @@ def read_problems(path: epath.PathLike, needs: Sequence[str] = (),
 
 def with_rubrics(problems: Sequence[Problem],
                  path: epath.PathLike) -> list[Problem]:
-  """The problems with the rubrics that run='prepare' has written for them.
+  """The problems with the rubrics that run='rubrics' has written for them.
 
-  A problem with checkpoints of its own keeps them, and one for which nothing
+  A problem with a list of rubric items keeps it, and one for which nothing
   could be written stays as it is.
 
   Raises:
@@ -84,7 +82,7 @@ def with_rubrics(problems: Sequence[Problem],
 def _read_rubrics(path: epath.Path) -> dict[str, tuple[str, rubrics.Written]]:
   """By id: where it stands, and what."""
   if not path.is_file():
-    raise InputError(f"config.data.rubrics={path}: no such file; run='prepare' "
+    raise InputError(f"config.data.rubrics={path}: no such file; run='rubrics' "
                      'writes it')
   found = {}
   with path.open(encoding='utf-8') as file:
@@ -105,30 +103,27 @@ def _read_rubrics(path: epath.Path) -> dict[str, tuple[str, rubrics.Written]]:
 
 
 def _with_rubric(problem: Problem, where: str, row: rubrics.Written) -> Problem:
-  if problem.checkpoints or row.failed:
+  if problem.rubric_items or row.failed:
     return problem
   if row.digest != rubrics.digest(problem):
     raise InputError(f'{where}: problem {problem.id} has changed since its '
-                     "rubric was written; run='prepare' again")
-  return dataclasses.replace(problem, rubric=rubrics.as_text(row.checkpoints),
-                             checkpoints=row.checkpoints)
+                     "rubric was written; run='rubrics' again")
+  return dataclasses.replace(problem, rubric=rubrics.as_text(row.items),
+                             rubric_items=row.items)
 
 
-def needs(config: Config) -> tuple[str, ...]:
-  """The fields that the training rows of a config must have."""
-  if config.run in ('sft', 'prepare'):
-    return ('solution',)
-  return ('answer',) if config.reward == 'sparse' else ('solution', 'answer')
-
-
-def training_problems(config: Config) -> Sequence[Problem]:
+def training_problems(config: Config,
+                      needs: Sequence[str]) -> Sequence[Problem]:
   """The problems of data.train, with the rubrics of data.rubrics.
+
+  Args:
+    config: its `data`.
+    needs: fields that must not be empty.
 
   Raises:
     InputError: as `read_problems` and `with_rubrics`.
   """
-  problems = read_problems(resolve(config.data.train), needs(config),
-                           config.data.limit)
+  problems = read_problems(resolve(config.data.train), needs, config.data.limit)
   if config.data.rubrics:
     problems = with_rubrics(problems, resolve(config.data.rubrics))
   return problems
@@ -150,14 +145,14 @@ def parse_row(line: str, where: str, number: int,
     raise InputError(f'{where}: want an object, got {type(row).__name__}')
   values = {k: row[k] for k in _FIELDS if k in row}
   values.setdefault('id', str(number))
-  checkpoints = ()
+  items: tuple[RubricItem, ...] = ()
   if 'rubric' in values and not isinstance(values['rubric'], str):
     try:
-      checkpoints = rubrics.from_list(values['rubric'])
+      items = rubrics.from_list(values['rubric'])
     except ValueError as e:
       raise InputError(f'{where}: rubric should be text or a list of {{text, '
                        f'points}} ({e})') from None
-    values['rubric'] = rubrics.as_text(checkpoints)
+    values['rubric'] = rubrics.as_text(items)
   for name, value in values.items():
     if isinstance(value, (int, float)) and name in ('id', 'answer'):
       values[name] = str(value)
@@ -167,65 +162,4 @@ def parse_row(line: str, where: str, number: int,
   for name in ('question', *needs):
     if not values.get(name, '').strip():
       raise InputError(f'{where}: row has no {name}; add it or remove the row')
-  return Problem(**values, checkpoints=checkpoints)
-
-
-def batches(problems: Sequence[Problem], batch: int, seed: int):
-  """A function of the step alone: step -> its batch of problems.
-
-  Every epoch is another permutation. As no state is kept, resuming at a step
-  needs nothing but its number.
-  """
-  order = grain.MapDataset.source(problems).seed(seed).shuffle().repeat()
-  return lambda step: [order[step * batch + i] for i in range(batch)]
-
-
-def policy_prompt(tokenizer, question: str,
-                  system_prompt: str = '') -> list[int]:
-  """The policy's prompt. It takes the question, so no solution can leak."""
-  slot = '{question}'
-  messages = [{'role': 'user', 'content': slot}]
-  if system_prompt:
-    messages.insert(0, {'role': 'system', 'content': system_prompt})
-  return render(tokenizer, messages, {slot: question})
-
-
-def render(tokenizer, messages: Sequence[dict[str, str]],
-           slots: dict[str, str]) -> list[int]:
-  """Token ids of a chat whose messages hold each of `slots` once.
-
-  What enters there is encoded with special tokens disarmed; the chat template
-  and the messages around it are not.
-  """
-  # Marks that no text holds, so that a question may well speak of a slot.
-  marks = {f'\x00{i}\x00': slot for i, slot in enumerate(slots)}
-  for mark, slot in marks.items():
-    messages = [
-        m | {'content': m['content'].replace(slot, mark)} for m in messages
-    ]
-  pieces = re.split('(\x00[0-9]+\x00)', tokenizer.render(messages))
-  return [
-      i for piece in pieces if piece
-      for i in (tokenizer.encode(slots[marks[piece]]) if piece in
-                marks else tokenizer.encode(piece, special=True))
-  ]
-
-
-def policy_prompts(tokenizer, problems: Sequence[Problem],
-                   config) -> list[list[int]]:
-  """The policy's prompts of all problems.
-
-  Raises:
-    InputError: a question does not fit; names the problem.
-  """
-  room, out = config.rollout.max_prompt_tokens, []
-  system = by_domain(config, 'rollout.system_prompts')
-  for problem in problems:
-    ids = policy_prompt(
-        tokenizer, problem.question,
-        system.get(problem.domain, config.rollout.system_prompt))
-    if len(ids) > room:
-      raise InputError(f'problem {problem.id}: its prompt has {len(ids)} '
-                       f'tokens, rollout.max_prompt_tokens={room}')
-    out.append(ids)
-  return out
+  return Problem(**values, rubric_items=items)

@@ -1,4 +1,4 @@
-"""Rubrics: checkpoints with points, as models write and as files hold them."""
+"""Rubrics: items with points, as models write and as files hold them."""
 
 from collections.abc import Mapping, Sequence
 import hashlib
@@ -6,10 +6,10 @@ import json
 import re
 from typing import Any, NamedTuple
 
-from exprl_jax.types import Checkpoint, Problem
+from exprl_jax.types import Problem, RubricItem
 
-MIN_CHECKPOINTS, MAX_CHECKPOINTS = 2, 10
-MAX_POINTS, MAX_CHARACTERS = 100, 400  # of one checkpoint
+MIN_ITEMS, MAX_ITEMS = 2, 10
+MAX_POINTS, MAX_CHARACTERS = 100, 400  # of one item
 
 _NUMBER = r'([-+]?\d+(?:\.\d+)?)'
 _UNIT = r'(?:points?|pts?\b\.?|marks?)'
@@ -32,11 +32,11 @@ _TOTAL = re.compile(
 
 
 class Written(NamedTuple):
-  """What run='prepare' notes of a problem: a rubric, or why there is none."""
+  """What run='rubrics' notes of a problem: a rubric, or why there is none."""
 
   id: str
   digest: str  # of the problem that it was written for
-  checkpoints: tuple[Checkpoint, ...] = ()
+  items: tuple[RubricItem, ...] = ()
   failed: str = ''
 
   def row(self) -> dict[str, Any]:
@@ -44,29 +44,31 @@ class Written(NamedTuple):
     if self.failed:
       return {'id': self.id, 'digest': self.digest, 'failed': self.failed}
     return {
-        'id': self.id, 'digest': self.digest,
-        'checkpoints': [{'text': c.text, 'points': _whole(c.points)}
-                        for c in self.checkpoints]
+        'id': self.id, 'digest': self.digest, 'items': [
+            {'text': c.text, 'points': _whole(c.points)} for c in self.items
+        ]
     }
 
 
 def from_row(row: Any) -> Written:
-  """A line of a file that run='prepare' wrote.
+  """A line of a file that run='rubrics' wrote.
 
   Raises:
     ValueError: it is something else.
   """
   if not (isinstance(row, dict) and set(row) in (
-      {'id', 'digest', 'checkpoints'}, {'id', 'digest', 'failed'}) and all(
+      {'id', 'digest', 'items'}, {'id', 'digest', 'failed'}) and all(
           isinstance(row.get(k, ''), str) for k in ('id', 'digest', 'failed'))):
-    raise ValueError('not an object of id, digest and checkpoints, as '
-                     "run='prepare' writes them")
+    if isinstance(row, dict) and 'checkpoints' in row:
+      raise ValueError('`checkpoints` was renamed to `items`')
+    raise ValueError('not an object of id, digest and items, as '
+                     "run='rubrics' writes them")
   if 'failed' in row:
     return Written(row['id'], row['digest'], failed=row['failed'] or '?')
-  return Written(row['id'], row['digest'], from_list(row['checkpoints']))
+  return Written(row['id'], row['digest'], from_list(row['items']))
 
 
-def from_list(rows: Any) -> tuple[Checkpoint, ...]:
+def from_list(rows: Any) -> tuple[RubricItem, ...]:
   """Checkpoints from a list of {text, points}.
 
   `text` may be given as `title`, as `desc`, or as both of them.
@@ -79,18 +81,18 @@ def from_list(rows: Any) -> tuple[Checkpoint, ...]:
   return tuple(_from_entry(i, row) for i, row in enumerate(rows, 1))
 
 
-def _from_entry(number: int, row: Any) -> Checkpoint:
+def _from_entry(number: int, row: Any) -> RubricItem:
   if not isinstance(row, Mapping):
-    raise ValueError(f'checkpoint {number} is not an object of text and points')
+    raise ValueError(f'item {number} is not an object of text and points')
   parts = [row[k] for k in ('text', 'title', 'desc') if row.get(k)]
   if not parts or not all(isinstance(p, str) and p.strip() for p in parts):
-    raise ValueError(f'checkpoint {number} has no text')
+    raise ValueError(f'item {number} has no text')
   points = row.get('points')
   if isinstance(points, bool) or not isinstance(
       points, int | float) or (not 0 < points < float('inf')):
-    raise ValueError(f'checkpoint {number}: points={points!r}, want a positive '
+    raise ValueError(f'item {number}: points={points!r}, want a positive '
                      'number')
-  return Checkpoint(_line(': '.join(parts)), float(points))
+  return RubricItem(_line(': '.join(parts)), float(points))
 
 
 def digest(problem: Problem) -> str:
@@ -99,28 +101,29 @@ def digest(problem: Problem) -> str:
   return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
-def as_text(checkpoints: Sequence[Checkpoint]) -> str:
+def as_text(items: Sequence[RubricItem]) -> str:
   """Numbered lines, as a judge is shown them."""
   return '\n'.join(
       f'{i}. ({_whole(c.points)} point{"s" * (c.points != 1)}) {c.text}'
-      for i, c in enumerate(checkpoints, 1))
+      for i, c in enumerate(items, 1))
 
 
-def parse(text: str) -> tuple[Checkpoint, ...]:
+def parse(text: str) -> tuple[RubricItem, ...]:
   """Reads a rubric that a model wrote.
 
-  A checkpoint is a list item ('-', '*', '1.', '(1)', 'Checkpoint 1:') or any
+  A item is a list item ('-', '*', '1.', '(1)', 'Checkpoint 1:') or any
   line that begins with points. Its points stand first, as '(2 points)',
   '[2 pts]', '[2]' or '2 pts:', or once anywhere in it, in brackets with their
   unit. Lines directly below it and indented ones go on with it. Bold marks are
-  taken away. Before the first checkpoint and after the list there may be other
+  taken away. Before the first item and after the list there may be other
   lines; headings, fences of code, rules and a total are passed over, and so
   is everything up to a last '</think>'.
 
   Raises:
     ValueError: there is an item without points, or `check` refuses the whole.
   """
-  items, below = [], False
+  texts: list[str] = []
+  below = False
   for line in text.rpartition('</think>')[2].splitlines():
     plain = _BOLD.sub(r'\1', line.strip())
     if not plain or _ORNAMENT.match(plain):
@@ -131,54 +134,54 @@ def parse(text: str) -> tuple[Checkpoint, ...]:
     if _TOTAL.match(item):
       below = False
     elif mark or _FIRST.match(item):
-      items.append(item)
+      texts.append(item)
       below = True
-    elif items and (below or line[0].isspace()):
-      items[-1] += ' ' + plain
-  if not items:
-    raise ValueError('no checkpoint in it, no line such as `- (2 points) ...`')
-  checkpoints = tuple(_parse_item(i, x) for i, x in enumerate(items, 1))
-  check(checkpoints)
-  return checkpoints
+    elif texts and (below or line[0].isspace()):
+      texts[-1] += ' ' + plain
+  if not texts:
+    raise ValueError('no item in it, no line such as `- (2 points) ...`')
+  items = tuple(_parse_item(i, x) for i, x in enumerate(texts, 1))
+  check(items)
+  return items
 
 
-def _parse_item(number: int, item: str) -> Checkpoint:
+def _parse_item(number: int, item: str) -> RubricItem:
   found = _FIRST.match(item)
   if not found:
     places = list(_ANYWHERE.finditer(item))
     if len(places) != 1:
-      raise ValueError(f'checkpoint {number} has '
+      raise ValueError(f'item {number} has '
                        f'{"no" if not places else "several"} points: '
                        f'{item[:60]!r}')
     found = places[0]
   points = next(filter(None, found.groups()))
-  return Checkpoint(_line(item[:found.start()] + item[found.end():]),
+  return RubricItem(_line(item[:found.start()] + item[found.end():]),
                     float(points))
 
 
-def check(checkpoints: Sequence[Checkpoint]) -> None:
+def check(items: Sequence[RubricItem]) -> None:
   """Whether a rubric is one that a model may write.
 
   Raises:
-    ValueError: it has too few or too many checkpoints, or one of them has
+    ValueError: it has too few or too many items, or one of them has
       points or a text that cannot be.
   """
-  if not MIN_CHECKPOINTS <= len(checkpoints) <= MAX_CHECKPOINTS:
-    raise ValueError(f'{len(checkpoints)} checkpoint'
-                     f'{"s" * (len(checkpoints) != 1)}, want '
-                     f'{MIN_CHECKPOINTS} to {MAX_CHECKPOINTS}')
+  if not MIN_ITEMS <= len(items) <= MAX_ITEMS:
+    raise ValueError(f'{len(items)} item'
+                     f'{"s" * (len(items) != 1)}, want '
+                     f'{MIN_ITEMS} to {MAX_ITEMS}')
   seen = {}
-  for i, (text, points) in enumerate(checkpoints, 1):
+  for i, (text, points) in enumerate(items, 1):
     if not 0 < points <= MAX_POINTS:
-      raise ValueError(f'checkpoint {i} has {points:g} points, want more than '
+      raise ValueError(f'item {i} has {points:g} points, want more than '
                        f'0 and at most {MAX_POINTS}')
     if not any(c.isalnum() for c in text):
-      raise ValueError(f'checkpoint {i} has no text')
+      raise ValueError(f'item {i} has no text')
     if len(text) > MAX_CHARACTERS:
-      raise ValueError(f'checkpoint {i} has {len(text)} characters, at most '
+      raise ValueError(f'item {i} has {len(text)} characters, at most '
                        f'{MAX_CHARACTERS}')
     if (first := seen.setdefault(text.casefold(), i)) != i:
-      raise ValueError(f'checkpoint {i} repeats checkpoint {first}')
+      raise ValueError(f'item {i} repeats item {first}')
 
 
 def _line(text: str) -> str:

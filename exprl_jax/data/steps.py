@@ -7,7 +7,7 @@ import itertools
 import re
 from typing import NamedTuple
 
-from exprl_jax.config import Config
+from exprl_jax.config import Judge
 from exprl_jax.data.tokenizer import Tokenizer
 from exprl_jax.types import InputError
 
@@ -162,8 +162,11 @@ def _join(texts: list[str]) -> tuple[str, list[int]]:
   return ''.join(texts), [0, *itertools.accumulate(map(len, texts))]
 
 
-def of_config(config: Config, tokenizer: Tokenizer) -> Segmenter:
-  """The segmenter of a run; it splits nothing unless reward='process'."""
-  cfg, process = config.judge, config.reward == 'process'
-  return Segmenter(tokenizer, cfg.delimiter if process else '',
-                   cfg.max_steps if process else 1, cfg.min_step_tokens)
+def segmenter(cfg: Judge, tokenizer: Tokenizer, stepwise: bool) -> Segmenter:
+  """The steps of a config's `judge`; one, the whole trace, unless stepwise.
+
+  Raises:
+    InputError: the delimiter is not one that Segmenter knows.
+  """
+  return Segmenter(tokenizer, cfg.delimiter if stepwise else '',
+                   cfg.max_steps if stepwise else 1, cfg.min_step_tokens)

@@ -7,7 +7,7 @@
 
 Counting by words is crude: it sees what a trace says, not what it does ('let
 me check' and no check), and English only. The judge reads problem and trace,
-never the reference, by the rubric of judge/questions/behaviours.txt.
+never the reference, by the rubric of judge/questions/behaviors.txt.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -29,10 +29,10 @@ from exprl_jax.rollout.requests import Request, Sample, Sampling, SharedPrefix
 from exprl_jax.types import Problem
 
 KINDS = ('verification', 'backtracking', 'self_correction', 'restart')
-TEMPLATE = pathlib.Path(prompts.__file__).parent / 'questions/behaviours.txt'
+TEMPLATE = pathlib.Path(prompts.__file__).parent / 'questions/behaviors.txt'
 _AGAIN = 0.7  # temperature of all tries but the first, which is greedy
 _MOST = 1000  # a higher count is no count
-_SLOTS = re.compile('{(problem|fence|trace)}')
+_SLOTS = re.compile('{(problem|nonce|trace)}')
 
 # Phrases that open such a passage. A phrase belongs to one kind; spaces match
 # any white space.
@@ -104,9 +104,9 @@ class Trace(NamedTuple):
 
 
 class Prompt:
-  """questions/behaviours.txt in the judge's own chat format, as token ids.
+  """questions/behaviors.txt in the judge's own chat format, as token ids.
 
-  Problem, fence and trace are filled in as ids, in one pass and with special
+  Problem, nonce and trace are filled in as ids, in one pass and with special
   tokens disarmed. The reference is not among them.
   """
 
@@ -129,7 +129,7 @@ class Prompt:
     ids = list(self.head)
     values = {
         'problem': trace.problem.question, 'trace': trace.text,
-        'fence': prompts.fence(trace.problem, [trace.text])
+        'nonce': prompts.nonce(trace.problem, [trace.text])
     }
     for slot, text in zip(self._slots, self._texts):
       ids += self.tokenizer.encode(values[slot]) + text
@@ -140,7 +140,7 @@ class Reader:
   """The judge, counting. Its weights are read when the first trace needs it."""
 
   def __init__(self, config: Config, mesh: jax.sharding.Mesh):
-    """Takes judge.init, its sizes, prepare.max_new_tokens and prepare.tries.
+    """Takes judge.init, its sizes, rubrics.max_new_tokens and rubrics.tries.
 
     Raises:
       InputError: there is no such model.
@@ -160,7 +160,7 @@ class Reader:
       write: told of each as soon as it is read, by its number: the counts by
         KINDS, or {'failed': why} when none of the tries could be read.
     """
-    judge, room = self._config.judge, self._config.prepare.max_new_tokens
+    judge, room = self._config.judge, self._config.rubrics.max_new_tokens
     todo = {t.number: self._prompt(t) for t in traces}
     most = judge.max_prompt_tokens + (judge.max_trace_tokens
                                       or self._config.rollout.max_new_tokens)
@@ -185,7 +185,7 @@ class Reader:
       write(i, counts)
 
     key = jax.random.key(self._config.seed)
-    for attempt in range(self._config.prepare.tries):
+    for attempt in range(self._config.rubrics.tries):
       generate(self._requests(todo, attempt), jax.random.fold_in(key, attempt),
                done)
     for i in todo:
@@ -206,7 +206,7 @@ class Reader:
 
   def _requests(self, todo: Mapping[int, list[int]],
                 attempt: int) -> list[Request]:
-    sampling = Sampling(self._config.prepare.max_new_tokens,
+    sampling = Sampling(self._config.rubrics.max_new_tokens,
                         _AGAIN if attempt else 0.0,
                         eos_ids=self._prompt.tokenizer.eos_ids)
     root = SharedPrefix(0, len(self._prompt.head))
@@ -217,8 +217,8 @@ class Reader:
 
   def _read(self, sample: Sample) -> dict[str, int]:
     if sample.finish_reason != 'eos':
-      raise ValueError('it has no end within prepare.max_new_tokens='
-                       f'{self._config.prepare.max_new_tokens}')
+      raise ValueError('it has no end within rubrics.max_new_tokens='
+                       f'{self._config.rubrics.max_new_tokens}')
     return parse(self._prompt.tokenizer.decode(sample.tokens[:-1]))
 
 

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from exprl_jax.config import Config, Eval, resolve
+from exprl_jax.data import chat
 from exprl_jax.data import problems as data
 from exprl_jax.data.tokenizer import Tokenizer
 from exprl_jax.grading import grader as grading
@@ -232,7 +233,7 @@ class HeldOut:
     if config.eval.problems:
       self._items = read_items(config.eval)
       problems = [item.problem for item in self._items]
-      self._prompts = data.policy_prompts(tokenizer, problems, config)
+      self._prompts = chat.policy_prompts(tokenizer, problems, config)
       self._grader = grader or grading.Grader(config.grading)
       self._grader.check(problems)
 

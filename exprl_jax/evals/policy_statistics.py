@@ -11,7 +11,7 @@ import numpy as np
 from exprl_jax.config import Config
 from exprl_jax.data.steps import Segmenter
 from exprl_jax.data.tokenizer import Tokenizer
-from exprl_jax.rl import losses
+from exprl_jax.models import head
 from exprl_jax.rollout.requests import Sample
 from exprl_jax.runtime import mesh as mesh_lib
 from exprl_jax.runtime import metrics
@@ -35,8 +35,9 @@ def check(
   _, first, prompts = models[0]
   for name, tokenizer, own in models:
     if tokenizer.vocab_size != first.vocab_size or own != prompts:
-      raise InputError(f'config.eval.diagnose: {name} has another tokenizer or '
-                       'chat template than policy.init; KL needs the same')
+      raise InputError(
+          f'config.eval.policy_statistics: {name} has another tokenizer or '
+          'chat template than policy.init; KL needs the same')
   segmenter(config, first)
 
 
@@ -109,10 +110,10 @@ def _arrays(samples, size: int, width: int):
 def _values(model, first, mesh, temperature, chunk, params, first_params,
             tokens, valid, written):
   """(entropy, k1, k3), each f32[B] and whole in every process."""
-  mine, entropy = losses.token_logprobs(model, params, tokens, valid,
-                                        temperature, chunk)
-  theirs, _ = losses.token_logprobs(first, first_params, tokens, valid,
-                                    temperature, chunk)
+  mine, entropy = head.token_logprobs(model, params, tokens, valid, temperature,
+                                      chunk)
+  theirs, _ = head.token_logprobs(first, first_params, tokens, valid,
+                                  temperature, chunk)
   d = jax.numpy.clip(theirs - mine, -20.0, 20.0)
   count = jax.numpy.maximum(written.sum(axis=1), 1)
   whole = NamedSharding(mesh, PartitionSpec())

@@ -1,19 +1,20 @@
-"""Verdicts that need not be asked for again, in an SQLite file."""
+"""Judgments that need not be asked for again, in an SQLite file."""
 
 from collections.abc import Iterable, Sequence
 import hashlib
 import json
 import os
 import sqlite3
+from typing import Any
 
 from etils import epath
 import jax
 
-from exprl_jax.judge.readouts import Reading
+from exprl_jax.judge.readouts import Judgment
 from exprl_jax.runtime import mesh as mesh_lib
 
 
-def key(*parts) -> bytes:
+def key(*parts: Any) -> bytes:
   """A name for what JSON-like values describe."""
   return hashlib.blake2b(json.dumps(parts).encode(), digest_size=16).digest()
 
@@ -36,30 +37,30 @@ def digest(folder: epath.Path) -> str:
 
 
 class Cache:
-  """Readings by key. Process 0 holds the file and tells the others."""
+  """Judgments by key. Process 0 holds the file and tells the others."""
 
   def __init__(self, path: str | os.PathLike = ':memory:'):
     """Opens or makes the file."""
     self._db = None
     if jax.process_index() == 0:
       self._db = sqlite3.connect(str(path))
-      self._db.execute('create table if not exists verdicts '
-                       '(key blob primary key, readings text) without rowid')
+      self._db.execute('create table if not exists judgments '
+                       '(key blob primary key, judgments text) without rowid')
 
-  def get(self, keys: Sequence[bytes]) -> list[list[Reading] | None]:
-    """What is known, in the order of the keys."""
+  def get(self, keys: Sequence[bytes]) -> list[list[Judgment] | None]:
+    """Returns the known judgments, in the order of the keys."""
     rows = []
     if self._db:
       for k in keys:
-        found = self._db.execute('select readings from verdicts where key = ?',
-                                 (k,)).fetchone()
-        rows.append(found and found[0])
+        row = self._db.execute('select judgments from judgments where key = ?',
+                               (k,)).fetchone()
+        rows.append(row and row[0])
     rows = mesh_lib.broadcast(rows)
-    return [row and [Reading(*r) for r in json.loads(row)] for row in rows]
+    return [row and [Judgment(*r) for r in json.loads(row)] for row in rows]
 
-  def put(self, items: Iterable[tuple[bytes, list[Reading]]]) -> None:
-    """Remembers readings, on disk before it returns."""
+  def put(self, items: Iterable[tuple[bytes, list[Judgment]]]) -> None:
+    """Remembers judgments, on disk before it returns."""
     if self._db:
       with self._db:
-        self._db.executemany('insert or replace into verdicts values (?, ?)',
+        self._db.executemany('insert or replace into judgments values (?, ?)',
                              ((k, json.dumps(r)) for k, r in items))

@@ -1,16 +1,17 @@
-"""Is the judge fooled? Probes before and during a run, and an alarm."""
+"""Reward hacking: adversarial probes before a run, a monitor during it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import math
+from typing import Any
 
 from exprl_jax.config import Config
 from exprl_jax.data import steps as steps_lib
 from exprl_jax.judge import calibration, probes
-from exprl_jax.judge.tree import Judge
+from exprl_jax.judge.factory import AnyJudge
 from exprl_jax.types import InputError, Problem
 
 
-def probe(config: Config, judge: Judge, problems: Sequence[Problem],
+def probe(config: Config, judge: AnyJudge, problems: Sequence[Problem],
           count: int = 2) -> dict[str, float]:
   """The highest score that each probe gets, at any step, on any problem.
 
@@ -21,7 +22,8 @@ def probe(config: Config, judge: Judge, problems: Sequence[Problem],
     count: see above.
   """
   tokenizer = judge.tokenizer
-  segment = steps_lib.of_config(config, tokenizer)
+  segment = steps_lib.segmenter(config.judge, tokenizer,
+                                config.reward == 'process')
   special = tokenizer.special_tokens
   items, names = [], []
   domains = {
@@ -37,9 +39,9 @@ def probe(config: Config, judge: Judge, problems: Sequence[Problem],
     for name, text in probes.probes(problem, other, template.text, special):
       items.append((problem, segment.split(text)))
       names.append(name)
-  verdicts = judge.score(items, max(len(steps) for _, steps in items))
+  judgments = judge.score(items, max(len(steps) for _, steps in items))
   out: dict[str, float] = {}
-  for name, score, readable in zip(names, verdicts.score, verdicts.readable):
+  for name, score, readable in zip(names, judgments.score, judgments.readable):
     best = float(score.max(where=readable, initial=0.0))
     out[name] = max(out.get(name, 0.0), best)
   return out
@@ -54,7 +56,7 @@ def metrics(scores: dict[str, float]) -> dict[str, float]:
   }
 
 
-def refuse_fooled(config: Config, judge: Judge,
+def refuse_fooled(config: Config, judge: AnyJudge,
                   problems: Sequence[Problem]) -> dict[str, float]:
   """`metrics`, if the judge can be trained against; {} with one problem,
   where the probes have no other to take from.
@@ -66,7 +68,7 @@ def refuse_fooled(config: Config, judge: Judge,
     return {}
   scores = probe(config, judge, problems)
   limit = config.judge.max_probe_score
-  worst = sorted(scores, key=scores.get, reverse=True)[:3]
+  worst = sorted(scores, key=lambda name: scores[name], reverse=True)[:3]
   if scores[worst[0]] > limit:
     named = ', '.join(f'{name} {scores[name]:.2f}' for name in worst)
     raise InputError(
@@ -77,42 +79,58 @@ def refuse_fooled(config: Config, judge: Judge,
   return metrics(scores)
 
 
-class Alarm:
-  """Goes off when the judge's scores climb and right answers do not.
+class Monitor:
+  """Warns when the judge's scores climb and right answers do not.
 
-  The rule is calibration.divergence over the last judge.alarm_window steps.
+  The rule is calibration.divergence over the last judge.monitor_window steps.
   """
 
-  def __init__(self, config: Config, rows: Sequence[dict] = ()):
-    """`rows` of metrics.jsonl are what a resumed run has seen before."""
-    self._config, self._seen = config, []
-    self._on = False
-    for row in rows:
-      if 'reward/mean' in row:
-        self(row)
+  def __init__(self, config: Config):
+    """Starts without a history; a resumed run restores it."""
+    self._config = config
+    self._history: list[list[float]] = []  # by step, newest last: judge's mean
+    # score, accuracy, standard error of each
+    self._alarm = False
 
-  def __call__(self, values: dict[str, float]) -> str:
-    """Takes the metrics of a step; adds 'judge/alarm' to them, 0 or 1.
+  def update(self, values: Mapping[str, float]) -> tuple[dict[str, float], str]:
+    """Takes the metrics of a step.
 
     Returns:
-      A warning when it goes off, else ''.
+      'judge/hacking_alarm', 0 or 1; and a warning when the alarm goes on, else
+      ''.
     """
     cfg, groups = self._config.judge, self._config.data.batch
-    a = values['reward/accuracy']  # of all samples, so that of the judge, too
-    j = values.get('reward/unfiltered_mean', values['reward/mean'])
+    # Both are of all samples, before groups are dropped.
+    accuracy = values['reward/accuracy']
+    score = values.get('reward/unfiltered_mean', values['reward/mean'])
     # Rows of a group resemble each other: errors as if groups were rows.
-    self._seen.append((j, a, values['reward/std'] / math.sqrt(groups),
-                       math.sqrt(a * (1 - a) / groups)))
-    del self._seen[:-cfg.alarm_window]
-    judge, accuracy, se_judge, se_accuracy = zip(*self._seen)
-    was, self._on = self._on, calibration.divergence(judge, accuracy,
-                                                     cfg.alarm_window,
-                                                     cfg.alarm_rise, se_judge,
-                                                     se_accuracy)
-    values['judge/alarm'] = float(self._on)
-    if not self._on or was:
-      return ''
-    return (f'WARNING: over the last {cfg.alarm_window} steps the judge came '
-            'to like the traces better and the answers did not get right more '
-            'often: the policy may be fooling it. Read samples/; '
-            'docs/judge.md has what to do')
+    self._history.append([
+        score, accuracy, values['reward/std'] / math.sqrt(groups),
+        math.sqrt(accuracy * (1 - accuracy) / groups)
+    ])
+    del self._history[:-cfg.monitor_window]
+    scores, accuracies, se_scores, se_accuracies = zip(*self._history)
+    before, self._alarm = self._alarm, calibration.divergence(
+        scores, accuracies, cfg.monitor_window, cfg.monitor_rise, se_scores,
+        se_accuracies)
+    metrics = {'judge/hacking_alarm': float(self._alarm)}
+    if not self._alarm or before:
+      return metrics, ''
+    return metrics, (
+        f'WARNING: over the last {cfg.monitor_window} steps the judge came to '
+        'like the traces better and the answers did not get right more often: '
+        'the policy may be hacking it. Read samples/; docs/judge.md has what '
+        'to do')
+
+  def state(self) -> dict[str, Any]:
+    """What a resumed run needs."""
+    # JSON has no nan, which reward/std is where no row has a score.
+    history = [[None if x != x else x for x in row] for row in self._history]
+    return {'history': history, 'alarm': self._alarm}
+
+  def restore(self, state: dict[str, Any]) -> None:
+    """Takes over what `state` returned."""
+    self._history = [[float('nan') if x is None else x
+                      for x in row]
+                     for row in state['history']]
+    self._alarm = state['alarm']

@@ -9,14 +9,14 @@ A file of judge/templates has sections, each opened by a line `[name]`:
                                rationale and a last line `Score: N`
   [user]                       the layout
   [solution] [rubric] [both]   stand for {reference}
-  [whole] [checkpoint]         stand for {ask}: the question after the trace
+  [whole] [item]         stand for {ask}: the question after the trace
   [score]                      how an answer begins; the score comes next
 
 After that the text holds {problem}, {trace}, {solution} or {rubric} or both
-once each, {fence} on both sides of {trace}, and {checkpoint} where checkpoints
+once each, {nonce} on both sides of {trace}, and {item} where items
 are asked for. These are filled with plain text, as token ids, in one pass:
 nothing in a problem, reference or trace is ever read as part of the template,
-and special tokens in them are spelt out. The fence is a code that the writer
+and special tokens in them are spelt out. The nonce is a code that the writer
 of the trace cannot know.
 
 What comes before the trace is the same for all traces of a problem, so the
@@ -39,9 +39,9 @@ from exprl_jax.types import InputError, Problem
 SCORES = ('1', '2', '3', '4', '5')
 _ALL = {
     'system', 'user', 'score', 'outcome', 'process', 'segment', 'direct',
-    'reason', 'solution', 'rubric', 'both', 'whole', 'checkpoint'
+    'reason', 'solution', 'rubric', 'both', 'whole', 'item'
 }
-_SLOTS = ('problem', 'solution', 'rubric', 'fence', 'trace', 'checkpoint')
+_SLOTS = ('problem', 'solution', 'rubric', 'nonce', 'trace', 'item')
 _SPLIT = re.compile('{(' + '|'.join(_SLOTS) + ')}')
 
 
@@ -71,27 +71,26 @@ class Template:
   text: str
 
   def head(self, problem: Problem) -> list[int]:
-    """All that precedes the fence: the same for all traces of a problem."""
-    return self._fill(self.pieces[:self.pieces.index('fence')], problem)
+    """All that precedes the nonce: the same for all traces of a problem."""
+    return self._fill(self.pieces[:self.pieces.index('nonce')], problem)
 
-  def opening(self, fence: str) -> list[int]:
-    """The fence and what stands between it and the trace."""
-    first = self.pieces.index('fence')
-    return self._fill(('', *self.pieces[first:first + 2]), fence=fence)
+  def opening(self, nonce: str) -> list[int]:
+    """The nonce and what stands between it and the trace."""
+    first = self.pieces.index('nonce')
+    return self._fill(('', *self.pieces[first:first + 2]), nonce=nonce)
 
-  def ask(self, problem: Problem, fence: str,
-          checkpoint: str = '') -> list[int]:
+  def ask(self, problem: Problem, nonce: str, item: str = '') -> list[int]:
     """All that follows the trace, up to what the judge is to write."""
     after = self.pieces[self.pieces.index('trace') + 1:-1]
-    return [*self._fill(after, problem, fence, checkpoint), *self.tail]
+    return [*self._fill(after, problem, nonce, item), *self.tail]
 
-  def _fill(self, pieces, problem=None, fence='', checkpoint='') -> list[int]:
+  def _fill(self, pieces, problem=None, nonce='', item='') -> list[int]:
     """Token ids of texts and slots in turn, a text first."""
     out = list(_encode(self.tokenizer, pieces[0]))
     for slot, text in itertools.zip_longest(pieces[1::2], pieces[2::2],
                                             fillvalue=''):
-      value = (fence if slot == 'fence' else checkpoint if slot == 'checkpoint'
-               else getattr(problem, {'problem': 'question'}.get(slot, slot)))
+      value = (nonce if slot == 'nonce' else item if slot == 'item' else
+               getattr(problem, {'problem': 'question'}.get(slot, slot)))
       out += self.tokenizer.encode(value)
       out += _encode(self.tokenizer, text)
     return out
@@ -102,7 +101,7 @@ def _encode(tokenizer: Tokenizer, text: str) -> tuple[int, ...]:
   return tuple(tokenizer.encode(text, special=True))
 
 
-def fence(problem: Problem, steps: list[str]) -> str:
+def nonce(problem: Problem, steps: list[str]) -> str:
   """Four numbers that do not occur in the trace.
 
   They are a hash of problem and trace, so verdicts can be cached and repeated,
@@ -121,7 +120,8 @@ def fence(problem: Problem, steps: list[str]) -> str:
     attempt += 1
 
 
-def load(cfg: Judge, tokenizer: Tokenizer, task: str) -> Template:
+def load(cfg: Judge, tokenizer: Tokenizer, task: str,
+         generates: bool) -> Template:
   """Reads, checks and renders a template.
 
   Args:
@@ -129,6 +129,7 @@ def load(cfg: Judge, tokenizer: Tokenizer, task: str) -> Template:
       reference, context, readout and verdict.
     tokenizer: the judge's.
     task: 'outcome' or 'process'; becomes 'segment' for context='segment'.
+    generates: the readout may let the judge write a rationale.
 
   Raises:
     InputError: no such template, or it is not as described above.
@@ -143,12 +144,11 @@ def load(cfg: Judge, tokenizer: Tokenizer, task: str) -> Template:
   sections = _sections(path)
   if task == 'process' and cfg.context == 'segment':
     task = 'segment'
-  reasons = cfg.readout != 'direct' and 'reason' in sections
-  per_checkpoint = cfg.verdict == 'checkpoints'
+  reasons = generates and 'reason' in sections
+  per_item = cfg.judgment == 'rubric_items'
   choice = {
       'task': task, 'answer': 'reason' if reasons else 'direct',
-      'reference': cfg.reference,
-      'ask': 'checkpoint' if per_checkpoint else 'whole'
+      'reference': cfg.reference, 'ask': 'item' if per_item else 'whole'
   }
   messages = [{'role': role, 'content': _expand(sections, role, choice, path)}
               for role in ('system', 'user')
@@ -171,7 +171,15 @@ def load(cfg: Judge, tokenizer: Tokenizer, task: str) -> Template:
                   (), score_ids, text)
 
 
+_RENAMED = {
+    '{fence}': '{nonce}', '{checkpoint}': '{item}', '[checkpoint]': '[item]'
+}
+
+
 def _sections(path: pathlib.Path) -> dict[str, str]:
+  for old, new in _RENAMED.items():
+    if old in path.read_text():
+      raise InputError(f'{path}: {old} was renamed to {new}')
   parts = re.split(r'^\[(\w+)\]\n', path.read_text(), flags=re.MULTILINE)
   sections = {k: v.strip() for k, v in zip(parts[1::2], parts[2::2])}
   if not {'user', 'score'} <= set(sections) <= _ALL or parts[0].strip():
@@ -198,26 +206,26 @@ def _expand(sections, role: str, choice: dict[str, str], path) -> str:
 
 
 def _lint(found: list[str], cfg: Judge, path) -> None:
-  """Every text appears once, the fence around the trace."""
+  """Every text appears once, the nonce around the trace."""
   references = {
       'solution': ['solution'], 'rubric': ['rubric'],
       'both': ['solution', 'rubric']
   }[cfg.reference]
-  wanted = ['problem', 'trace', *references, 'fence', 'fence']
-  wanted += ['checkpoint'] * (cfg.verdict == 'checkpoints')
+  wanted = ['problem', 'trace', *references, 'nonce', 'nonce']
+  wanted += ['item'] * (cfg.judgment == 'rubric_items')
   if sorted(found) != sorted(wanted):
     raise InputError(
         f'{path}: [user] should hold {_names(wanted)} (judge.reference='
-        f'{cfg.reference!r}, judge.verdict={cfg.verdict!r}); it holds '
+        f'{cfg.reference!r}, judge.judgment={cfg.judgment!r}); it holds '
         f'{_names(found)}')
   at = found.index('trace')
-  if found[at - 1:at + 2] != ['fence', 'trace', 'fence'] or ('problem'
+  if found[at - 1:at + 2] != ['nonce', 'trace', 'nonce'] or ('problem'
                                                              in found[at:]):
     raise InputError(f'{path}: [user] should hold {{problem}} first and '
-                     f'{{fence}} {{trace}} {{fence}} in this order; it holds '
+                     f'{{nonce}} {{trace}} {{nonce}} in this order; it holds '
                      f'{_names(found)}')
-  if 'checkpoint' in found[:at]:
-    raise InputError(f'{path}: {{checkpoint}} belongs behind {{trace}}, into '
+  if 'item' in found[:at]:
+    raise InputError(f'{path}: {{item}} belongs behind {{trace}}, into '
                      '{ask}')
 
 

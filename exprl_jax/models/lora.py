@@ -10,6 +10,7 @@ import math
 import jax
 import jax.numpy as jnp
 
+from exprl_jax.config import Model
 from exprl_jax.models import transformer
 from exprl_jax.models.config import ModelConfig
 
@@ -17,9 +18,9 @@ from exprl_jax.models.config import ModelConfig
 _INPUTS = {'q': 1, 'k': 1, 'v': 1, 'o': 2, 'gate': 1, 'up': 1, 'down': 1}
 
 
-def scale(cfg) -> float:
-  """Of a config.Model: lora_alpha / lora_rank; 0 without adapters."""
-  return cfg.lora_alpha / cfg.lora_rank if cfg.lora_rank else 0.0
+def scale(cfg: Model) -> float | None:
+  """lora_alpha / lora_rank of config.policy; None: there are no adapters."""
+  return cfg.lora_alpha / cfg.lora_rank if cfg.lora_rank else None
 
 
 def _names(cfg: ModelConfig) -> list[str]:

@@ -24,16 +24,16 @@ from exprl_jax.runtime import mesh as mesh_lib
 from exprl_jax.types import InputError
 
 
-class Source(NamedTuple):
+class Reference(NamedTuple):
   """A model that is there."""
 
   folder: epath.Path  # has config.json and the tokenizer
   workdir: epath.Path | None = None  # of the checkpoint; None: `folder` has it
   step: int = 0  # of the checkpoint
-  under: 'Source | None' = None  # adapters: the model that they are trained on
+  under: 'Reference | None' = None  # of adapters: the model they train on
 
 
-def find(source: str) -> Source:
+def find(source: str) -> Reference:
   """What a source names; no weights are read.
 
   Raises:
@@ -46,10 +46,10 @@ def find(source: str) -> Source:
   if not (folder / 'config.json').is_file() or _is_run(folder):
     if checkpoint.steps(folder):  # of a run that has not ended
       return of_checkpoint(source, 0)
-  return Source(folder)
+  return Reference(folder)
 
 
-def of_checkpoint(workdir: str, step: int) -> Source:
+def of_checkpoint(workdir: str, step: int) -> Reference:
   """The checkpoint of a step; step 0 is the newest.
 
   Raises:
@@ -64,12 +64,12 @@ def of_checkpoint(workdir: str, step: int) -> Source:
                      f'{", ".join(map(str, have))}')
   start = _policy_of(path)
   under = find(start['init'])
-  return Source(under.folder, path, step or have[-1],
-                under if start.get('lora_rank') else None)
+  return Reference(under.folder, path, step or have[-1],
+                   under if start.get('lora_rank') else None)
 
 
-def load(source: str | Source, mesh: jax.sharding.Mesh, dtype: str = 'float32',
-         *, frozen: bool = False, **options):
+def load(source: str | Reference, mesh: jax.sharding.Mesh,
+         dtype: str = 'float32', *, frozen: bool = False, **options):
   """Loads what a source names onto a mesh.
 
   Args:
@@ -140,7 +140,7 @@ def _as(params, wanted):
       out_shardings=jax.tree.map(lambda x: x.sharding, wanted))(params)
 
 
-def _merged(source: Source, model, mesh: jax.sharding.Mesh):
+def _merged(source: Reference, model, mesh: jax.sharding.Mesh):
   """A checkpoint of adapters, with the model under them as they saw it."""
   start = _policy_of(source.workdir)
   if start.get('random'):

@@ -418,38 +418,6 @@ def _ropes(cfg: ModelConfig) -> tuple[jax.Array, jax.Array]:
           jnp.array([factor for _, factor in tables], jnp.float32))
 
 
-def project(cfg: ModelConfig, params, hidden: jax.Array) -> jax.Array:
-  """Logits f32[..., V] of hidden states f32[..., D], computed in float32."""
-  return logits(cfg, head(cfg, params), hidden)
-
-
-def head(cfg: ModelConfig, params) -> jax.Array:
-  """The matrix [D, V] that projects to logits.
-
-  It is in `cfg.dtype`, so that the parameters in float32 and their `cast` copy
-  give the same.
-  """
-  out = params['embedding'].T if cfg.tied_embedding else params['head']
-  if cfg.dtype == 'bfloat16':
-    # `logits` computes in float32: XLA would drop a pair of casts.
-    out = jax.lax.reduce_precision(out.astype(jnp.float32), 8, 7)
-  return out.astype(cfg.dtype)
-
-
-def logits(cfg: ModelConfig, head: jax.Array, hidden: jax.Array) -> jax.Array:
-  """Logits f32[..., V], by the `head`.
-
-  With a bfloat16 head, Precision.HIGH (three bfloat16 passes on a TPU) is
-  float32 but for the last bits.
-  """
-  out = dense(
-      hidden, head, jax.lax.Precision.HIGH
-      if cfg.dtype == 'bfloat16' else jax.lax.Precision.HIGHEST)
-  if cfg.logit_softcap:
-    out = cfg.logit_softcap * jnp.tanh(out / cfg.logit_softcap)
-  return out
-
-
 def dense(x, w, precision=None):
   """x[..., D] times w[D, ...]: flattened, which XLA:CPU runs twice as fast.
 

@@ -92,7 +92,7 @@ def cutter(
     granularity: Granularity) -> Callable[[Sequence[Group]], list[Trace]]:
   """The function of groups that cuts trajectories into steps and grades them.
   """
-  segment = steps_lib.of_config(config, tokenizer, granularity == 'step')
+  segment = steps_lib.segmenter(config.judge, tokenizer, granularity == 'step')
 
   def cut(groups: Sequence[Group]) -> list[Trace]:
     traces = []

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from exprl_jax.models import paged, transformer
+from exprl_jax.models import head, paged, transformer
 from exprl_jax.models.config import ModelConfig
 from exprl_jax.rollout import sampling
 from exprl_jax.rollout.protocol import (
@@ -145,7 +145,7 @@ def _decode_token(model: ModelConfig, layout: paged.Layout, params: Params,
   hidden, pool = transformer.forward_paged(model, layout, params,
                                            state.token[:, None], position,
                                            carry.pool, slots.table)
-  logits = transformer.project(model, params, hidden[:, 0])
+  logits = head.project(model, params, hidden[:, 0])
 
   # 2. Read the log-probabilities that new rows have asked for.
   read_logprobs = jax.lax.cond(

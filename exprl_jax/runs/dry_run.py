@@ -1,18 +1,20 @@
 """--dry_run: read everything, compute nothing, show what the models see."""
 
-from exprl_jax.config import Config, judged, resolve
-from exprl_jax.data import problems as data
+from collections.abc import Sequence
+
+import jax
+
+from exprl_jax.config import Config, resolve
+from exprl_jax.data import chat
+from exprl_jax.data.problems import training_problems
 from exprl_jax.data.tokenizer import Tokenizer
-from exprl_jax.evals import held_out as evaluate
-from exprl_jax.judge import prompts
-from exprl_jax.judge import tree as judge_lib
+from exprl_jax.evals.held_out import HeldOut
+from exprl_jax.judge import factory, prompts, readouts
 from exprl_jax.models import config as model_config
-from exprl_jax.models import references as source
+from exprl_jax.models import references
 from exprl_jax.rewards import teacher
-from exprl_jax.rl import learner
-from exprl_jax.runs import evaluate as compare
-from exprl_jax.runs import judge as judging
-from exprl_jax.runs import rubrics as prepare
+from exprl_jax.rl import packing
+from exprl_jax.runs import evaluate, judge, recipes, rubrics, setup
 from exprl_jax.runtime import mesh as mesh_lib
 from exprl_jax.types import Problem
 
@@ -23,50 +25,81 @@ def dry_run(config: Config) -> None:
   Raises:
     InputError: whatever the run itself would stumble over at its start.
   """
-  mesh = mesh_lib.make_mesh(config.mesh)
-  if config.run == 'prepare':
+  if config.run == 'rubrics':
     _show_rubric_prompt(config)
-    return
-  if config.run == 'judge' and config.judge.traces:
-    found = judging.read_traces(config, Tokenizer(resolve(config.judge.init)))
-    judge_lib.check(config, [t.problem for t in found])
-    print(f'run judge, {len(found)} traces')
-    _show_judge_prompt(config, found[0].problem)
-    return
+  elif recipes.judges_traces(config):
+    tokenizer = Tokenizer(resolve(config.judge.init))
+    traces = judge.read_traces(config, tokenizer)
+    factory.check(config, [t.problem for t in traces])
+    print(f'run judge, {len(traces)} traces')
+    _show_judge_prompt(config, traces[0].problem)
+  elif config.run == 'train':
+    inputs = setup.inputs(config)
+    _show_model(config, inputs.mesh)
+    _show_training(config, inputs.mesh, inputs.problems)
+    if inputs.reward.granularity == 'token':
+      (ids,) = teacher.prompts(inputs.tokenizer, inputs.problems[:1],
+                               config.teacher)
+      print("\n--- teacher's prompt\n" +
+            inputs.tokenizer.decode(ids, special=True))
+    _show_policy_prompt(config, inputs.tokenizer, inputs.problems)
+    if inputs.reward.uses_judge:
+      _show_judge_prompt(config, inputs.problems[0])
+  else:
+    _dry_run_other(config)
+
+
+def _dry_run_other(config: Config) -> None:
+  """sft, evaluate, sample, export, judge on samples, train_judge."""
+  mesh = mesh_lib.make_mesh(config.mesh)
   if config.run == 'evaluate':
-    compare.check(config)
-  folder = source.find(config.policy.init).folder
-  model, tokenizer = model_config.read_config(folder), Tokenizer(folder)
-  print(f'run {config.run}, {config.steps} steps, mesh {dict(mesh.shape)}')
-  print(f'policy {folder}: {model}')
-  evaluate.HeldOut(config, tokenizer)
+    evaluate.check(config)
+  tokenizer = _show_model(config, mesh)
+  HeldOut(config, tokenizer)
   if not config.data.train:
     return
-  problems = data.training_problems(config)
-  if config.run in ('train', 'judge') and judged(config):
-    judge_lib.check(config, problems)
-  prompt = data.policy_prompts(tokenizer, problems, config)[0]
+  problems = training_problems(config, ('solution',) if config.run == 'sft' else
+                               ('solution', 'answer'))
+  if config.run == 'judge':
+    factory.check(config, problems)
+  _show_training(config, mesh, problems)
+  _show_policy_prompt(config, tokenizer, problems)
+  if config.run == 'judge':
+    _show_judge_prompt(config, problems[0])
+
+
+def _show_model(config: Config, mesh: jax.sharding.Mesh) -> Tokenizer:
+  folder = references.find(config.policy.init).folder
+  model = model_config.read_config(folder)
+  print(f'run {config.run}, {config.steps} steps, mesh {dict(mesh.shape)}')
+  print(f'policy {folder}: {model}')
+  return Tokenizer(folder)
+
+
+def _show_training(config: Config, mesh: jax.sharding.Mesh,
+                   problems: Sequence[Problem]) -> None:
   print(f'{len(problems)} problems; {config.data.batch} x '
         f'{config.rollout.group_size} samples a step, {config.optim.updates} '
         f'updates of them, in micro-batches of '
-        f'{learner.micro_rows(config.optim, mesh)} rows')
-  if config.reward == 'teacher' and config.run == 'train':
-    (ids,) = teacher.prompts(tokenizer, problems[:1], config.teacher)
-    print("\n--- teacher's prompt\n" + tokenizer.decode(ids, special=True))
-  print('\n--- policy prompt\n' + tokenizer.decode(prompt, special=True))
-  if config.run in ('train', 'judge') and judged(config):
-    _show_judge_prompt(config, problems[0])
+        f'{packing.micro_rows(config, mesh)} rows')
+
+
+def _show_policy_prompt(config: Config, tokenizer: Tokenizer,
+                        problems: Sequence[Problem]) -> None:
+  ids = chat.policy_prompts(tokenizer, problems, config)[0]
+  print('\n--- policy prompt\n' + tokenizer.decode(ids, special=True))
 
 
 def _show_judge_prompt(config: Config, problem: Problem) -> None:
   tokenizer = Tokenizer(resolve(config.judge.init))
-  template = prompts.load(config.judge, tokenizer, config.reward)
-  fence = prompts.fence(problem, [])
-  head, opening = template.head(problem), template.opening(fence)
-  checkpoint = (problem.checkpoints[0].text
-                if config.judge.verdict == 'checkpoints' and problem.checkpoints
-                else '')
-  ask = template.ask(problem, fence, checkpoint)
+  template = prompts.load(config.judge, tokenizer, config.reward,
+                          readouts.READOUTS[config.judge.readout].generates)
+  nonce = prompts.nonce(problem, [])
+  head, opening = template.head(problem), template.opening(nonce)
+  item = (problem.rubric_items[0].text
+          if config.judge.judgment == 'rubric_items' and problem.rubric_items
+          else '')
+  ask = template.ask(problem, nonce, item)
   print('\n--- judge prompt\n' + tokenizer.decode(
       [*head, *opening, *tokenizer.encode('<the trace>'), *ask], special=True))
   print(f'--- {len(head)} tokens for all traces of the problem, {len(opening)} '
@@ -76,6 +109,6 @@ def _show_judge_prompt(config: Config, problem: Problem) -> None:
 
 def _show_rubric_prompt(config: Config) -> None:
   tokenizer = Tokenizer(resolve(config.judge.init))
-  problems = data.training_problems(config)
-  print(f'run prepare, {len(problems)} problems\n\n--- prompt for a rubric\n' +
-        tokenizer.decode(prepare.Prompt(tokenizer)(problems[0]), special=True))
+  problems = training_problems(config, ('solution',))
+  print(f'run rubrics, {len(problems)} problems\n\n--- prompt for a rubric\n' +
+        tokenizer.decode(rubrics.Prompt(tokenizer)(problems[0]), special=True))

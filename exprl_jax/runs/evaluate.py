@@ -21,10 +21,10 @@ import jax
 import numpy as np
 
 from exprl_jax.config import Config
-from exprl_jax.data import problems as data
+from exprl_jax.data import chat
 from exprl_jax.data.tokenizer import Tokenizer
 from exprl_jax.evals import behaviors as behaviours
-from exprl_jax.evals import held_out as evaluate
+from exprl_jax.evals import held_out
 from exprl_jax.evals import policy_statistics as diagnose
 from exprl_jax.evals.held_out import Item, Marks
 from exprl_jax.grading import grader as grading
@@ -32,9 +32,9 @@ from exprl_jax.models import references as source_lib
 from exprl_jax.rollout import decode
 from exprl_jax.rollout import sampler as sampler_lib
 from exprl_jax.rollout.requests import Request
-from exprl_jax.runtime import checkpoints as checkpoint
 from exprl_jax.runtime import jsonl, metrics, report
 from exprl_jax.runtime import mesh as mesh_lib
+from exprl_jax.runtime import workdir as workdir_lib
 from exprl_jax.types import InputError
 
 Row = dict[str, Any]
@@ -54,17 +54,17 @@ class Model:
 
   name: str
   source: str
-  found: source_lib.Source
+  found: source_lib.Reference
   tokenizer: Tokenizer
   prompts: list[list[int]]
 
 
-def compare(config: Config, workdir: pathlib.Path) -> list[metrics.Row]:
+def evaluate(config: Config, workdir: pathlib.Path) -> list[metrics.Row]:
   """Scores policy.init and eval.models on eval.problems.
 
   Writes samples/NAME.jsonl, comparison.json and metrics.jsonl (a row for each
-  model, its `step` the model's place) into `workdir`; with eval.unlocked_k
-  also fresh/NAME.jsonl, with eval.behaviours='judge' behaviours/NAME.jsonl.
+  model, its `step` the model's place) into `workdir`; with eval.newly_solved_k
+  also fresh/NAME.jsonl, with eval.behaviors='judge' behaviours/NAME.jsonl.
 
   Returns:
     The rows of metrics.jsonl.
@@ -76,11 +76,11 @@ def compare(config: Config, workdir: pathlib.Path) -> list[metrics.Row]:
                                config.mesh.rollout_tensor)
   items, models = check(config)
   reader = (behaviours.Reader(config, mesh)
-            if config.eval.behaviours == 'judge' else None)
+            if config.eval.behaviors == 'judge' else None)
   folder, grader = epath.Path(workdir), grading.Grader(config.grading)
   try:
     grader.check([item.problem for item in items])
-    checkpoint.claim(workdir, config)
+    workdir_lib.claim(workdir, config)
     seconds, rows, fresh = _sample(config, folder, items, models, mesh, grader)
   finally:
     grader.close()
@@ -116,16 +116,18 @@ def check(config: Config) -> tuple[list[Item], list[Model]]:
     InputError: a key, a problem or a model is not as it should be.
   """
   cfg = config.eval
-  if cfg.behaviours == 'judge' and not config.judge.init:
-    raise InputError("config.judge.init is empty; eval.behaviours='judge' "
+  if cfg.behaviors == 'judge' and not config.judge.init:
+    raise InputError("config.judge.init is empty; eval.behaviors='judge' "
                      'needs it')
-  if cfg.unlocked_k > cfg.samples:
-    raise InputError(f'config.eval.unlocked_k={cfg.unlocked_k}: at most eval.'
-                     f'samples={cfg.samples}')
-  if cfg.unlocked_k and cfg.unlocked_min > cfg.unlocked_k:
-    raise InputError(f'config.eval.unlocked_min={cfg.unlocked_min}: at most '
-                     f'eval.unlocked_k={cfg.unlocked_k}')
-  items = evaluate.read_items(cfg)
+  if cfg.newly_solved_k > cfg.samples:
+    raise InputError(
+        f'config.eval.newly_solved_k={cfg.newly_solved_k}: at most eval.'
+        f'samples={cfg.samples}')
+  if cfg.newly_solved_k and cfg.newly_solved_min > cfg.newly_solved_k:
+    raise InputError(
+        f'config.eval.newly_solved_min={cfg.newly_solved_min}: at most '
+        f'eval.newly_solved_k={cfg.newly_solved_k}')
+  items = held_out.read_items(cfg)
   problems = [item.problem for item in items]
   models = []
   for source in (config.policy.init, *cfg.models):
@@ -134,8 +136,8 @@ def check(config: Config) -> tuple[list[Item], list[Model]]:
     name = _name(source, {m.name for m in models})
     models.append(
         Model(name, source, found, tokenizer,
-              data.policy_prompts(tokenizer, problems, config)))
-  if cfg.diagnose:
+              chat.policy_prompts(tokenizer, problems, config)))
+  if cfg.policy_statistics:
     diagnose.check(config, [(m.name, m.tokenizer, m.prompts) for m in models])
   return items, models
 
@@ -177,7 +179,7 @@ class Loader:
 
   def sampler(self, i: int) -> sampler_lib.Sampler:
     """The rollouts of model i."""
-    if self._config.eval.diagnose:
+    if self._config.eval.policy_statistics:
       self.weights(0)  # first: the pool of pages takes the memory that is left
     model, _ = self.weights(i)
     if self._sampler is None or self._sampler[0] != i:
@@ -188,7 +190,7 @@ class Loader:
 
   def _forget(self, i: int) -> None:
     """Makes room for model i."""
-    kept = self._config.eval.diagnose
+    kept = self._config.eval.policy_statistics
     self._held = {j: x for j, x in self._held.items() if kept and 0 in (i, j)}
     self._sampler = None
 
@@ -219,21 +221,21 @@ class Draw:
 def _sample(config, folder, items, models, mesh, grader):
   """(seconds, rows, fresh) of every model.
 
-  Rows are [P][n]. Fresh ones, of other draws, are [P][unlocked_k] with none
-  where a problem is not locked; there are none without eval.unlocked_k.
+  Rows are [P][n]. Fresh ones, of other draws, are [P][newly_solved_k] with none
+  where a problem is not locked; there are none without eval.newly_solved_k.
   """
   cfg, loader = config.eval, Loader(config, models, mesh)
   seconds, rows, fresh = [], [], []
   for i, model in enumerate(models):
     start = time.perf_counter()
     draw = Draw(i, folder / f'samples/{model.name}.jsonl', range(len(items)),
-                cfg.samples, cfg.samples, diagnose=cfg.diagnose)
+                cfg.samples, cfg.samples, diagnose=cfg.policy_statistics)
     found = Samples(config, items, model, draw, loader, grader)()
     rows.append([found[p] for p in range(len(items))])
-    if cfg.unlocked_k and len(models) > 1:
-      shut = np.flatnonzero(locked(_marks(rows[0]).correct, cfg.unlocked_k))
+    if cfg.newly_solved_k and len(models) > 1:
+      shut = np.flatnonzero(locked(_marks(rows[0]).correct, cfg.newly_solved_k))
       draw = Draw(i, folder / f'fresh/{model.name}.jsonl', shut.tolist(),
-                  cfg.unlocked_k, cfg.samples, key=1)
+                  cfg.newly_solved_k, cfg.samples, key=1)
       found = Samples(config, items, model, draw, loader, grader)()
       fresh.append([found.get(p, []) for p in range(len(items))])
     seconds.append(time.perf_counter() - start)
@@ -330,7 +332,7 @@ class Samples:
             Request(prompts[p], first + s, 1, sampler.sampling) for s in samples
         ]
     samples = sampler.engine.generate(
-        params, requests, evaluate.root_key(self._config.seed, draw.key))
+        params, requests, held_out.root_key(self._config.seed, draw.key))
     texts = [self._model.tokenizer.decode(s.tokens) for s in samples]
     grades = self._grader([
         (text, self._items[p].problem) for (p, _), text in zip(keys, texts)
@@ -361,8 +363,8 @@ def _chunks(values: Sequence, size: int) -> list[Sequence]:
 
 
 def _behaviours(config, folder, items, models, rows, reader):
-  """Counts [model][P][n]; None without eval.behaviours."""
-  if not config.eval.behaviours:
+  """Counts [model][P][n]; None without eval.behaviors."""
+  if not config.eval.behaviors:
     return None
   if reader is None:
     return [[[behaviours.count_words(row['text'])
@@ -451,7 +453,7 @@ class Result:
     cfg, ((rows, first), fresh, counts) = config.eval, found
     self.model, self.is_first = model, rows is first
     marks, base = _marks(rows), _marks(first)
-    self.eval = evaluate.all_metrics(marks, items, cfg.ks)
+    self.eval = held_out.all_metrics(marks, items, cfg.ks)
     self.difference, self.unlocked = {}, {}
     if not self.is_first:
       self.difference = differences(marks, base, items, cfg.ks)
@@ -464,7 +466,7 @@ class Result:
     if fresh and not self.is_first:
       self.unlocked = _unlocked(base.correct, *fresh, cfg)
     self.diagnosis = diagnose.summary([r for samples in rows for r in samples
-                                      ]) if cfg.diagnose else {}
+                                      ]) if cfg.policy_statistics else {}
     self.behaviours = behaviours.compare(*counts) if counts else {}
     self.unread = float(
         np.mean(['failed' in row for samples in counts[0] for row in samples
@@ -519,7 +521,7 @@ def _no_nan(tree):
 
 
 def _marks(rows: Sequence[Sequence[Row]]) -> Marks:
-  return evaluate.marks_of([(r['status'], r['answer'], r['tokens'], r['ended'])
+  return held_out.marks_of([(r['status'], r['answer'], r['tokens'], r['ended'])
                             for samples in rows
                             for r in samples], len(rows[0]))
 
@@ -528,24 +530,24 @@ def differences(marks: Marks, first: Marks, items: Sequence[Item],
                 ks: Sequence[int]) -> dict[str, dict[str, float]]:
   """Of pass@k and maj@k from the first model's, with the 95 % interval of the
   paired bootstrap; in all, and by set and domain: 'SET/pass@k'."""
-  mine, theirs = evaluate.measures(marks, ks), evaluate.measures(first, ks)
+  mine, theirs = held_out.measures(marks, ks), held_out.measures(first, ks)
   out = {}
-  for part, rows in evaluate.parts(items).items():
+  for part, rows in held_out.parts(items).items():
     for name in mine:
       each = (mine[name] - theirs[name])[rows]
-      low, high = evaluate.bootstrap(each)
+      low, high = held_out.bootstrap(each)
       out[part + name] = {'mean': float(each.mean()), 'low': low, 'high': high}
   return out
 
 
 def _unlocked(first, fresh, null, cfg) -> dict[str, float]:
   """Counts of problems, and the excess over the null with its interval."""
-  k, shut = cfg.unlocked_k, locked(first, cfg.unlocked_k)
+  k, shut = cfg.newly_solved_k, locked(first, cfg.newly_solved_k)
   mine, chance = (unlocked(
       first,
       np.array([[row['correct']
                  for row in samples] or [False] * k
-                for samples in rows]), k, cfg.unlocked_min)
+                for samples in rows]), k, cfg.newly_solved_min)
                   for rows in (fresh, null))
   out = {
       'locked': int(shut.sum()), 'count': int(mine.sum()),
@@ -553,7 +555,7 @@ def _unlocked(first, fresh, null, cfg) -> dict[str, float]:
   }
   if shut.any():
     each = (mine.astype(float) - chance)[shut]
-    low, high = evaluate.bootstrap(each)
+    low, high = held_out.bootstrap(each)
     out |= {'excess_low': low * len(each), 'excess_high': high * len(each)}
   return out
 
@@ -569,12 +571,12 @@ def tables(config: Config, results: Sequence[Result]) -> str:
   ]
   if others:
     makers.append(lambda: _differences(others, first, cfg.ks))
-  if cfg.unlocked_k and others:
+  if cfg.newly_solved_k and others:
     makers.append(lambda: _unlocked_table(others, first, cfg))
-  if cfg.diagnose:
+  if cfg.policy_statistics:
     makers.append(lambda: _diagnoses(results))
-  if cfg.behaviours:
-    makers.append(lambda: _behaviour_table(results, cfg.behaviours))
+  if cfg.behaviors:
+    makers.append(lambda: _behaviour_table(results, cfg.behaviors))
   return '\n\n'.join(f'{title}\n{report.as_text(rows)}'
                      for title, rows in (make() for make in makers))
 
@@ -612,7 +614,7 @@ def _differences(others, first, ks):
 
 
 def _unlocked_table(others, first, cfg):
-  k = cfg.unlocked_k
+  k = cfg.newly_solved_k
   rows = [['', 'unlocked', f'null: {first.model.name} again', 'excess [95 %]']]
   for r in others:
     u = r.unlocked
@@ -625,7 +627,7 @@ def _unlocked_table(others, first, cfg):
     ])
   return (f'unlocked: of {others[0].unlocked["locked"]} problems of which '
           f'{first.model.name} has 0 of {k} right, those with at least '
-          f'{cfg.unlocked_min} of {k} fresh ones', rows)
+          f'{cfg.newly_solved_min} of {k} fresh ones', rows)
 
 
 def _diagnoses(results):

@@ -32,7 +32,7 @@ def export(config: Config) -> None:
   print(f'{what} -> {out}, {config.export.dtype}')
 
 
-def _source(init: str, step: int) -> source_lib.Source:
+def _source(init: str, step: int) -> source_lib.Reference:
   """Of a workdir the newest checkpoint, not the model at its end: a run may
   have gone on since it wrote that."""
   if checkpoint.steps(init):

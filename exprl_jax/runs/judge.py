@@ -1,4 +1,4 @@
-"""run='judge': verdicts on traces, and how far they can be trusted."""
+"""run='judge': judgments on traces, and how far they can be trusted."""
 
 from collections.abc import Sequence
 import dataclasses
@@ -13,21 +13,22 @@ import jax
 import numpy as np
 
 from exprl_jax.config import Config, resolve
+from exprl_jax.data import chat
 from exprl_jax.data import problems as data
 from exprl_jax.data import steps as steps_lib
 from exprl_jax.data.tokenizer import Tokenizer
 from exprl_jax.grading import grader as grading
-from exprl_jax.judge import calibration
-from exprl_jax.judge import hacking as defence
-from exprl_jax.judge import tree as judge_lib
-from exprl_jax.judge.tree import Item, Judge, Verdicts
+from exprl_jax.judge import calibration, factory, hacking, readouts
+from exprl_jax.judge.factory import AnyJudge
+from exprl_jax.judge.tree import Item, Judgments, concatenate
 from exprl_jax.models import references as source
 from exprl_jax.rollout import sampler as sampler_lib
 from exprl_jax.rollout.requests import Fork, Request
-from exprl_jax.runtime import checkpoints as checkpoint
 from exprl_jax.runtime import mesh as mesh_lib
+from exprl_jax.runtime import workdir as workdir_lib
 from exprl_jax.types import InputError, Problem
 
+_NEEDS = ('solution', 'answer')
 _WAVE = 256  # traces between two writes
 _NO_REFERENCE = '(not given: judge the work by itself)'
 
@@ -48,8 +49,8 @@ class Trace(NamedTuple):
 def judge(config: Config, workdir: pathlib.Path) -> list:
   """Judges the traces of judge.traces, or samples of the policy.
 
-  Writes verdicts.jsonl into `workdir`; where it is known which traces are
-  right, calibration.json and calibration.png as well. Verdicts are kept in
+  Writes judgments.jsonl into `workdir`; where it is known which traces are
+  right, calibration.json and calibration.png as well. Judgments are kept in
   the workdir, so an interrupted run goes on where it was.
 
   Raises:
@@ -61,30 +62,29 @@ def judge(config: Config, workdir: pathlib.Path) -> list:
   tokenizer, policy = Tokenizer(resolve(config.judge.init)), None
   if config.judge.traces:
     found = read_traces(config, tokenizer)
-    judge_lib.check(config, [t.problem for t in found])
+    factory.check(config, [t.problem for t in found])
   else:
-    judge_lib.check(config, data.training_problems(config))
+    factory.check(config, data.training_problems(config, _NEEDS))
     policy = Policy(config, mesh)
     found = policy.traces()
   longest = max(
       sum(len(tokenizer.encode(step)) for step in t.steps) for t in found)
-  checkpoint.claim(workdir, config)
-  judge_ = judge_lib.load(
-      config, mesh, workdir,
-      max_trace_tokens=longest if config.judge.traces else 0)
+  workdir_lib.claim(workdir, config)
+  judge_ = factory.load(config, mesh, workdir,
+                        max_trace_tokens=longest if config.judge.traces else 0)
   start = time.perf_counter()
-  verdicts = _in_waves(judge_, found,
-                       workdir / 'verdicts.jsonl' if main else None)
+  judgments = _in_waves(judge_, found,
+                        workdir / 'judgments.jsonl' if main else None)
   seconds = time.perf_counter() - start
-  judge_lib.check_readable(config.judge, verdicts)
+  factory.check_readable(config.judge, judgments)
   if main:
-    print(f'{len(found)} traces, {int(verdicts.exists.sum())} verdicts in '
-          f'{seconds:.1f} s -> {workdir}/verdicts.jsonl\nmean score '
-          f'{verdicts.score[verdicts.readable].mean():.3f}, without a score '
-          f'{(~verdicts.readable[verdicts.exists]).mean():.1%}, cut '
-          f'{verdicts.cut.mean():.1%}')
+    print(f'{len(found)} traces, {int(judgments.exists.sum())} judgments in '
+          f'{seconds:.1f} s -> {workdir}/judgments.jsonl\nmean score '
+          f'{judgments.score[judgments.readable].mean():.3f}, without a score '
+          f'{(~judgments.readable[judgments.exists]).mean():.1%}, truncated '
+          f'{judgments.truncated.mean():.1%}')
   if all(t.correct is not None for t in found):
-    report = calibrate(config, judge_, found, verdicts, policy)
+    report = calibrate(config, judge_, found, judgments, policy)
     if main:
       (workdir / 'calibration.json').write_text(json.dumps(report, indent=1))
       calibration.plots(report, workdir / 'calibration.png')
@@ -107,7 +107,8 @@ def read_traces(config: Config, tokenizer: Tokenizer,
   path = resolve(config.judge.traces)
   if not path.is_file():
     raise InputError(f'config.judge.traces={path}: no such file')
-  segment = steps_lib.of_config(config, tokenizer)
+  segment = steps_lib.segmenter(config.judge, tokenizer,
+                                config.reward == 'process')
   grader = grader or grading.Grader(config.grading)
   out, ungraded = [], []
   for number, line in enumerate(
@@ -141,8 +142,8 @@ class Policy:
     cfg, origin = config.rollout, source.find(config.policy.init)
     self._grader = grading.Grader(config.grading)
     self._config, self._tokenizer = config, Tokenizer(origin.folder)
-    self._problems = data.training_problems(config)
-    self._prompts = data.policy_prompts(self._tokenizer, self._problems, config)
+    self._problems = data.training_problems(config, _NEEDS)
+    self._prompts = chat.policy_prompts(self._tokenizer, self._problems, config)
     _, model, self._params = source.load(origin, mesh, config.policy.dtype,
                                          frozen=True)
     # Room for a trace and what may follow it.
@@ -159,7 +160,8 @@ class Policy:
     groups = self._sampler.generate(self._params, self._prompts, n,
                                     self._key(0))
     self._sampler.engine.release()  # the judge needs the memory
-    segment = steps_lib.of_config(self._config, self._tokenizer)
+    segment = steps_lib.segmenter(self._config.judge, self._tokenizer,
+                                  self._config.reward == 'process')
     for problem, prompt, group in zip(self._problems, self._prompts, groups):
       for i, sample in enumerate(group):
         ids = sample.tokens.tolist()
@@ -202,9 +204,9 @@ class Policy:
     return jax.random.fold_in(jax.random.key(self._config.seed), number)
 
 
-def _in_waves(judge_: Judge, found: list[Trace],
-              path: pathlib.Path | None) -> Verdicts:
-  """Verdicts of all traces, written to `path` wave by wave."""
+def _in_waves(judge_: AnyJudge, found: list[Trace],
+              path: pathlib.Path | None) -> Judgments:
+  """Judgments of all traces, written to `path` wave by wave."""
   width, parts = max(len(t.steps) for t in found), []
   file = path and path.open('w')
   # Traces of a problem are neighbours, so that they share their root.
@@ -212,41 +214,40 @@ def _in_waves(judge_: Judge, found: list[Trace],
                  (found[i].problem.question, i))
   for start in range(0, len(found), _WAVE):
     part = [found[i] for i in order[start:start + _WAVE]]
-    verdicts = judge_.score(_items(part), width)
-    parts.append(verdicts)
+    judgments = judge_.score(_items(part), width)
+    parts.append(judgments)
     if file:
       for i, trace in enumerate(part):
-        file.write(json.dumps(_line(trace, verdicts, i)) + '\n')
+        file.write(json.dumps(_line(trace, judgments, i)) + '\n')
       file.flush()
   if file:
     file.close()
-  back, texts = np.argsort(order), sum((p.texts for p in parts), [])
-  return Verdicts(
-      *(np.concatenate([p[k] for p in parts])[back] for k in range(4)),
-      [texts[i] for i in back])
+  return concatenate(parts).take(np.argsort(order))
 
 
 def _items(found: Sequence[Trace]) -> list[Item]:
   return [(t.problem, t.steps) for t in found]
 
 
-def _line(trace: Trace, v: Verdicts, i: int) -> dict:
+def _line(trace: Trace, v: Judgments, i: int) -> dict:
   n = len(trace.steps)
-  names = [judge_lib.readout.OUTCOMES[o] for o in v.outcome[i, :n]]
+  names = [readouts.STATUSES[o] for o in v.status[i, :n]]
   out = {
       'id': trace.id, 'steps': trace.steps,
       'scores': [round(float(s), 5) for s in v.score[i, :n]],
-      'mass': [round(float(m), 5) if m == m else None for m in v.mass[i, :n]],
-      'valid': bool(v.readable[i, :n].all()), 'outcomes': names,
-      'cut': bool(v.cut[i]), 'correct': trace.correct
+      'score_token_probability': [
+          round(float(m), 5) if m == m else None
+          for m in v.score_token_probability[i, :n]
+      ], 'valid': bool(v.readable[i, :n].all()), 'status': names,
+      'truncated': bool(v.truncated[i]), 'correct': trace.correct
   }
   if any(v.texts[i]):
     out['rationales'] = v.texts[i]
   return out
 
 
-def calibrate(config: Config, judge_: Judge, found: list[Trace],
-              verdicts: Verdicts, policy: Policy | None) -> dict:
+def calibrate(config: Config, judge_: AnyJudge, found: list[Trace],
+              judgments: Judgments, policy: Policy | None) -> dict:
   """The report of judge/calibration.py, and what the probes got.
 
   The whole traces are judged with their own, with no and with another
@@ -268,11 +269,11 @@ def calibrate(config: Config, judge_: Judge, found: list[Trace],
 
   report = {
       'conditions': {
-          'own': condition(verdicts.score[chosen], verdicts.readable[chosen])
+          'own': condition(judgments.score[chosen], judgments.readable[chosen])
       }
   }
   others = {'none': _without, 'wrong': _with_another}
-  if config.judge.verdict == 'checkpoints':
+  if config.judge.judgment == 'rubric_items':
     del others['none']  # there would be nothing to ask about
   if len(set(ids)) < 2:
     del others['wrong']
@@ -283,11 +284,11 @@ def calibrate(config: Config, judge_: Judge, found: list[Trace],
                   None)
     report['conditions'][name] = condition(v.score, v.readable)
   if policy and cfg.continuations and config.reward == 'process':
-    report['progress'] = _progress(config, found, verdicts, policy)
+    report['progress'] = _progress(config, found, judgments, policy)
   if cfg.readouts:
     report['agreement'] = _agreement(judge_, traces_[:_WAVE], cfg.readouts)
   problems = list({t.problem.question: t.problem for t in found}.values())
-  report['probes'] = (defence.probe(config, judge_, problems)
+  report['probes'] = (hacking.probe(config, judge_, problems)
                       if len(problems) > 1 else {})
   return report
 
@@ -308,28 +309,28 @@ def _with_another(problems: list[Problem]) -> list[Problem]:
   others = [by_question[following[p.question]] for p in problems]
   return [
       dataclasses.replace(p, solution=o.solution, rubric=o.rubric,
-                          checkpoints=o.checkpoints)
+                          rubric_items=o.rubric_items)
       for p, o in zip(problems, others)
   ]
 
 
-def _progress(config: Config, found, verdicts, policy: Policy) -> dict:
+def _progress(config: Config, found, judgments, policy: Policy) -> dict:
   """Scores of prefixes against what the policy makes of them."""
   cfg = config.calibration
   prefixes = [(i, s)
               for i, t in enumerate(found)
               for s in range(len(t.ends) - 1)
-              if verdicts.readable[i, s]]
+              if judgments.readable[i, s]]
   random.Random(config.seed).shuffle(prefixes)
   prefixes = sorted(prefixes[:cfg.prefixes])
   success = policy.success([(found[i], s) for i, s in prefixes],
                            cfg.continuations)
   return calibration.progress(
-      np.array([verdicts.score[i, s] for i, s in prefixes]), success,
+      np.array([judgments.score[i, s] for i, s in prefixes]), success,
       [found[i].problem.question for i, _ in prefixes], config.seed)
 
 
-def _agreement(judge_: Judge, found, readouts: Sequence[str]) -> dict:
+def _agreement(judge_: AnyJudge, found, readouts: Sequence[str]) -> dict:
   """The scores of whole traces, read in several ways."""
   width = max(len(t.steps) for t in found)
   last = np.array([len(t.steps) - 1 for t in found])

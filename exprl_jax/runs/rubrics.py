@@ -1,4 +1,4 @@
-"""run='prepare': the judge writes a rubric for every training problem."""
+"""run='rubrics': the judge writes a rubric for every training problem."""
 
 from collections.abc import Iterable
 import pathlib
@@ -9,7 +9,7 @@ import jax
 
 from exprl_jax.config import Config, resolve
 from exprl_jax.data import problems as data
-from exprl_jax.data import rubrics
+from exprl_jax.data import rubrics as rubrics_lib
 from exprl_jax.data.rubrics import Written
 from exprl_jax.data.tokenizer import Tokenizer
 from exprl_jax.judge import prompts
@@ -18,18 +18,18 @@ from exprl_jax.rollout import decode, engine
 from exprl_jax.rollout.requests import Request, Sample, Sampling, SharedPrefix
 from exprl_jax.runtime import jsonl
 from exprl_jax.runtime import mesh as mesh_lib
-from exprl_jax.types import Checkpoint, InputError, Problem
+from exprl_jax.types import InputError, Problem, RubricItem
 
 TEMPLATE = pathlib.Path(prompts.__file__).parent / 'questions/rubric.txt'
 _AGAIN = 0.7  # temperature of all tries but the first, which is greedy
 
 
-def prepare(config: Config) -> None:
-  """Writes a rubric for every problem of data.train into prepare.rubrics.
+def rubrics(config: Config) -> None:
+  """Writes a rubric for every problem of data.train into rubrics.out.
 
-  Problems that have checkpoints of their own are left out. A rubric is written
+  Problems that have rubric items of their own are left out. A rubric is written
   as soon as the judge has ended it, one JSON object a line: id, digest (of
-  question and solution), checkpoints; where none of prepare.tries could be
+  question and solution), items; where none of rubrics.tries could be
   read: id, digest, failed. Called again, it writes what is missing, what has
   failed, and what belongs to a problem that has changed since; a rubric does
   not depend on when it is written.
@@ -43,10 +43,10 @@ def prepare(config: Config) -> None:
   prompt = Prompt(Tokenizer(folder))
   problems = {
       i: p for i, p in enumerate(
-          data.read_problems(resolve(config.data.train), data.needs(config),
-                             config.data.limit)) if not p.checkpoints
+          data.read_problems(resolve(config.data.train), (
+              'solution',), config.data.limit)) if not p.rubric_items
   }
-  out = epath.Path(config.prepare.rubrics)
+  out = epath.Path(config.rubrics.out)
   there = _already(out, problems.values())
   _show(f'{folder}: {len(problems)} problems' +
         (f', {len(there)} of them in {out} already' if there else ''))
@@ -68,17 +68,17 @@ def _show(text: str) -> None:
 
 def _already(out: epath.Path, problems: Iterable[Problem]) -> set[str]:
   """Ids with a rubric in the file; what is to be made anew leaves it."""
-  digests = {p.id: rubrics.digest(p) for p in problems}
+  digests = {p.id: rubrics_lib.digest(p) for p in problems}
 
   def keep(row) -> bool:
-    written = rubrics.from_row(row)
+    written = rubrics_lib.from_row(row)
     return not written.failed and (written.digest == digests.get(
         written.id, written.digest))
 
   try:
     return {row['id'] for row in jsonl.resume(out, keep)} & digests.keys()
   except ValueError as e:
-    raise InputError(f'config.prepare.rubrics={out} holds something else '
+    raise InputError(f'config.rubrics.out={out} holds something else '
                      f'({e}); name a fresh file') from None
 
 
@@ -154,21 +154,21 @@ class Author:
     longest = max(len(self._prompts[i]) for i in todo)
     generator = engine.Engine(
         model, mesh,
-        engine.Options(cfg.slots, longest + self._config.prepare.max_new_tokens,
+        engine.Options(cfg.slots, longest + self._config.rubrics.max_new_tokens,
                        cfg.page, cfg.pages, dtype=model.dtype))
     key = jax.random.key(self._config.seed)
 
     def done(i: int, sample: Sample) -> None:
       try:
-        checkpoints = self._read(sample)
+        items = self._read(sample)
       except ValueError as e:
         self.failed[i] = str(e)
         return
       self.failed.pop(i, None)
       self.written += 1
-      write(self._row(i, checkpoints))
+      write(self._row(i, items))
 
-    for attempt in range(self._config.prepare.tries):
+    for attempt in range(self._config.rubrics.tries):
       generator.generate(params, self._requests(todo, attempt),
                          jax.random.fold_in(key, attempt), done)
       self.tokens += generator.stats.tokens
@@ -176,7 +176,7 @@ class Author:
       todo = [i for i in todo if i in self.failed]
 
   def _requests(self, todo: list[int], attempt: int) -> list[Request]:
-    sampling = Sampling(self._config.prepare.max_new_tokens,
+    sampling = Sampling(self._config.rubrics.max_new_tokens,
                         _AGAIN if attempt else 0.0,
                         eos_ids=self._prompt.tokenizer.eos_ids)
     root = SharedPrefix(0, len(self._prompt.head))
@@ -185,13 +185,12 @@ class Author:
         for i in todo
     ]
 
-  def _read(self, sample: Sample) -> tuple[Checkpoint, ...]:
+  def _read(self, sample: Sample) -> tuple[RubricItem, ...]:
     if sample.finish_reason != 'eos':
-      raise ValueError('it has no end within prepare.max_new_tokens='
-                       f'{self._config.prepare.max_new_tokens}')
-    return rubrics.parse(self._prompt.tokenizer.decode(sample.tokens[:-1]))
+      raise ValueError('it has no end within rubrics.max_new_tokens='
+                       f'{self._config.rubrics.max_new_tokens}')
+    return rubrics_lib.parse(self._prompt.tokenizer.decode(sample.tokens[:-1]))
 
-  def _row(self, i: int, checkpoints=(), failed: str = '') -> dict:
+  def _row(self, i: int, items=(), failed: str = '') -> dict:
     problem = self._problems[i]
-    return Written(problem.id, rubrics.digest(problem), checkpoints,
-                   failed).row()
+    return Written(problem.id, rubrics_lib.digest(problem), items, failed).row()

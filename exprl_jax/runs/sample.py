@@ -26,7 +26,7 @@ class Prompt:
   tokens: list[int]
 
 
-def generate(config: Config) -> None:
+def sample(config: Config) -> None:
   """Samples `rollout.group_size` completions of every line of sample.prompts.
 
   Each is written to sample.out as it ends, one JSON object a line: id, sample

@@ -40,7 +40,7 @@ from exprl_jax.config import Config, Optim, resolve
 from exprl_jax.data.tokenizer import Tokenizer
 from exprl_jax.judge.tree import Judge
 from exprl_jax.models import config as model_config
-from exprl_jax.models import hf, transformer
+from exprl_jax.models import head, hf, transformer
 from exprl_jax.models.config import ModelConfig
 from exprl_jax.rl import optimizer
 from exprl_jax.runtime import mesh as mesh_lib
@@ -125,7 +125,7 @@ def grown(model: ModelConfig, params: Params, key: jax.Array) -> Params:
 
 
 def labeled_rows(judge: Judge, batch: list[traces.Labeled],
-                  max_steps: int) -> tuple[Rows, np.ndarray, np.ndarray]:
+                 max_steps: int) -> tuple[Rows, np.ndarray, np.ndarray]:
   """The judge's rows, labels f32[B, S] and hints i32[B, W].
 
   A hint is the token that a column of the trace is to predict, -1 for none:
@@ -180,7 +180,7 @@ def update(model: ModelConfig, state: TrainState, arrays, cfg: Optim,
     score_loss /= exists.sum()
     p = jax.nn.softmax(scores, axis=-1)
     error = jnp.abs(p @ jnp.arange(5.0) / 4.0 - labels)
-    logp = jax.nn.log_softmax(transformer.project(model, params, hidden))
+    logp = jax.nn.log_softmax(head.project(model, params, hidden))
     picked = jnp.take_along_axis(logp,
                                  jnp.maximum(hints, 0)[..., None], axis=-1)[...,
                                                                             0]

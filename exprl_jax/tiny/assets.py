@@ -4,7 +4,8 @@
 
 These are the problem sets, and for the tiny policy and judge the tokenizer, the
 chat template and config.json. The weights are trained with
-configs/tiny_policy.py and configs/tiny_judge.py.
+configs/tiny.py:policy and
+configs/tiny.py:judge.
 """
 
 import json

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from exprl_jax.judge import prompts
-from exprl_jax.models import transformer
+from exprl_jax.models import head, transformer
 from exprl_jax.models.config import ModelConfig
 from exprl_jax.types import Params, Problem
 
@@ -76,13 +76,13 @@ def build_rows(template: prompts.Template, items: Sequence[tuple[Problem,
 
 def _encode(template: prompts.Template, problem: Problem,
             steps: list[str]) -> _Tokens:
-  fence = prompts.fence(problem, steps)
-  prefix = template.head(problem) + template.opening(fence)
+  nonce = prompts.nonce(problem, steps)
+  prefix = template.head(problem) + template.opening(nonce)
   start, ends = len(prefix), []
   for step in steps:
     prefix += template.tokenizer.encode(step)
     ends.append(len(prefix))
-  return _Tokens(prefix, start, ends, template.ask(problem, fence))
+  return _Tokens(prefix, start, ends, template.ask(problem, nonce))
 
 
 def _fill_row(rows: Rows, i: int, trace: _Tokens) -> None:
@@ -123,5 +123,5 @@ def score_logits(model: ModelConfig, params: Params, hidden: jax.Array,
     hidden: f32[B, W, D].
     read: i32[B, S], columns: Rows.read.
   """
-  return transformer.project(
-      model, params, jnp.take_along_axis(hidden, read[..., None], axis=1))
+  return head.project(model, params,
+                      jnp.take_along_axis(hidden, read[..., None], axis=1))

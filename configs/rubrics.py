@@ -1,12 +1,12 @@
 r"""Rubrics for your problems, written by the judge from their solutions.
 
-  python -m exprl_jax.main --config=configs/prepare.py \
+  python -m exprl_jax.main --config=configs/rubrics.py \
     --config.judge.init=MODEL --config.data.train=IN.jsonl \
-    --config.prepare.rubrics=OUT.jsonl
+    --config.rubrics.out=OUT.jsonl
 
 Called again after an interruption it writes what is missing. A run takes them
 with --config.data.rubrics=OUT.jsonl and --config.judge.reference=rubric (or
-both), or --config.judge.verdict=checkpoints.
+both), or --config.judge.judgment=rubric_items.
 """
 
 from ml_collections import ConfigDict
@@ -14,13 +14,13 @@ from ml_collections import ConfigDict
 
 def get_config():
   c = ConfigDict()
-  c.run = 'prepare'
+  c.run = 'rubrics'
   c.seed = 0
   c.judge = ConfigDict(
       dict(init='/models/Qwen3-4B-Instruct-2507', dtype='bfloat16',
            max_prompt_tokens=8192, slots=64))
   c.data = ConfigDict(dict(train='/data/train.jsonl', limit=0))
-  c.prepare = ConfigDict(
-      dict(rubrics='/data/rubrics.jsonl', max_new_tokens=1024, tries=3))
+  c.rubrics = ConfigDict(
+      dict(out='/data/rubrics.jsonl', max_new_tokens=1024, tries=3))
   c.mesh = ConfigDict(dict(data=-1, fsdp=1, rollout_tensor=0))
   return c

@@ -1,0 +1,119 @@
+"""Config files, as --config and config.compare name them: FILE.py[:ARGUMENT].
+
+A file defines `get_config()`, or `get_config(argument)` and with it
+
+  RECIPES = {'': process, 'grpo': grpo}
+
+which has a function for every argument; '' stands for none. A file without
+RECIPES makes what it likes of its argument.
+"""
+
+from collections.abc import Iterable, Iterator
+import difflib
+import importlib.util
+import inspect
+import pathlib
+import types
+from typing import Any
+
+from exprl_jax.types import InputError
+
+
+def split(path: str) -> tuple[pathlib.Path, str]:
+  """Splits FILE.py:ARGUMENT; the argument of FILE.py is ''."""
+  file, colon, argument = path.rpartition(':')
+  if colon and file.endswith('.py'):
+    return pathlib.Path(file), argument
+  return pathlib.Path(path), ''
+
+
+def title(path: str) -> str:
+  """Names a run by its config: tiny, or tiny:grpo."""
+  file, argument = split(path)
+  return f'{file.stem}:{argument}' if argument else file.stem
+
+
+def beside(path: str, other: str) -> str:
+  """Resolves a FILE.py[:ARGUMENT] relative to the folder of another."""
+  return str(split(path)[0].parent / other)
+
+
+def read(path: str) -> Any:
+  """Calls `get_config` of a file, with the argument if there is one.
+
+  Returns:
+    What it returns: a ConfigDict, not yet laid over the defaults.
+
+  Raises:
+    InputError: there is no such file, no get_config in it, no such argument, or
+      the file fails.
+  """
+  file, argument = split(path)
+  if file.suffix != '.py' or not file.is_file():
+    renamed = next(_renames(file), '')
+    raise InputError(f'--config={path}: ' +
+                     (f'{file} was renamed to {renamed}'
+                      if renamed else 'no such file; try configs/tiny.py'))
+  module = _execute(file)
+  get_config = getattr(module, 'get_config', None)
+  if get_config is None:
+    raise InputError(f'--config={path}: {file} has no get_config')
+  if hasattr(module, 'RECIPES'):
+    _check_argument(path, file, argument, module.RECIPES)
+  elif argument and not inspect.signature(get_config).parameters:
+    raise InputError(f'--config={path}: {file} takes no argument')
+  try:
+    return get_config(argument) if argument else get_config()
+  except Exception as e:
+    raise InputError(f'--config={path}: {type(e).__name__}: {e}') from e
+
+
+def arguments(file: pathlib.Path) -> tuple[str, ...]:
+  """Lists the arguments of a file; '' is among them if it can do without.
+
+  Raises:
+    InputError: the file fails.
+  """
+  return tuple(getattr(_execute(file), 'RECIPES', ('',)))
+
+
+def _execute(file: pathlib.Path) -> types.ModuleType:
+  spec = importlib.util.spec_from_file_location(file.stem, file)
+  assert spec and spec.loader, file  # it ends in .py
+  module = importlib.util.module_from_spec(spec)
+  try:
+    spec.loader.exec_module(module)
+  except Exception as e:
+    raise InputError(f'--config={file}: {type(e).__name__}: {e}') from e
+  return module
+
+
+def _check_argument(path: str, file: pathlib.Path, argument: str,
+                    known: Iterable[str]) -> None:
+  """Raises InputError, with what may be meant, unless an argument is known."""
+  if argument in known:
+    return
+  names = [name for name in known if name]
+  choices = f'one of {", ".join(names)}'
+  if not argument:
+    raise InputError(f'--config={path} needs an argument, such as '
+                     f'{file}:{names[0]}: {choices}')
+  close = difflib.get_close_matches(argument, names, 1)
+  hint = f' (did you mean {close[0]!r}?)' if close else ''
+  raise InputError(f'--config={path}: {file} has no {argument!r}{hint}: '
+                   f'{choices}')
+
+
+def _renames(file: pathlib.Path) -> Iterator[str]:
+  """Yields the FILE.py:ARGUMENT that a file of its own has become.
+
+  DIR/NAME_ARGUMENT.py and DIR/NAME/ARGUMENT.py are now DIR/NAME.py:ARGUMENT.
+  """
+  stem, folder = file.stem, file.parent
+  candidates = [(folder / f'{stem[:i]}.py', stem[i + 1:])
+                for i, letter in enumerate(stem)
+                if letter == '_']
+  candidates.append((folder.parent / f'{folder.name}.py', stem))
+  for family, argument in candidates:
+    if family.is_file() and argument and argument in arguments(family):
+      yield f'{family}:{argument}'
