@@ -18,6 +18,9 @@ import numpy as np
 # A nested dict of arrays: the parameters of a model, or adapters.
 Params = Any
 
+# Of numpy on the host, of jax inside jit.
+AnyArray = Array | np.ndarray
+
 # Why a sample ended: 'unfinished' where its rollout stopped before it did,
 # 'dropped' where its group had enough samples without it.
 FinishReason = Literal['eos', 'stop', 'length', 'unfinished', 'dropped']
@@ -88,23 +91,23 @@ class Scores(NamedTuple):
   readable score. There are no sentinel values.
   """
 
-  value: Float[Array | np.ndarray, 'B S']  # [0, 1] of judges and graders
-  valid: Bool[Array | np.ndarray, 'B S']
+  value: Float[AnyArray, 'B S']  # [0, 1] of judges and graders
+  valid: Bool[AnyArray, 'B S']
 
 
 class PackedBatch(NamedTuple):
   """A micro-batch on the devices: sequences packed into R rows of L tokens."""
 
-  tokens: Int[Array | np.ndarray, 'R L']
-  segment_ids: Int[Array | np.ndarray, 'R L']  # of each sequence; 0: padding
-  loss_weight: Float[Array | np.ndarray, 'R L']  # of a token's loss; 0: none
-  rollout_logprobs: Float[Array | np.ndarray, 'R L']  # by the sampler
-  old_logprobs: Float[Array | np.ndarray, 'R L']  # before this batch's updates
-  ref_logprobs: Float[Array | np.ndarray, 'R L']  # of the frozen KL reference
-  advantages: Float[Array | np.ndarray, 'R L']
+  tokens: Int[Array, 'R L']
+  segment_ids: Int[Array, 'R L']  # of each sequence; 0: padding
+  loss_weight: Float[Array, 'R L']  # of a token's loss; 0: none
+  rollout_logprobs: Float[Array, 'R L']  # by the sampler
+  old_logprobs: Float[Array, 'R L']  # before this batch's updates
+  ref_logprobs: Float[Array, 'R L']  # of the frozen KL reference
+  advantages: Float[Array, 'R L']
   # The same completions behind the teacher's prompts (loss 'exact_kl').
-  teacher_tokens: Int[Array | np.ndarray, 'R L'] | None = None
-  teacher_segment_ids: Int[Array | np.ndarray, 'R L'] | None = None
+  teacher_tokens: Int[Array, 'R L'] | None = None
+  teacher_segment_ids: Int[Array, 'R L'] | None = None
 
 
 class TrainState(NamedTuple):

@@ -423,21 +423,6 @@ def test_a_reward_of_the_users_own_is_an_import_path(tmp_path):
         '--config.reward=docs/examples/length_reward.py:nothing')
 
 
-def test_the_tiny_judge_can_be_trained_again(tmp_path):
-  """A round of each kind of data, and an adversary."""
-  rows = run('tiny:judge', tmp_path, '--config.steps=4',
-             '--config.data.limit=16', '--config.judge_training.start=',
-             '--config.judge_training.warmup_steps=1',
-             '--config.judge_training.round_steps=2',
-             '--config.judge_training.adversary_steps=2',
-             '--config.judge_training.policy_steps=2',
-             '--config.judge_training.problems=2')
-  assert {'adversary/judge', 'adversary/truth'} <= set(rows[0])
-  saved = [(tmp_path / name / 'model.safetensors').read_bytes()
-           for name in ('judges/00000002', 'judges/00000004', 'model')]
-  assert saved[0] != saved[1] == saved[2]
-
-
 def test_a_solution_that_does_not_fit_is_named_before_anything_is_written(
     tmp_path):
   path = tmp_path / 'rows.jsonl'

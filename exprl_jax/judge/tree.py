@@ -147,11 +147,10 @@ class Judge:
       max_steps: S of the result.
     """
     keys = [self._key(*item) for item in items]
-    known = dict(
-        zip(keys,
-            self._cache.get(keys) if self._cache else [None] * len(keys)))
+    cached = self._cache.get(keys) if self._cache else []
+    known = {k: x for k, x in zip(keys, cached) if x is not None}
     # Traces that occur twice are judged once.
-    missing = {k: item for k, item in zip(keys, items) if known[k] is None}
+    missing = {k: item for k, item in zip(keys, items) if k not in known}
     known |= zip(missing, self._judge(list(missing.values())))
     if self._cache:
       self._cache.put((k, known[k]) for k in missing)
@@ -160,9 +159,8 @@ class Judge:
                     np.full(shape, -1, np.int8), np.zeros(len(items), bool), [])
     for i, (k, (_, steps)) in enumerate(zip(keys, items)):
       out.truncated[i] = self._is_long(steps)
-      judgments: list[Judgment] = known[k] or []
-      out.texts.append([j.text for j in judgments])
-      for s, j in enumerate(judgments):
+      out.texts.append([j.text for j in known[k]])
+      for s, j in enumerate(known[k]):
         out.score[i, s], out.status[i, s] = j.score, j.status
         out.score_token_probability[i, s] = j.score_token_probability
     return out

@@ -31,14 +31,14 @@ import numpy as np
 
 from exprl_jax.config import Credit
 from exprl_jax.rl.scored import ScoredRollouts
-from exprl_jax.types import Scores, Trajectory
+from exprl_jax.types import AnyArray, Scores, Trajectory
 
 
 class Layout(NamedTuple):
   """What a rule may need to know about the rows besides their scores."""
 
   group_size: int  # G; rows of a group are neighbors
-  step_tokens: Float[Array | np.ndarray, 'B S']  # tokens of each valid step
+  step_tokens: Float[AnyArray, 'B S']  # tokens of each valid step
   padded_tokens: int  # prompt and token budget, for the authors' baseline
 
 
@@ -130,13 +130,13 @@ def final(scores: Scores) -> tuple[Array, Array]:
   return jnp.where(index >= 0, value, 0.0), index >= 0
 
 
-def _last_valid(valid: Array) -> Array:
+def _last_valid(valid: AnyArray) -> Array:
   """i32[B, S]: the index of the last valid step up to each; -1: none."""
   index = jnp.where(valid, jnp.arange(valid.shape[1])[None], -1)
   return jax.lax.cummax(index, axis=1)
 
 
-def _previous(x: Array, valid: Array, first: Array) -> Array:
+def _previous(x: AnyArray, valid: AnyArray, first: AnyArray) -> Array:
   """x at the valid step before each; `first` [B, 1] where there is none."""
   last = _last_valid(valid)
   last = jnp.pad(last[:, :-1], ((0, 0), (1, 0)), constant_values=-1)
@@ -144,7 +144,7 @@ def _previous(x: Array, valid: Array, first: Array) -> Array:
   return jnp.where(last < 0, first, before)
 
 
-def _group_mean(value: Array, valid: Array,
+def _group_mean(value: AnyArray, valid: AnyArray,
                 group_size: int) -> tuple[Array, Array]:
   """Mean over the valid rows of each row's group f32[B, 1], and their number.
   """
@@ -248,7 +248,7 @@ def end(scores: Scores, last: str = 'score') -> Float[Array, 'B S']:
 
 
 def group_process(scores: Scores, group_size: int, baseline: str,
-                  step_tokens: Float[Array | np.ndarray, 'B S'],
+                  step_tokens: Float[AnyArray, 'B S'],
                   padded_tokens: int) -> Float[Array, 'B S']:
   """Steps against the mean step of the group (GroupNorm, Eq. 6).
 
@@ -287,12 +287,13 @@ def raw(scores: Scores) -> Float[Array, 'B S']:
   return jnp.where(scores.valid, scores.value, 0.0)
 
 
-def _row_mean(scores: Scores, weight: Array) -> tuple[Array, Array]:
+def _row_mean(scores: Scores, weight: AnyArray) -> tuple[Array, AnyArray]:
   """The weighted mean score of each row f32[B, 1], and whether it has any."""
   weight = jnp.where(scores.valid, weight, 0.0)
   total = weight.sum(1, keepdims=True)
   mean = jnp.sum(scores.value * weight, 1, keepdims=True)
-  return mean / jnp.maximum(total, 1e-9), scores.valid.any(1, keepdims=True)
+  return (mean / jnp.maximum(total, 1e-9),
+          jnp.any(scores.valid, 1, keepdims=True))
 
 
 class Rule(NamedTuple):

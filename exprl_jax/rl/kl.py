@@ -1,5 +1,7 @@
 """Estimates of the KL divergence from sampled tokens."""
 
+from typing import Any
+
 from jaxtyping import Array, Float
 
 
@@ -17,7 +19,7 @@ def estimate(logprobs: Float[Array, '*shape'], ref_logprobs: Float[Array,
     kind: 'k1' or 'k3'.
     clamp: nats per token.
   """
-  xp = logprobs.__array_namespace__()  # numpy on the host, else jax.numpy
+  xp: Any = logprobs.__array_namespace__()  # numpy, or jax.numpy
   d = xp.clip(ref_logprobs - logprobs, -20.0, 20.0)
   value = -d if kind == 'k1' else xp.exp(d) - d - 1.0
   return xp.clip(value, -clamp, clamp)

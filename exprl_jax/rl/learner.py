@@ -63,7 +63,9 @@ def gradient(model: ModelConfig, params: Params, batch: PackedBatch, cfg: Loss,
   adapters = lora_scale is not None
 
   def loss_of(params: Params) -> tuple[jax.Array, tuple[dict, dict]]:
-    full = lora.attach(base_params, params, lora_scale) if adapters else params
+    full = params
+    if lora_scale is not None:
+      full = lora.attach(base_params, params, lora_scale)
     hidden = head.hidden_states(model, full, batch.tokens, batch.segment_ids)
     logprobs, entropy = head.logprobs_from_hidden(
         model, full, hidden, batch.tokens, batch.segment_ids, temperature,
@@ -193,29 +195,28 @@ def pack(
                                  config.loss.aggregation,
                                  config.rollout.max_new_tokens)
   own = [len(x.tokens) for x in examples]
-  teacher = [
-      len(x.teacher_tokens) for x in examples if x.teacher_tokens is not None
-  ]
-  plan = packing.plan_batch([max(n) for n in zip(own, teacher or own)], config,
-                            mesh)
+  teacher = [x.teacher_tokens for x in examples if x.teacher_tokens is not None]
+  others = [len(x) for x in teacher] or own
+  plan = packing.plan_batch(list(map(max, own, others)), config, mesh)
 
   def micro_batch(i: int) -> PackedBatch:
 
-    def put(sequences: Sequence[np.ndarray]) -> np.ndarray:
-      return plan.pack(sequences, i)
+    def put(sequences: Sequence[np.ndarray]) -> jax.Array:
+      return mesh_lib.shard_rows(plan.pack(sequences, i), mesh)
+
+    def segments(lengths: Sequence[int]) -> jax.Array:
+      return mesh_lib.shard_rows(plan.segment_ids(lengths, i), mesh)
 
     batch = PackedBatch(
-        tokens=put([x.tokens for x in examples]),
-        segment_ids=plan.segment_ids(own, i), loss_weight=put(weights),
+        tokens=put([x.tokens for x in examples
+                   ]), segment_ids=segments(own), loss_weight=put(weights),
         rollout_logprobs=put([x.rollout_logprobs for x in examples]),
         old_logprobs=put([x.old_logprobs for x in examples]),
-        ref_logprobs=put([x.ref_logprobs for x in examples
-                         ]), advantages=put([x.advantages for x in examples]))
-    if teacher:
-      batch = batch._replace(
-          teacher_tokens=put([
-              x.teacher_tokens for x in examples if x.teacher_tokens is not None
-          ]), teacher_segment_ids=plan.segment_ids(teacher, i))
-    return mesh_lib.shard_rows(batch, mesh)
+        ref_logprobs=put([x.ref_logprobs for x in examples]),
+        advantages=put([x.advantages for x in examples]))
+    if not teacher:
+      return batch
+    return batch._replace(teacher_tokens=put(teacher),
+                          teacher_segment_ids=segments(others))
 
   return plan, map(micro_batch, range(plan.micro_batches))

@@ -172,8 +172,9 @@ def policy_loss(logprobs: Float[Array, 'R L'], entropy: Float[Array, 'R L'],
   weight = jnp.exp(mismatch)  # both are given: no gradient
   if cfg.tis_cap:
     loss *= jnp.minimum(weight, cfg.tis_cap)
-  kl = kl_lib.estimate(logprobs, batch.ref_logprobs, cfg.kl_estimator,
-                       cfg.kl_clamp)
+  kl = jnp.asarray(
+      kl_lib.estimate(logprobs, batch.ref_logprobs, cfg.kl_estimator,
+                      cfg.kl_clamp))
   in_loss = cfg.kl_coef if cfg.kl_in == 'loss' else 0.0
   regularized = loss + in_loss * kl - cfg.entropy_coef * entropy
   metrics = _metrics(batch, cfg, loss, entropy, kl, log_ratio, ratio, mismatch)

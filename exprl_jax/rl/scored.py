@@ -48,7 +48,7 @@ class ScoredRollouts(NamedTuple):
   @property
   def trains(self) -> np.ndarray:
     """bool[B] rows with a valid score."""
-    return np.asarray(self.scores.valid).any(axis=1)
+    return np.any(self.scores.valid, axis=1)
 
   def take(self, rows: np.ndarray) -> 'ScoredRollouts':
     """Selects rows. reward/mean and reward/std become theirs; the other

@@ -5,6 +5,8 @@ which it takes, a loss which keys it reads. A key that the recipe does not read
 and that was set is a mistake, so it is an error.
 """
 
+import ml_collections
+
 from exprl_jax import config as config_lib
 from exprl_jax import rewards
 from exprl_jax.config import Config
@@ -15,7 +17,7 @@ from exprl_jax.runtime.registry import lookup
 from exprl_jax.types import InputError
 
 
-def freeze(values) -> Config:
+def freeze(values: ml_collections.ConfigDict) -> Config:
   """The checked config of values as `config.load` returns them.
 
   Raises:

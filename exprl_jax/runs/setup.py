@@ -168,7 +168,9 @@ def start(inputs: Inputs, workdir: pathlib.Path) -> tuple[Run, int, TrainState]:
   source = _source(inputs, sampler, table, _early(inputs, judge))
   monitor = hacking.Monitor(config) if judge else None
   # 3. What a resumed run restores.
-  host = {'curriculum': table, 'source': source}
+  host: dict[str, checkpoints_lib.HasState] = {
+      'curriculum': table, 'source': source
+  }
   if monitor:
     host['hacking_monitor'] = monitor
   checkpoints = checkpoints_lib.Checkpoints(workdir, config.checkpoint, host)

@@ -28,9 +28,11 @@ set that accepts the judge.
 The run is not resumable; it takes about a quarter of an hour.
 """
 
+from collections.abc import Mapping
 import functools
 import pathlib
 import random
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -121,7 +123,8 @@ def grown(model: ModelConfig, params: Params, key: jax.Array) -> Params:
 
   layers = jax.tree_util.tree_map_with_path(append, params['layers'],
                                             new_layers)
-  return params | {'layers': layers}
+  # A copy: updates donate it, and the policy that it starts from lives on.
+  return jax.tree.map(jnp.copy, params) | {'layers': layers}
 
 
 def labeled_rows(judge: Judge, batch: list[traces.Labeled],
@@ -159,8 +162,10 @@ def labeled_rows(judge: Judge, batch: list[traces.Labeled],
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3, 4, 5, 6), donate_argnums=1)
-def update(model: ModelConfig, state: TrainState, arrays, cfg: Optim,
-           total_steps: int, score_ids: tuple[int, ...], hint_weight: float):
+def update(model: ModelConfig, state: TrainState, arrays: tuple[Rows, jax.Array,
+                                                                jax.Array],
+           cfg: Optim, total_steps: int, score_ids: tuple[int, ...],
+           hint_weight: float) -> tuple[TrainState, dict[str, jax.Array]]:
   """One step on the cross-entropy of the scores plus that of the hints.
 
   A label between two Likert levels is split between them (two-hot).
@@ -171,21 +176,21 @@ def update(model: ModelConfig, state: TrainState, arrays, cfg: Optim,
   target = jax.nn.relu(1.0 -
                        jnp.abs(level[..., None] - jnp.arange(5.0)[None, None]))
 
-  def loss_of(params):
+  def loss_of(params: Params) -> tuple[jax.Array, dict[str, jax.Array]]:
     hidden = rows_lib.hidden_states(model, params, rows)
     scores = jax.nn.log_softmax(
         rows_lib.score_logits(model, params, hidden,
-                              rows.read))[..., jnp.array(score_ids)]
+                              jnp.asarray(rows.read)))[...,
+                                                       jnp.array(score_ids)]
     score_loss = -jnp.sum((target * scores).sum(-1), where=exists)
     score_loss /= exists.sum()
     p = jax.nn.softmax(scores, axis=-1)
     error = jnp.abs(p @ jnp.arange(5.0) / 4.0 - labels)
     logp = jax.nn.log_softmax(head.project(model, params, hidden))
-    picked = jnp.take_along_axis(logp,
-                                 jnp.maximum(hints, 0)[..., None], axis=-1)[...,
-                                                                            0]
+    picked = jnp.take_along_axis(logp, jnp.maximum(hints, 0)[..., None], -1)
     mask = hints >= 0
-    hint_loss = -jnp.sum(picked, where=mask) / jnp.maximum(mask.sum(), 1)
+    hint_loss = -jnp.sum(picked[..., 0], where=mask) / jnp.maximum(
+        mask.sum(), 1)
     return score_loss + hint_weight * hint_loss, {
         'judge/score_loss': score_loss, 'judge/hint_loss': hint_loss,
         'judge/abs_error': jnp.sum(error, where=exists) / exists.sum()
@@ -196,8 +201,8 @@ def update(model: ModelConfig, state: TrainState, arrays, cfg: Optim,
   return state, values | more
 
 
-def line(step: int, values) -> str:
-  """What a person reads of a step."""
+def line(step: int, values: Mapping[str, Any]) -> str:
+  """The terminal's line about a step."""
   return (f'step {step:5d}  score loss {values["judge/score_loss"]:.3f}  '
           f'error {values["judge/abs_error"]:.3f}  hints '
           f'{values["judge/hint_loss"]:.3f}')

@@ -83,7 +83,7 @@ def _as_json(config: Config) -> dict[str, Any]:
 
 
 def _flat(tree: dict[str, Any], prefix: str = '') -> dict[str, Any]:
-  out = {}
+  out: dict[str, Any] = {}
   for key, value in tree.items():
     if isinstance(value, dict):
       out |= _flat(value, f'{prefix}{key}.')

@@ -101,11 +101,11 @@ def rationale(sample: Sample, template: Template,
   return tokens, text
 
 
-def expectation(logprobs: Float[np.ndarray, '5'], scale: str,
+def expectation(logprobs: Float[np.ndarray, '5'] | None, scale: str,
                 min_score_probability: float, text: str = '') -> Judgment:
-  """The mean of the scale over the judge's distribution of the next token.
+  """Computes the mean of the scale over the distribution of the next token.
 
-  Renormalised over the scores that the scale keeps. A judgment is unreadable
+  Renormalized over the scores that the scale keeps. A judgment is unreadable
   where all five have less than `min_score_probability`, and dropped where the
   scale drops the larger part of them.
 
@@ -115,6 +115,7 @@ def expectation(logprobs: Float[np.ndarray, '5'], scale: str,
     min_score_probability: see above.
     text: the rationale.
   """
+  assert logprobs is not None, 'the request reads them'
   p = np.exp(logprobs.astype(np.float64))
   values = np.array(SCALES[scale])
   kept = np.isfinite(values)
