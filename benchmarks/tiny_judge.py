@@ -25,15 +25,15 @@ import jax
 import numpy as np
 
 from exprl_jax import config as config_lib
-from exprl_jax.data import problems as data
-from exprl_jax.data import steps as steps_lib
+from exprl_jax.data import chat
 from exprl_jax.data.tokenizer import Tokenizer
-from exprl_jax.judge import calibration
-from exprl_jax.judge import hacking as defence
-from exprl_jax.judge import tree as judge_lib
+from exprl_jax.grading.grader import Grader
+from exprl_jax.judge import calibration, factory, hacking
 from exprl_jax.models import hf
-from exprl_jax.rewards import base as rewards
-from exprl_jax.rollout import sampler as sampler_lib
+from exprl_jax.rewards import base
+from exprl_jax.rl.scored import Trace
+from exprl_jax.rollout import sources
+from exprl_jax.rollout.sampler import Sampler
 from exprl_jax.runtime import mesh as mesh_lib
 from exprl_jax.tiny import traces, world
 
@@ -55,14 +55,14 @@ def main(_):
       rollout=config_lib.Rollout(max_prompt_tokens=48, max_new_tokens=48,
                                  temperature=0.8))
   mesh = mesh_lib.make_mesh(config_lib.Mesh(data=-1, fsdp=1))
-  judge = judge_lib.load(config, mesh)
+  judge = factory.load(config, mesh)
   problems = world.problems('judge_accept')
   everything = []
   for policy in _POLICIES.value:
     judged = Judged(judge, sample(config, problems, policy, mesh), problems)
     everything.append(judged)
     print(json.dumps({'policy': policy} | judged.measure()), flush=True)
-  probes = defence.probe(config, judge, problems, 8)
+  probes = hacking.probe(config, judge, problems, 8)
   print(
       json.dumps(
           {'policy': 'all'} | Judged.together(everything).measure() |
@@ -123,25 +123,24 @@ class Judged:
     return {k: v if v is None else round(float(v), 4) for k, v in out.items()}
 
 
-def sample(config, problems, policy, mesh) -> list[rewards.Trace]:
+def sample(config, problems, policy, mesh) -> list[Trace]:
   """Traces of a policy, empty ones left out; temperature 0.8, key 99."""
   folder = config_lib.resolve(policy)
   tokenizer = Tokenizer(folder)
   model, params = hf.load(folder, mesh)
-  sampler = sampler_lib.Sampler(config, model, tokenizer, mesh)
-  prompts = data.policy_prompts(tokenizer, problems, config)
-  rollout = sampler.arrays(
-      prompts,
-      sampler.generate(params, prompts, _SAMPLES.value, jax.random.key(99)))
-  items = rewards.cut(problems, rollout, tokenizer,
-                      steps_lib.of_config(config, tokenizer))
-  return [t for t in items if t.text.strip()]
+  prompts = chat.policy_prompts(tokenizer, problems, config)
+  samples = Sampler(config, model, tokenizer,
+                    mesh).generate(params, prompts, _SAMPLES.value,
+                                   jax.random.key(99))
+  cut = base.cutter(config, tokenizer, Grader(config.grading), 'step')
+  traces = cut(list(map(sources.group, problems, prompts, samples)))
+  return [t for t in traces if t.text.strip()]
 
 
 def scores(judge, items) -> list[list[float]]:
   """The score of every step of every trace."""
-  verdicts = judge.score(items, MAX_STEPS)
-  return [s[e].tolist() for s, e in zip(verdicts.score, verdicts.exists)]
+  judgments = judge.score(items, MAX_STEPS)
+  return [s[e].tolist() for s, e in zip(judgments.score, judgments.exists)]
 
 
 if __name__ == '__main__':

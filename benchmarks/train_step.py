@@ -8,9 +8,10 @@ is the one of rollout.py, random, float32.
 
 step     8 prompts of 64 tokens, 8 samples of 128 new ones each, a reward that
          counts even tokens, advantages by group, PPO clip, one AdamW update:
-         train.Step against tunix.rl.grpo's GRPOLearner, without a KL term and
-         with k3 at beta 0.04 to a frozen copy. Both start from the same
-         weights. Seconds of the process's CPU time, medians of alternating
+         the phases of runs/train.py against tunix.rl.grpo's GRPOLearner,
+         without a KL term and with k3 at beta 0.04 to a frozen copy. Both
+         start from the same weights. Seconds of the process's CPU time, medians
+         of alternating
          steps after one that compiles. Each computes its gradient in
          micro-batches of the size that is fastest for it (--ours-rows,
          --theirs-prompts).
@@ -42,13 +43,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from exprl_jax import config as config_lib
+from exprl_jax.data import chat
+from exprl_jax.grading.grader import Grader
 from exprl_jax.models import config as model_config
 from exprl_jax.models import transformer
-from exprl_jax.rewards import base as rewards
-from exprl_jax.rl import learner
-from exprl_jax.runs import train
+from exprl_jax.rewards import base
+from exprl_jax.rl import credit, experience, learner, optimizer
+from exprl_jax.rl.experience import Example
+from exprl_jax.rl.policy import Policy
+from exprl_jax.rollout.sampler import Sampler
+from exprl_jax.rollout.sources import Synchronous
 from exprl_jax.runtime import mesh as mesh_lib
-from exprl_jax.types import Experience, Problem, Scores
+from exprl_jax.runtime import metrics
+from exprl_jax.types import Problem
 
 MODEL = {
     'model_type': 'qwen3', 'vocab_size': 4096, 'num_hidden_layers': 4,
@@ -112,33 +119,46 @@ class Numbers:
     return ' '.join(map(str, ids))
 
 
-def even(problems, rollout) -> rewards.Rewarded:
+def even(traces):
   """The share of even tokens."""
-  del problems
-  assert (rollout.completion.sum(axis=1) == NEW).all()
-  share = ((rollout.tokens % 2 == 0) & rollout.completion).sum(axis=1) / NEW
-  last = rollout.valid.sum(axis=1, keepdims=True).astype(np.int32) - 1
-  there = np.ones(last.shape, bool)
-  scores = Scores(share[:, None].astype(np.float32), last, there)
-  return rewards.Rewarded(scores, [], scores, ~there[:, 0],
-                          {'reward/mean': float(share.mean())})
+  rows = [t.trajectory.completion for t in traces]
+  assert {len(row) for row in rows} == {NEW}
+  share = np.array([[(row % 2 == 0).mean()] for row in rows], np.float32)
+  return share, np.ones(share.shape, bool), {}
 
 
 def ours(beta: float, rows: int):
-  """Step i."""
+  """Step i: the phases of runs/train.py, on a reward that costs nothing."""
   settings, mesh = config(beta, rows), mesh_lib.make_mesh(config_lib.Mesh())
   cfg, params = model(mesh)
   reference = jax.tree.map(jnp.copy, params) if beta else None
-  state = learner.init_state(params, settings.optim, STEPS)
-  step = train.Step(settings, cfg, reference, Numbers(), even, mesh, mesh)
-  problems = [Problem(str(i), str(text)) for i, text in enumerate(prompts())]
+  state = optimizer.init_state(params, settings.optim, STEPS)
+  policy, tokenizer = Policy(settings, cfg, mesh, reference), Numbers()
+  problems = [
+      Problem(str(i), str(text), answer='1') for i, text in enumerate(prompts())
+  ]
+  source = Synchronous(
+      settings, Sampler(settings, cfg, tokenizer,
+                        mesh), lambda step, attempt: problems,
+      lambda problems: chat.policy_prompts(tokenizer, problems, settings))
+  reward = base.scoring(settings, tokenizer, Grader(settings.grading), even,
+                        'row')
 
   def run(i):
     nonlocal state
-    state, taken = step(state, lambda attempt: problems, jax.random.key(i))
-    assert taken.metrics['optim/grad_norm'] > 0
+    timer = metrics.Timer()
+    with timer('rollout'):
+      groups = source.next(i, 0, state.params, jax.random.key(i))
+    scored = reward(groups)
+    with timer('logprob'):
+      logprobs = experience.logprobs(policy, state.params, scored.trajectories)
+      examples = experience.examples(scored.trajectories, logprobs,
+                                     credit.assign(settings, scored, logprobs))
+    with timer('update'):
+      state, logs = learner.update(policy, state, examples, GROUP)
+    assert logs['optim/grad_norm'] > 0
     jax.block_until_ready(state)
-    return {k: v for k, v in taken.metrics.items() if k.startswith('time/')}
+    return timer.metrics()
 
   return run
 
@@ -165,7 +185,7 @@ def theirs(beta: float, micro_prompts: int, batches) -> int:
           role_to_mesh={
               r: mesh for r in (role.ACTOR, role.REFERENCE, role.ROLLOUT)
           }, training_config=rl_cluster.RLTrainingConfig(
-              actor_optimizer=learner.optimizer(config(beta, 1).optim, STEPS),
+              actor_optimizer=optimizer.optimizer(config(beta, 1).optim, STEPS),
               eval_every_n_steps=STEPS, max_steps=STEPS,
               mini_batch_size=PROMPTS, train_micro_batch_size=micro_prompts,
               rollout_micro_batch_size=PROMPTS,
@@ -271,34 +291,33 @@ def memory(beta: float, repeats: int, args) -> dict:
   return out
 
 
-def experience(lengths: np.ndarray, prompt: int, columns: int) -> Experience:
+def random_examples(lengths: np.ndarray, prompt: int) -> list[Example]:
   """Random sequences of so many tokens."""
-  rng = np.random.default_rng(1)
-  shape = (len(lengths), columns)
-  column = np.arange(columns)[None]
-  valid = column < lengths[:, None]
-  old = rng.normal(-8, 1, shape).astype(np.float32)
-  return Experience(
-      rng.integers(1, MODEL['vocab_size'], shape).astype(np.int32),
-      valid.astype(np.int32), (valid & (column >= prompt)).astype(np.float32),
-      old, old, old,
-      np.repeat(rng.normal(size=(len(lengths), 1)), columns,
-                axis=1).astype(np.float32))
+  rng, out = np.random.default_rng(1), []
+  for n in lengths.tolist():
+    old = rng.normal(-8, 1, n).astype(np.float32)
+    out.append(
+        Example(tokens=rng.integers(1, MODEL['vocab_size'],
+                                    n).astype(np.int32), loss_mask=np.arange(n)
+                >= prompt, rollout_logprobs=old, old_logprobs=old,
+                ref_logprobs=old, advantages=np.full(n, rng.normal(),
+                                                     np.float32)))
+  return out
 
 
-def update(batch: Experience, settings: config_lib.Config):
+def update(examples: list[Example], settings: config_lib.Config):
   """An update on a batch."""
   mesh = mesh_lib.make_mesh(config_lib.Mesh())
   cfg, params = model(mesh)
-  state = learner.init_state(params, settings.optim, STEPS)
+  state = optimizer.init_state(params, settings.optim, STEPS)
+  policy, fills = Policy(settings, cfg, mesh), []
 
   def run():
     nonlocal state
-    state, logs = learner.update(settings, cfg, state, batch, mesh, GROUP)
+    state, logs = learner.update(policy, state, examples, GROUP)
     jax.block_until_ready(state)
     fills.append(logs['perf/packing_fill'])
 
-  fills = []
   return run
 
 
@@ -326,16 +345,23 @@ def updates(repeats: int, args) -> dict:
   tailed = TAILED_PROMPT + np.minimum(rng.geometric(5 / CAP, PROMPTS * GROUP),
                                       CAP)
   width = TAILED_PROMPT + CAP
-  long = experience(tailed, TAILED_PROMPT, width)
-  # Padding that counts as a sequence's end is never packed.
-  whole = long._replace(segment_ids=np.ones_like(long.segment_ids))
+  packed = random_examples(tailed, TAILED_PROMPT)
+  padded = [
+      x._replace(
+          **{
+              name: np.pad(values, (0, width - len(values)))
+              for name, values in x._asdict().items()
+              if values is not None
+          })
+      for x in packed
+  ]
   rows = args.tailed_rows
   works = {
       'equal': (equal,
-                update(experience(equal, PROMPT, PROMPT + NEW),
+                update(random_examples(equal, PROMPT),
                        config(0.0, args.ours_rows))),
-      'padded': (tailed, update(whole, config(0.0, rows, width))),
-      'packed': (tailed, update(long, config(0.0, rows, width)))
+      'padded': (tailed, update(padded, config(0.0, rows, width))),
+      'packed': (tailed, update(packed, config(0.0, rows, width)))
   }
   seconds = {name: [] for name in works}
   for _ in range(repeats + 1):

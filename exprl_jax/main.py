@@ -18,7 +18,7 @@ from ml_collections import config_flags
 
 from exprl_jax import config as config_lib
 from exprl_jax.config import files
-from exprl_jax.config.load import RENAMED
+from exprl_jax.config.loading import RENAMED
 from exprl_jax.types import InputError
 
 # Run modes without a workdir: runs/RUN.py has `RUN(config)`. The others have

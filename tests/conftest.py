@@ -9,6 +9,16 @@ import jax
 jax.config.update('jax_num_cpu_devices', 8)
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 
+from jaxtyping import install_import_hook
+
+# Shapes and types are checked at run time where numbers change hands.
+install_import_hook([
+    'exprl_jax.judge.calibration', 'exprl_jax.judge.readouts',
+    'exprl_jax.judge.tree', 'exprl_jax.models.attention',
+    'exprl_jax.models.head', 'exprl_jax.models.paged', 'exprl_jax.models.rope',
+    'exprl_jax.rl', 'exprl_jax.rewards', 'exprl_jax.rollout.sampling'
+], 'beartype.beartype')
+
 import gc
 import json
 import shutil

@@ -50,7 +50,8 @@ def padded(rows):
 def rows_of(examples):
   """tokens i32[B, T] and segment ids i32[B, T] of padded rows."""
   tokens = tokens_of(examples)
-  return padded(tokens), padded([np.ones(len(x), np.int32) for x in tokens])
+  ids = [np.ones(len(x), np.int32) for x in tokens]
+  return jnp.asarray(padded(tokens)), jnp.asarray(padded(ids))
 
 
 def close(a, b, tolerance=1e-5):

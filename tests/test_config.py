@@ -1,11 +1,13 @@
 import pathlib
 import re
+import typing
 
 import pytest
 
 from exprl_jax import config as config_lib
 from exprl_jax import main
-from exprl_jax.config import files
+from exprl_jax.config import files, loading
+from exprl_jax.runs import recipes
 from exprl_jax.types import InputError
 
 CONFIGS = sorted(pathlib.Path('configs').rglob('*.py'))
@@ -23,8 +25,8 @@ def command(path, argument):
                          ids=lambda x: getattr(x, 'stem', x))
 def test_every_recipe_is_valid_and_has_its_command(path, argument):
   name = command(path, argument)
-  config = config_lib.freeze(config_lib.load(name))
-  assert hash(config) == hash(config_lib.freeze(config_lib.load(name)))
+  config = recipes.freeze(config_lib.load(name))
+  assert hash(config) == hash(recipes.freeze(config_lib.load(name)))
   assert re.search(f'--config={name}(?![:a-z])',
                    path.read_text()), 'its command'
 
@@ -228,12 +230,14 @@ def test_a_bad_file_is_named(tmp_path, body, message):
     (['--config.credit.last=zero'], 'credit.last=.* is not read'),
     (['--config.credit.single=score'], "is not read with reward='process'"),
     (['--config.credit.min_std=0.1'], 'credit.min_std=0.1 is not read'),
-    (['--config.select.floor=0'], 'more than 0, at most 1'),
+    (['--config.select.curriculum_floor=0'], 'more than 0, at most 1'),
     (['--config.optim.clip_norm=0'], 'more than 0'),
-    (['--config.rollout.min_new_tokens=3'], 'cut the distribution'),
+    (['--config.rollout.min_new_tokens=3'], 'truncate the distribution'),
     (["--config.judge.templates=('code',)"], "should be 'DOMAIN=VALUE'"),
-    (['--config.select.drop_zero_variance=True', '--config.rollout.carry=2'
-     ], 'does not go with'),
+    ([
+        '--config.select.drop_zero_variance=True',
+        '--config.rollout.partial_rollouts=2'
+    ], 'does not go with'),
     (['--config.eval.ks=(1,64)'], 'pass@k needs eval.samples >= k'),
     (['--config.stpes=1'], 'Did you mean "steps"'),
     (['--config.steps=1.5'], 'config.steps=1.5'),
@@ -243,7 +247,7 @@ def test_a_bad_file_is_named(tmp_path, body, message):
 def test_a_bad_command_line_is_one_clear_line(flags, message):
   with pytest.raises(InputError, match=message) as e:
     _, values, _ = main.parse(['--config=configs/tiny.py', *flags])
-    config_lib.freeze(values)
+    recipes.freeze(values)
   assert '\n' not in str(e.value)
 
 
@@ -252,7 +256,7 @@ def test_overrides_reach_keys_that_the_file_leaves_out():
       '--config', 'configs/tiny.py', '--config.optim.b2=0.95',
       '--config.seed=3', '--config.eval.ks=(1,4)'
   ])
-  config = config_lib.freeze(values)
+  config = recipes.freeze(values)
   assert (config.optim.b2, config.seed, config.eval.ks) == (0.95, 3, (1, 4))
 
 
@@ -268,3 +272,33 @@ def test_a_workdir_stands_for_its_model(tmp_path):
   (tmp_path / 'model').mkdir()
   (tmp_path / 'model/config.json').write_text('{}')
   assert config_lib.resolve(str(tmp_path)) == tmp_path / 'model'
+
+
+@pytest.mark.parametrize('old, new', loading.RENAMED.items())
+def test_old_names_say_what_they_were_renamed_to(tmp_path, old, new):
+  key, equals, value = old.partition('=')
+  section, _, name = key.rpartition('.')
+  body = f'{name}={value or 1!r}' if equals else f'{name}=1'
+  body = f'dict({section}=dict({body}))' if section else f'dict({body})'
+  in_file = new.partition('.')[0] if section == 'prepare' else new
+  with pytest.raises(InputError, match=f'renamed to {re.escape(in_file)}'):
+    recipes.freeze(config_lib.load(write(tmp_path, body)))
+  if not equals and section:  # as a flag
+    with pytest.raises(InputError, match=f'was renamed to {re.escape(new)}'):
+      main.parse(['--config=configs/tiny.py', f'--config.{old}=1'])
+
+
+def test_choices_and_bounds_are_those_of_the_types():
+  """Every Literal refuses another value, every bound what is below it."""
+  checked = 0
+  for name, hint in loading.hints(config_lib.Config):
+    bad = ()
+    if typing.get_origin(hint) is typing.Literal:
+      bad = ('no such choice',)
+    for bound in getattr(hint, '__metadata__', ()):
+      bad = (bound.least - 1,)
+    for value in bad:
+      checked += 1
+      with pytest.raises(InputError, match=f'config.{name}='):
+        loading.check(name, value, hint)
+  assert checked > 60

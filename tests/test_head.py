@@ -34,12 +34,14 @@ def test_token_logprobs_are_those_of_the_plain_softmax(small, rng):
 def test_packed_sequences_are_what_they_are_alone(small, rng):
   cfg, params = small
   parts = [rng.integers(0, 40, n) for n in (5, 1, 7)]
-  tokens = np.concatenate([*parts, np.zeros(3, int)])[None]
+  tokens = jnp.asarray(np.concatenate([*parts, np.zeros(3, int)])[None])
   ids = np.repeat([4, 2, 3, 0], [5, 1, 7, 3])[None]
   packed = head.token_logprobs(cfg, params, tokens, jnp.asarray(ids), 0.8, 4)
   want = [
-      head.token_logprobs(cfg, params, p[None], jnp.ones(
-          (1, len(p)), jnp.int32), 0.8) for p in parts if len(p) > 1
+      head.token_logprobs(cfg, params, jnp.asarray(p[None]),
+                          jnp.ones((1, len(p)), jnp.int32), 0.8)
+      for p in parts
+      if len(p) > 1
   ]
   for x, (a, b) in zip(packed, zip(*want)):
     row = np.concatenate([a[0], [0.0], b[0], [0.0] * 3])

@@ -6,15 +6,15 @@ import pathlib
 
 import exprl_jax
 
-# Later layers may import earlier ones, not the other way round.
+# Later layers may import earlier ones, not the other way round. A module is in
+# the layer of the longest prefix of its name.
 LAYERS = [
     {'types'},
-    {'runtime', 'tiny.world'},
-    {'config', 'judge.readouts', 'judge.probes', 'judge.calibration'},
+    {'runtime', 'config', 'tiny.world'},
     {'data', 'grading', 'models'},
-    {'rollout'},
-    {'rl', 'judge', 'tiny'},
-    {'evals', 'rewards'},
+    {'rollout', 'tiny.traces', 'tiny.assets'},
+    {'judge', 'rl', 'tiny'},
+    {'rewards', 'evals', 'tiny.judge_data'},
     {'runs'},
     {'main'},
 ]

@@ -38,6 +38,7 @@ def one_token(ratio, advantage, *, sampler=0.0, old=-1.0, ref=-1.0):
 def loss_and_gradient(lp, batch, entropy=None, **options):
   cfg = Loss(**{'kl_coef': 0.0, 'clip_low': 0.2, 'clip_high': 0.28} | options)
   entropy = np.zeros_like(lp) if entropy is None else entropy
+  lp, entropy, batch = jax.tree.map(jnp.asarray, (lp, entropy, batch))
   f = lambda lp: losses.policy_loss(lp, entropy, batch, cfg)
   (loss, logs), gradient = jax.value_and_grad(f, has_aux=True)(lp)
   jitted = jax.jit(jax.value_and_grad(f, has_aux=True))(lp)

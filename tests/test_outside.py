@@ -15,9 +15,12 @@ import transformers
 
 from exprl_jax.config import Config, Credit, Loss, Optim, Rollout
 from exprl_jax.models import hf
-from exprl_jax.rl import advantages, learner
-from exprl_jax.types import Experience, Scores
-from tests.test_losses import close
+from exprl_jax.rl import advantages, experience, learner, optimizer
+from exprl_jax.rl import credit as credit_lib
+from exprl_jax.rl.credit import Logprobs
+from exprl_jax.rl.policy import Policy
+from exprl_jax.types import Scores, Trajectory
+from tests.experience import close
 
 SIZES = dict(vocab_size=97, num_hidden_layers=3, hidden_size=48,
              intermediate_size=56, num_attention_heads=4, num_key_value_heads=2,
@@ -134,20 +137,30 @@ def config_of(aggregation, **optim):
       optim=Optim(updates=2, row_tokens=48, micro_rows=2, **optim))
 
 
-def experience(models, rows, config, mesh):
+def examples_of(models, rows, config, mesh):
   tokens, valid, completion, rewards = rows
-  last = completion.shape[1] - 1 - completion[:, ::-1].argmax(1)
-  there = np.ones((len(rewards), 1), bool)
+  trajectories = []
+  for row, mask, sampled in zip(tokens, valid, completion):
+    n = int(sampled.sum())
+    trajectories.append(
+        Trajectory(row[mask & ~sampled].astype(np.int32),
+                   row[sampled].astype(np.int32), np.zeros(n, np.float32),
+                   'eos', (n,)))
   scores = Scores(rewards[:, None].astype(np.float32),
-                  last[:, None].astype(np.int32), there)
-  credit = np.asarray(
-      advantages.assign(scores, Credit(), GROUP, completion, ~there[:, 0],
-                        scores))
-  old, sampler, ref = (learner.logprobs(*models[name][1:], tokens, valid,
-                                        config, mesh)
+                  np.ones((len(rewards), 1), bool))
+  values = np.asarray(
+      advantages.assign(scores, scores, np.zeros(len(rewards), bool),
+                        advantages.step_tokens(scores.valid, trajectories),
+                        cfg=Credit(), group_size=GROUP, padded_tokens=1))
+  old, sampler, ref = (Policy(config, models[name][1],
+                              mesh).logprobs(models[name][2],
+                                             [t.tokens
+                                              for t in trajectories])
                        for name in ('old', 'sampler', 'reference'))
-  return Experience(tokens, valid.astype(np.int32),
-                    completion.astype(np.float32), sampler, old, ref, credit)
+  return experience.examples(
+      trajectories, Logprobs(rollout=sampler, old=old, ref=ref),
+      credit_lib.Credit(np.ones(len(rewards), bool),
+                        advantages.spread(values, scores.valid, trajectories)))
 
 
 @pytest.mark.parametrize('aggregation', AGGREGATIONS)
@@ -161,8 +174,9 @@ def test_loss_and_gradient_are_those_of_plain_torch(aggregation, models, rows,
   facts = facts.tolist()
   assert min(facts[1:]) > 0, f'a case does not occur: {facts}'
   config = config_of(aggregation)
-  batch = experience(models, rows, config, one_device)
-  grads, logs = learner.whole_gradient(config, cfg, params, batch, one_device)
+  examples = examples_of(models, rows, config, one_device)
+  grads, logs = learner.batch_gradient(Policy(config, cfg, one_device), params,
+                                       examples)
   assert logs['perf/packing_fill'] > 0.5
   names = ('policy/loss', 'policy/ref_kl', 'policy/clip_frac_low',
            'policy/clip_frac_high')
@@ -189,10 +203,11 @@ def test_two_updates_are_those_of_plain_torch(models, rows, one_device,
   _, cfg, params = models['policy']
   # A large epsilon: else a sign decides where the gradient is 0.
   config = config_of('token_mean', lr=0.01, eps=1e-3, clip_norm=0.5)
-  batch = experience(models, rows, config, one_device)
-  state = learner.init_state(jax.tree.map(jax.numpy.copy, params), config.optim,
-                             2)
-  state, logs = learner.update(config, cfg, state, batch, one_device, GROUP)
+  examples = examples_of(models, rows, config, one_device)
+  state = optimizer.init_state(jax.tree.map(jax.numpy.copy, params),
+                               config.optim, 2)
+  state, logs = learner.update(Policy(config, cfg, one_device), state, examples,
+                               GROUP)
   theirs = make_model(0.0)
   moved = models | {'policy': (theirs, cfg, params)}
   adam = torch.optim.AdamW(theirs.parameters(), 0.01, (0.9, 0.999), 1e-3, 0.01)
@@ -281,10 +296,11 @@ def test_loss_and_gradient_are_those_of_trl(loss_type, aggregation, models,
   loss = trainer.compute_loss(trainer.model, trl_batch(trainer, models, rows))
   loss.backward()
   config = config_of(aggregation)
-  batch = experience(models | {'sampler': models['old']}, rows, config,
-                     one_device)
-  grads, logs = learner.whole_gradient(config, *models['policy'][1:], batch,
-                                       one_device)
+  examples = examples_of(models | {'sampler': models['old']}, rows, config,
+                         one_device)
+  grads, logs = learner.batch_gradient(
+      Policy(config, models['policy'][1], one_device), models['policy'][2],
+      examples)
   if aggregation == 'token_mean':
     np.testing.assert_allclose(
         logs['policy/loss'] + BETA * logs['policy/ref_kl'], loss.item(),

@@ -7,7 +7,6 @@ docs/tpu.md has the memory figures that these tests print.
 """
 
 import dataclasses
-import functools
 import importlib.util
 import math
 import os
@@ -18,12 +17,12 @@ import jax.numpy as jnp
 import pytest
 
 from exprl_jax import config as config_lib
-from exprl_jax import types
 from exprl_jax.models import head, paged, transformer
 from exprl_jax.models.config import ModelConfig
 from exprl_jax.models.rope import Rope
-from exprl_jax.rl import learner
-from exprl_jax.rollout import decode, protocol
+from exprl_jax.rl import programs as learner_programs
+from exprl_jax.rollout import programs as engine_programs
+from exprl_jax.rollout.options import Options
 from exprl_jax.runtime import mesh as mesh_lib
 from tests.conftest import SMALL
 
@@ -78,62 +77,38 @@ def compile_gradient(cfg, devices, rows, tokens, **sizes):
 
 
 class Step:
-  """The programs of learner.update on a slice: a packed row for each chip."""
+  """The learner's programs on a slice: a packed row for each chip."""
 
   def __init__(self, cfg, name, tokens=20480, tensor=1):
     devices = topology(name)
-    rows = len(devices) // tensor
-    self.cfg = cfg
-    self.mesh = mesh_lib.make_mesh(config_lib.Mesh(1, rows, 1, tensor), devices)
-    abstract = transformer.abstract_params(cfg)
-    self.shardings = mesh_lib.shardings(transformer.logical_axes(cfg), abstract,
-                                        self.mesh)
-    self.params = jax.tree.map(lambda x, s: x.update(sharding=s), abstract,
-                               self.shardings)
-    row = lambda dtype: self.array((rows, tokens), dtype, 'batch', None)
-    self.batch = types.Experience(row(jnp.int32), row(jnp.int32),
-                                  *(row(jnp.float32) for _ in range(5)))
-
-  def array(self, shape, dtype, *axes):
-    return jax.ShapeDtypeStruct(
-        shape, dtype, sharding=jax.sharding.NamedSharding(
-            self.mesh, mesh_lib.spec(axes, shape, self.mesh)))
+    mesh = mesh_lib.make_mesh(
+        config_lib.Mesh(1,
+                        len(devices) // tensor, 1, tensor), devices)
+    config = config_lib.Config(rollout=config_lib.Rollout(temperature=0.8),
+                               optim=config_lib.Optim(row_tokens=tokens))
+    self.shardings = mesh_lib.shardings(transformer.logical_axes(cfg),
+                                        transformer.abstract_params(cfg), mesh)
+    self.programs = {
+        p.name: p for p in learner_programs.programs(config, cfg, mesh)
+    }
 
   def gradient(self, more=False):
     """Compiled; `more`: added to the total of earlier micro-batches."""
-    run = functools.partial(learner.gradient, self.cfg, cfg=config_lib.Loss(),
-                            temperature=0.8)
-    with jax.set_mesh(self.mesh):
-      total = None
-      if more:
-        logs = jax.eval_shape(run, self.params, batch=self.batch)[1:]
-        total = (self.params, *jax.tree.map(lambda x: self.array(
-            (), x.dtype), logs))
-      compiled = learner.gradient.lower(
-          self.cfg, self.params, self.batch, config_lib.Loss(), temperature=0.8,
-          total=total).compile(compiler_options=FLAGS)
-    for x, split, wanted in zip(jax.tree.leaves(self.params),
-                                jax.tree.leaves(compiled.output_shardings[0]),
-                                jax.tree.leaves(self.shardings), strict=True):
-      assert split.is_equivalent_to(wanted, x.ndim), (x.shape, split)
+    name = 'learner/add_gradient' if more else 'learner/gradient'
+    compiled = self.programs[name].compile(FLAGS)
+    for split, wanted in zip(
+        jax.tree.leaves(compiled.output_shardings.gradient),
+        jax.tree.leaves(self.shardings), strict=True):
+      assert split.is_equivalent_to(wanted, len(wanted.spec)), split
     return compiled
 
   def moments(self):
-    """The optimiser's state."""
-    state = jax.eval_shape(
-        learner.optimizer(config_lib.Optim(), 100).init, self.params)
-    split = {x.shape: x.sharding for x in jax.tree.leaves(self.params)}
-    everywhere = self.array((), jnp.int32).sharding
-    return jax.tree.map(
-        lambda x: x.update(sharding=split.get(x.shape, everywhere)), state)
+    """The optimizer's state."""
+    return self.programs['learner/apply_gradient'].args[0].opt_state
 
   def apply(self):
-    """The optimiser's program, compiled."""
-    count = self.array((), jnp.int32)
-    state = types.TrainState(count, count, self.params, self.moments())
-    with jax.set_mesh(self.mesh):
-      return learner._apply.lower(state, self.params, config_lib.Optim(),
-                                  100).compile()
+    """The optimizer's program, compiled."""
+    return self.programs['learner/apply_gradient'].compile()
 
 
 def gigabytes(compiled):
@@ -227,31 +202,13 @@ def test_the_decode_chunk_of_qwen3_4b(v5e_8, name, data, tensor, slots, pages):
   """Updated in place: no second pool, no copy of it."""
   cfg = dataclasses.replace(QWEN3_4B, remat='none')
   mesh = mesh_lib.make_mesh(config_lib.Mesh(data, 1, 1, tensor), topology(name))
-  layout = paged.Layout(pages, 128, 'bfloat16', 'ragged')
-
-  def array(shape, dtype, *axes):
-    spec = mesh_lib.spec(axes or (None,) * len(shape), shape, mesh)
-    return jax.ShapeDtypeStruct(shape, dtype,
-                                sharding=jax.sharding.NamedSharding(mesh, spec))
-
-  params = jax.eval_shape(lambda x: transformer.cast(cfg, x),
-                          transformer.abstract_params(cfg))
-  params = jax.tree.map(
-      lambda x, s: x.update(sharding=s), params,
-      mesh_lib.shardings(transformer.logical_axes(cfg), params, mesh))
-  pool = paged.abstract_pool(cfg, layout, mesh)
-  rows = functools.partial(array, (slots,))
-  state = protocol.State(*(rows(jnp.int32, 'batch') for _ in range(3)),
-                         rows(jnp.bool_, 'batch'))
-  columns = len(protocol.INTS) + protocol.MAX_ENDS
-  inputs = protocol.Inputs(array((slots, columns), jnp.int32, 'batch', None),
-                           array((slots, 3), jnp.float32, 'batch', None),
-                           array((slots, 162), jnp.int32, 'batch', None))
-  key = jax.eval_shape(lambda: jax.random.key(0)).update(
-      sharding=array((), jnp.int32).sharding)
-  with jax.set_mesh(mesh):
-    compiled = decode.decode.lower(cfg, layout, 32, False, params, pool, state,
-                                   inputs, key, array((), jnp.int32)).compile()
+  listed = engine_programs.programs(
+      cfg, mesh,
+      Options(slots=slots, max_tokens=20480, pages=pages, dtype='bfloat16',
+              kernel='ragged'), 'policy')
+  (program,) = [p for p in listed if p.name == 'policy/decode']
+  pool = next(x for x in program.args if isinstance(x, paged.Pool))
+  compiled = program.compile()
   memory = compiled.memory_analysis()
   shard = pool.keys.sharding.shard_shape(pool.keys.shape)
   size = 2 * math.prod(shard)

@@ -1,6 +1,6 @@
-"""The configuration of a run: schema.py has every key, load.py reads files."""
+"""The configuration: schema.py has every key, loading.py reads and checks."""
 
-from exprl_jax.config.load import by_domain, freeze, load, longest
+from exprl_jax.config.loading import by_domain, freeze, load, longest
 from exprl_jax.config.paths import resolve
 from exprl_jax.config.schema import (
     Calibration,

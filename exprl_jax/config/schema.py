@@ -1,7 +1,7 @@
 """The configuration: what every key means, its default, choices and bounds.
 
 A key is a field of a frozen, hashable dataclass. A choice is a `Literal`, a
-bound an `Annotated`; load.py reads both from the types, so each stands here
+bound an `Annotated`; loading.py reads both from the types, so each stands here
 alone. Choices that a registry holds (reward, credit.rule, loss.kind,
 judge.readout) are strings here: the registry is asked (runs/recipes.py).
 """

@@ -12,11 +12,12 @@ import numpy as np
 from exprl_jax import config as config_lib
 from exprl_jax.data.tokenizer import Tokenizer
 from exprl_jax.judge import cache as cache_lib
-from exprl_jax.judge import prompts, readouts
+from exprl_jax.judge import prompts, readouts, tree
 from exprl_jax.judge.tree import Item, Judge, Judgments, concatenate
 from exprl_jax.models import config as model_config
 from exprl_jax.models import hf
 from exprl_jax.models.config import ModelConfig
+from exprl_jax.rollout.options import Options
 from exprl_jax.types import InputError, Params, Problem
 
 
@@ -107,6 +108,19 @@ def load(config: config_lib.Config, mesh: jax.sharding.Mesh,
                   'process' if config.reward == 'process' else 'outcome')
   domains = {d: judge(*pair) for d, pair in by_domain(config).items()}
   return ByDomain(default, domains) if domains else default
+
+
+def engine_options(config: config_lib.Config) -> tuple[ModelConfig, Options]:
+  """The judge's model and its engine's sizes, without its weights."""
+  cfg, folder = config.judge, config_lib.resolve(config.judge.init)
+  model = dataclasses.replace(model_config.read_config(folder), dtype=cfg.dtype)
+  tokenizer = Tokenizer(folder)
+  task = 'process' if config.reward == 'process' else 'outcome'
+  template = prompts.load(cfg, tokenizer, task,
+                          readouts.READOUTS[cfg.readout].generates)
+  budget = cfg.max_trace_tokens or config.rollout.max_new_tokens
+  return model, tree.engine_options(cfg, template, tokenizer, budget,
+                                    model.dtype)
 
 
 def check(config: config_lib.Config, problems: Sequence[Problem]) -> None:

@@ -97,6 +97,18 @@ def cache_name(cfg: config_lib.Judge) -> list[Any]:
           if field.name not in NOT_IN_CACHE_KEY]
 
 
+def engine_options(cfg: config_lib.Judge, template: prompts.Template,
+                   tokenizer: Tokenizer, max_trace_tokens: int,
+                   dtype: str) -> Options:
+  """The engine's sizes: prompt, trace (with a gap) and answer in a row."""
+  read = cfg.max_prompt_tokens + max_trace_tokens
+  answer = readouts.READOUTS[cfg.readout].max_new_tokens(template, cfg)
+  return Options(cfg.slots, read + len(tokenizer.encode(_GAP)) + answer,
+                 cfg.page, cfg.pages, prefill=min(256, -(-read // 32) * 32),
+                 widths=(16, 64, 256, 1024), dtype=dtype,
+                 config_section='judge')
+
+
 class Judge:
   """A judge on a mesh."""
 
@@ -128,15 +140,10 @@ class Judge:
     self._cache_name = [weights_name, task, self.template.text, cache_name(cfg)]
     self._max_trace_tokens = max_trace_tokens
     self._gap = tokenizer.encode(_GAP)
-    read = cfg.max_prompt_tokens + max_trace_tokens
     self.engine = Engine(
         model, mesh,
-        Options(
-            cfg.slots, read + len(self._gap) +
-            self._readout.max_new_tokens(self.template, cfg), cfg.page,
-            cfg.pages, prefill=min(256, -(-read // 32) * 32),
-            widths=(16, 64, 256, 1024), dtype=model.dtype,
-            config_section='judge'), tokenizer.decode)
+        engine_options(cfg, self.template, tokenizer, max_trace_tokens,
+                       model.dtype), tokenizer.decode)
 
   def score(self, items: Sequence[Item], max_steps: int) -> Judgments:
     """Scores the trace up to the end of each step (or each step alone).

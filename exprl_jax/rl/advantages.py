@@ -44,9 +44,9 @@ class Layout(NamedTuple):
 
 @functools.partial(jax.jit,
                    static_argnames=('cfg', 'group_size', 'padded_tokens'))
-def assign(scores: Scores, graded: Scores, outcome_rows: Bool[np.ndarray, ' B'],
-           step_tokens: Float[np.ndarray, 'B S'], *, cfg: Credit,
-           group_size: int, padded_tokens: int) -> Float[Array, 'B S']:
+def assign(scores: Scores, graded: Scores, outcome_rows: Bool[AnyArray, ' B'],
+           step_tokens: Float[AnyArray, 'B S'], *, cfg: Credit, group_size: int,
+           padded_tokens: int) -> Float[Array, 'B S']:
   """Computes the advantage of every step by the config's rule.
 
   Args:

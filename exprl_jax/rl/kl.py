@@ -3,11 +3,12 @@
 from typing import Any
 
 from jaxtyping import Array, Float
+import numpy as np
 
 
-def estimate(logprobs: Float[Array, '*shape'], ref_logprobs: Float[Array,
-                                                                   '*shape'],
-             kind: str, clamp: float) -> Float[Array, '*shape']:
+def estimate(logprobs: Float[Array | np.ndarray, '...'],
+             ref_logprobs: Float[Array | np.ndarray, '...'], kind: str,
+             clamp: float) -> Float[Array | np.ndarray, '...']:
   """Estimates KL(policy || reference) per token.
 
   With d = ref - policy, clipped to [-20, 20]: k1 is -d, k3 is e^d - d - 1,

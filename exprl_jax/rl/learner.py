@@ -26,7 +26,7 @@ from exprl_jax.rl.policy import Policy
 from exprl_jax.runtime import mesh as mesh_lib
 from exprl_jax.types import PackedBatch, Params, TrainState
 
-_apply = jax.jit(apply_gradient, static_argnums=(2, 3), donate_argnums=0)
+apply = jax.jit(apply_gradient, static_argnums=(2, 3), donate_argnums=0)
 
 
 class Gradient(NamedTuple):
@@ -149,7 +149,7 @@ def update(policy: Policy, state: TrainState, examples: Sequence[Example],
     grads, logged = batch_gradient(policy, state.params, part)
     state = onload(state) if cfg.offload else state
     with jax.set_mesh(policy.mesh):
-      state, values = _apply(state, grads, cfg, total_steps)
+      state, values = apply(state, grads, cfg, total_steps)
     state = offload(state) if cfg.offload else state
     metrics.append(logged | jax.tree.map(float, values))
   if int(state.skipped) >= cfg.max_skipped:

@@ -120,8 +120,12 @@ def plan(lengths: Sequence[int], row_tokens: int, micro_rows: int) -> Packing:
 def plan_batch(lengths: Sequence[int], config: Config,
                mesh: jax.sharding.Mesh) -> Packing:
   """Plans by the config, in the same shapes at every step of a run."""
-  return plan(lengths, config.optim.row_tokens or longest(config),
-              micro_rows(config, mesh))
+  return plan(lengths, row_tokens(config), micro_rows(config, mesh))
+
+
+def row_tokens(config: Config) -> int:
+  """Columns of a row: optim.row_tokens, or the longest possible sequence."""
+  return config.optim.row_tokens or longest(config)
 
 
 def micro_rows(config: Config, mesh: jax.sharding.Mesh) -> int:

@@ -10,12 +10,23 @@ from exprl_jax.config import Config
 from exprl_jax.data.tokenizer import Tokenizer
 from exprl_jax.models.config import ModelConfig
 from exprl_jax.rollout import decode
-from exprl_jax.rollout.engine import Engine, Options
+from exprl_jax.rollout.engine import Engine
+from exprl_jax.rollout.options import Options
 from exprl_jax.rollout.requests import NOTHING, Request, Sample, Sampling
 from exprl_jax.types import InputError, Params
 
 # Told of complete groups, by number, while the last samples still decode.
 Early = Callable[[dict[int, list[Sample]]], None]
+
+
+def engine_options(config: Config, model: ModelConfig) -> Options:
+  """The engine's sizes by `config.rollout`."""
+  cfg = config.rollout
+  return Options(slots=cfg.slots,
+                 max_tokens=cfg.max_prompt_tokens + cfg.max_new_tokens,
+                 page=cfg.page, pages=cfg.pages, chunk=cfg.chunk,
+                 prefill=min(256, -(-cfg.max_prompt_tokens // 16) * 16),
+                 dtype=cfg.kv_dtype or model.dtype, kernel=cfg.kernel)
 
 
 class Sampler:
@@ -37,12 +48,8 @@ class Sampler:
     self.sampling = Sampling(cfg.max_new_tokens, cfg.temperature, cfg.top_k,
                              cfg.top_p, cfg.min_p, cfg.min_new_tokens,
                              tokenizer.eos_ids, stop_strings=cfg.stop)
-    self.engine = Engine(
-        model, mesh,
-        Options(cfg.slots, cfg.max_prompt_tokens + cfg.max_new_tokens, cfg.page,
-                cfg.pages, cfg.chunk,
-                min(256, -(-cfg.max_prompt_tokens // 16) * 16), cfg.kv_dtype
-                or model.dtype, cfg.kernel), tokenizer.decode)
+    self.engine = Engine(model, mesh, engine_options(config, model),
+                         tokenizer.decode)
 
   def generate(self, params: Params, prompts: Sequence[Sequence[int]],
                group_size: int, key: jax.Array, *,

@@ -10,7 +10,7 @@ import ml_collections
 from exprl_jax import config as config_lib
 from exprl_jax import rewards
 from exprl_jax.config import Config
-from exprl_jax.config.load import by_domain, get, longest
+from exprl_jax.config.loading import by_domain, get, longest
 from exprl_jax.judge import readouts
 from exprl_jax.rl import advantages, losses
 from exprl_jax.runtime.registry import lookup

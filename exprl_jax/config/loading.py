@@ -94,8 +94,8 @@ def freeze(values: ml_collections.ConfigDict) -> Config:
     InputError: a value that is not allowed; the message names the key.
   """
   config = _freeze(Config, values)
-  for name, hint in _hints(Config):
-    _check(name, get(config, name), hint)
+  for name, hint in hints(Config):
+    check(name, get(config, name), hint)
   return config
 
 
@@ -111,16 +111,16 @@ def _freeze(cls: type, values: Any) -> Any:
   return cls(**out)
 
 
-def _hints(cls: type, prefix: str = '') -> Iterator[tuple[str, Any]]:
+def hints(cls: type, prefix: str = '') -> Iterator[tuple[str, Any]]:
   """(dotted name, type hint) of all keys."""
   for name, hint in typing.get_type_hints(cls, include_extras=True).items():
     if dataclasses.is_dataclass(hint):
-      yield from _hints(typing.cast(type, hint), f'{prefix}{name}.')
+      yield from hints(typing.cast(type, hint), f'{prefix}{name}.')
     else:
       yield prefix + name, hint
 
 
-def _check(name: str, value: Any, hint: Any) -> None:
+def check(name: str, value: Any, hint: Any) -> None:
   """Holds a value against the Literal or the bound of its key."""
   if typing.get_origin(hint) is typing.Literal:
     choices = typing.get_args(hint)
@@ -136,8 +136,7 @@ def _did_you_mean(name: str, value: Any) -> str:
   if renamed := RENAMED.get(f'{name}={value}'):
     return f' was renamed to {renamed}'
   choices = [
-      c for n, hint in _hints(Config) if n == name
-      for c in typing.get_args(hint)
+      c for n, hint in hints(Config) if n == name for c in typing.get_args(hint)
   ]
   close = difflib.get_close_matches(str(value), choices, 1)
   return f' (did you mean {close[0]!r}?)' if close else ''

@@ -1,0 +1,29 @@
+"""Parameters as ShapeDtypeStructs with shardings, to compile without weights.
+"""
+
+import functools
+
+import jax
+
+from exprl_jax.models import transformer
+from exprl_jax.models.config import ModelConfig
+from exprl_jax.runtime import mesh as mesh_lib
+from exprl_jax.types import Params
+
+
+def sharded_params(cfg: ModelConfig, mesh: jax.sharding.Mesh,
+                   frozen: bool = False) -> Params:
+  """The parameters of a model on a mesh.
+
+  Args:
+    cfg: the model.
+    mesh: they are sharded by their logical axes.
+    frozen: matrices are in `cfg.dtype`, as samplers and judges hold them;
+      otherwise all is float32.
+  """
+  abstract = transformer.abstract_params(cfg)
+  if frozen:
+    abstract = jax.eval_shape(functools.partial(transformer.cast, cfg),
+                              abstract)
+  shardings = mesh_lib.shardings(transformer.logical_axes(cfg), abstract, mesh)
+  return jax.tree.map(lambda x, s: x.update(sharding=s), abstract, shardings)

@@ -1,0 +1,74 @@
+"""The engine's programs: empty pool, prefill passes, page copies, decode."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from exprl_jax.models import paged
+from exprl_jax.models.abstract import sharded_params
+from exprl_jax.models.config import ModelConfig
+from exprl_jax.rollout import decode, protocol
+from exprl_jax.rollout.options import Options, resolve
+from exprl_jax.runtime import mesh as mesh_lib
+from exprl_jax.runtime.programs import Program, abstract
+
+
+def programs(model: ModelConfig, mesh: jax.sharding.Mesh, options: Options,
+             owner: str) -> list[Program]:
+  """Lists what an engine of these sizes may run on a mesh.
+
+  Args:
+    model: the decoder.
+    mesh: to sample on.
+    options: as given to the engine.
+    owner: begins the names: 'policy', 'judge'.
+  """
+  options = resolve(options, model, mesh)
+  layout = paged.Layout(options.pages, options.page, options.dtype,
+                        options.kernel)
+  params = sharded_params(model, mesh, frozen=True)
+  pool = paged.abstract_pool(model, layout, mesh)
+  devices = mesh_lib.batch_parts(mesh)
+  array = functools.partial(abstract, mesh)
+  pages = array((devices, options.slots // devices), jnp.int32, 'batch', None)
+  out = [
+      Program(f'{owner}/empty', decode.empty,
+              (model, layout, mesh, options.slots), {}, mesh),
+      Program(f'{owner}/copy', decode.copy, (model, pool, pages, pages), {},
+              mesh),
+      _decode(model, mesh, options, layout, params, pool, owner)
+  ]
+  shapes = {(rows * devices, width)
+            for width in options.prefill_widths()
+            for rows in options.prefill_rows(width, devices)}
+  for rows, width in sorted(shapes):
+    tokens = array((rows, width), jnp.int32, 'batch', None)
+    table = array((rows, options.columns), jnp.int32, 'batch', None)
+    out.append(
+        Program(f'{owner}/prefill_{rows}x{width}', decode.prefill,
+                (model, layout, params, pool, tokens, tokens, table), {}, mesh))
+  return out
+
+
+def _decode(model: ModelConfig, mesh: jax.sharding.Mesh, options: Options,
+            layout: paged.Layout, params: object, pool: paged.Pool,
+            owner: str) -> Program:
+  """The chunk of decoding, for all slots."""
+  array, slots = functools.partial(abstract, mesh), options.slots
+  row = functools.partial(array, (slots,))
+  state = protocol.State(token=row(jnp.int32,
+                                   'batch'), position=row(jnp.int32, 'batch'),
+                         budget=row(jnp.int32,
+                                    'batch'), alive=row(jnp.bool_, 'batch'))
+  columns = len(protocol.INTS) + protocol.MAX_ENDS + protocol.MAX_READS
+  inputs = protocol.Inputs(
+      ints=array((slots, columns), jnp.int32, 'batch', None), floats=array(
+          (slots, len(protocol.FLOATS)), jnp.float32, 'batch', None),
+      table=array((slots, options.columns), jnp.int32, 'batch', None))
+  key = jax.eval_shape(lambda: jax.random.key(0)).update(
+      sharding=array((), jnp.int32).sharding)
+  unrolled = mesh.devices.flat[0].platform != 'tpu'
+  return Program(f'{owner}/decode', decode.decode,
+                 (model, layout, options.chunk, unrolled, params, pool, state,
+                  inputs, key, array((), jnp.int32)), {}, mesh)
