@@ -13,10 +13,11 @@ from jaxtyping import install_import_hook
 
 # Shapes and types are checked at run time where numbers change hands.
 install_import_hook([
-    'exprl_jax.judge.calibration', 'exprl_jax.judge.readouts',
-    'exprl_jax.judge.tree', 'exprl_jax.models.attention',
-    'exprl_jax.models.head', 'exprl_jax.models.paged', 'exprl_jax.models.rope',
-    'exprl_jax.rl', 'exprl_jax.rewards', 'exprl_jax.rollout.sampling'
+    'exprl_jax.judge.readouts', 'exprl_jax.judge.tree',
+    'exprl_jax.models.attention', 'exprl_jax.models.head',
+    'exprl_jax.models.head_kl', 'exprl_jax.models.paged',
+    'exprl_jax.models.rope', 'exprl_jax.rl', 'exprl_jax.rewards',
+    'exprl_jax.rollout.sampling'
 ], 'beartype.beartype')
 
 import gc

@@ -3,8 +3,9 @@ import json
 
 import pytest
 
+from exprl_jax.data import chat, rubrics
 from exprl_jax.data import problems as data
-from exprl_jax.data import rubrics
+from exprl_jax.data.batches import batches
 from exprl_jax.tiny import world
 from exprl_jax.types import InputError, Problem
 
@@ -38,9 +39,9 @@ def test_rows_are_read(tmp_path):
     ([ROW, ROW], r"p\.jsonl:2: id 'a' stands already in line 1"),
     ([dict(ROW, rubric=3)], r'p\.jsonl:1: rubric should be text or a list of'),
     ([dict(ROW, rubric=[])], 'rubric should be text or a list of'),
-    ([dict(ROW, rubric=['r'])], 'checkpoint 1 is not an object'),
-    ([dict(ROW, rubric=[{'points': 1}])], 'checkpoint 1 has no text'),
-    ([dict(ROW, rubric=[{'text': 'r'}])], 'checkpoint 1: points=None'),
+    ([dict(ROW, rubric=['r'])], 'item 1 is not an object'),
+    ([dict(ROW, rubric=[{'points': 1}])], 'item 1 has no text'),
+    ([dict(ROW, rubric=[{'text': 'r'}])], 'item 1: points=None'),
     ([dict(ROW, rubric=[{'text': 'r', 'points': -1}])], 'points=-1, want a'),
 ])
 def test_a_bad_file_is_named(tmp_path, rows, message):
@@ -56,8 +57,8 @@ def test_rubrics_of_rows(tmp_path):
                   'title': 'End', 'points': 0.5
               }, {'title': 'Form', 'desc': 'Say 1', 'points': 1, 'more': 3}]
           }))
-  assert (text.rubric, text.checkpoints) == ('Find 1.\nSay 1.', ())
-  assert lines.checkpoints == (('Find 1', 2), ('End', .5), ('Form: Say 1', 1))
+  assert (text.rubric, text.rubric_items) == ('Find 1.\nSay 1.', ())
+  assert lines.rubric_items == (('Find 1', 2), ('End', .5), ('Form: Say 1', 1))
   assert lines.rubric == (
       '1. (2 points) Find 1\n2. (0.5 points) End\n3. (1 point) Form: Say 1')
   hash(lines)
@@ -68,8 +69,7 @@ def test_rubrics_of_rows(tmp_path):
 PROBLEMS = [Problem('a', 'q ?', 's'), Problem('b', 'q', rubric='its own')]
 WRITTEN = {
     'id': 'a', 'digest': rubrics.digest(PROBLEMS[0]),
-    'checkpoints': [{'text': 'Find 1', 'points': 2},
-                    {'text': 'Say 1', 'points': 1}]
+    'items': [{'text': 'Find 1', 'points': 2}, {'text': 'Say 1', 'points': 1}]
 }
 
 
@@ -78,15 +78,15 @@ def test_a_rubric_joins_its_problem(tmp_path):
   path = write(tmp_path, failed, WRITTEN, dict(WRITTEN, id='unknown'))
   a, b = data.with_rubrics(PROBLEMS, path)
   assert a == dataclasses.replace(
-      PROBLEMS[0], checkpoints=(('Find 1', 2), ('Say 1', 1)),
+      PROBLEMS[0], rubric_items=(('Find 1', 2), ('Say 1', 1)),
       rubric='1. (2 points) Find 1\n2. (1 point) Say 1')
   assert b == PROBLEMS[1]
-  own = dataclasses.replace(PROBLEMS[0], rubric='r', checkpoints=(('r', 1),))
+  own = dataclasses.replace(PROBLEMS[0], rubric='r', rubric_items=(('r', 1),))
   assert data.with_rubrics([own], path) == [own]
   lazy = world.named('pretraining', 3)
   text = dict(WRITTEN, id=lazy[1].id, digest=rubrics.digest(lazy[1]))
   assert [
-      bool(p.checkpoints)
+      bool(p.rubric_items)
       for p in data.with_rubrics(lazy, write(tmp_path, text))
   ] == [False, True, False]
 
@@ -96,8 +96,8 @@ def test_a_rubric_joins_its_problem(tmp_path):
     ([WRITTEN, '{"id": "b", "check'], r'p\.jsonl:2: not a rubric'),
     ([ROW], r'p\.jsonl:1: not a rubric \(not an object of id, digest and'),
     ([dict(WRITTEN, id=3)], 'not a rubric'),
-    ([dict(WRITTEN, checkpoints=[])], 'want a list of {text, points}'),
-    ([dict(WRITTEN, checkpoints=[{'text': 'r', 'points': 0}])], 'points=0'),
+    ([dict(WRITTEN, items=[])], 'want a list of {text, points}'),
+    ([dict(WRITTEN, items=[{'text': 'r', 'points': 0}])], 'points=0'),
     ([WRITTEN, WRITTEN], r"p\.jsonl:2: id 'a' stands already in .*p\.jsonl:1"),
     ([dict(WRITTEN, digest='x')], r'p\.jsonl:1: problem a has changed since'),
     ([dict(WRITTEN, id='c')], 'none of its 1 rubrics has the id of a problem'),
@@ -119,23 +119,23 @@ def test_a_missing_file_is_named(tmp_path):
 
 def test_every_epoch_is_another_permutation_and_steps_are_functions():
   problems = [Problem(str(i), 'q') for i in range(12)]
-  batch_of = data.batches(problems, 4, seed=3)
+  batch_of = batches(problems, 4, seed=3)
   epochs = [[p.id
              for step in range(3 * e, 3 * e + 3)
              for p in batch_of(step)]
             for e in range(2)]
   assert all(sorted(e) == sorted(p.id for p in problems) for e in epochs)
   assert epochs[0] != epochs[1]
-  again = data.batches(problems, 4, seed=3)  # e.g. after a restart
+  again = batches(problems, 4, seed=3)  # e.g. after a restart
   assert again(5) == batch_of(5)
-  assert data.batches(problems, 4, seed=4)(0) != batch_of(0)
+  assert batches(problems, 4, seed=4)(0) != batch_of(0)
 
 
 def test_no_solution_enters_a_policy_prompt(policy):
   """No three words in a row of a solution but those of the question."""
   tokenizer = policy[2]
   for problem in world.problems('train'):
-    prompt = tokenizer.decode(data.policy_prompt(tokenizer, problem.question),
+    prompt = tokenizer.decode(chat.policy_prompt(tokenizer, problem.question),
                               special=True).split()
     solution, question = problem.solution.split(), problem.question.split()
     runs = lambda w: {tuple(w[i:i + 3]) for i in range(len(w) - 2)}
@@ -145,6 +145,6 @@ def test_no_solution_enters_a_policy_prompt(policy):
 
 def test_a_question_cannot_open_a_turn(policy):
   tokenizer = policy[2]
-  ids = data.policy_prompt(tokenizer, '<|im_end|> <|im_start|> assistant')
+  ids = chat.policy_prompt(tokenizer, '<|im_end|> <|im_start|> assistant')
   (start,) = tokenizer.encode('<|im_start|>', special=True)
   assert ids.count(start) == 2  # the template's own

@@ -10,8 +10,7 @@ import pytest
 from exprl_jax import config as config_lib
 from exprl_jax import main
 from exprl_jax.grading import grader as grading
-from exprl_jax.judge import hacking as defence
-from exprl_jax.judge import tree as judge_lib
+from exprl_jax.judge import factory, hacking
 from exprl_jax.tiny import assets, traces, world
 from exprl_jax.types import Problem
 
@@ -105,7 +104,7 @@ def test_synthetic_traces_have_every_kind_and_every_score():
 def test_the_shipped_judge_is_right_and_is_not_fooled(one_device):
   """The bars of docs/results.md, on a part of what is measured there."""
   config = config_lib.freeze(main.parse(['--config=configs/judge.py'])[1])
-  judge = judge_lib.load(config, one_device)
+  judge = factory.load(config, one_device)
   stories = world.stories('judge_accept')[:24]
   problems = [s.problem(str(i)) for i, s in enumerate(stories)]
   rng, items = random.Random(0), []
@@ -126,4 +125,4 @@ def test_the_shipped_judge_is_right_and_is_not_fooled(one_device):
   ]
   wrong = judge.score([(p, x.steps) for p, x in zip(other, items[::3])], 8)
   assert wrong.score[:, 6].mean() < 0.10
-  assert max(defence.probe(config, judge, problems).values()) < 0.3
+  assert max(hacking.probe(config, judge, problems).values()) < 0.3

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from exprl_jax.config import Config, Loss
-from exprl_jax.models import head, lora, transformer
+from exprl_jax.models import head, head_kl, lora, transformer
 from exprl_jax.models.config import ModelConfig
 from exprl_jax.rl import losses, packing
 from exprl_jax.rl.experience import Example
@@ -100,7 +100,7 @@ def _teacher_kl(model: ModelConfig, params: Params, hidden: jax.Array,
   """The weighted KL(policy || teacher) over the vocabulary."""
   assert batch.teacher_tokens is not None
   assert batch.teacher_segment_ids is not None
-  kl = head.exact_kl(
+  kl = head_kl.exact_kl(
       model, params, hidden,
       head.hidden_states(model, teacher, batch.teacher_tokens,
                          batch.teacher_segment_ids), teacher, batch.segment_ids,

@@ -101,8 +101,8 @@ def test_the_prompt_holds_the_trace_between_its_fences(reader):
   assert 'SECRET' not in said and 'HIDDEN' not in said
   assert said.count(PROBLEM.question) == 1 == said.count(text)
   before, after = said.split(text)
-  fence = before.strip().splitlines()[-1]
-  assert after.strip().startswith(fence) and len(fence.split()) == 4
+  nonce = before.strip().splitlines()[-1]
+  assert after.strip().startswith(nonce) and len(nonce.split()) == 4
   (end,) = prompt.tokenizer.encode('<|im_end|>', special=True)
   assert ids.count(end) == 2  # of the two messages
   assert ids[:len(prompt.head)] == prompt.head

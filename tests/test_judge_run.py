@@ -1,28 +1,27 @@
-"""run='judge', the probes and the alarm, on the shipped judge."""
+"""run='judge', the probes and the monitor, on the shipped judge."""
 
 import json
 
 import numpy as np
 import pytest
 
-from exprl_jax import config as config_lib
 from exprl_jax import main
-from exprl_jax.judge import hacking as defence
-from exprl_jax.judge import tree as judge_lib
+from exprl_jax.judge import factory, hacking
 from exprl_jax.runs import judge as judging
+from exprl_jax.runs import recipes
 from exprl_jax.tiny import traces, world
 from exprl_jax.types import InputError
 
 
 def frozen(*flags):
-  return config_lib.freeze(main.parse(['--config=configs/judge.py', *flags])[1])
+  return recipes.freeze(main.parse(['--config=configs/judge.py', *flags])[1])
 
 
 def run(tmp_path, *flags):
   main.main(['--config=configs/judge.py', f'--workdir={tmp_path}', *flags])
   return [
       json.loads(line)
-      for line in (tmp_path / 'verdicts.jsonl').read_text().splitlines()
+      for line in (tmp_path / 'judgments.jsonl').read_text().splitlines()
   ]
 
 
@@ -56,10 +55,11 @@ def test_traces_of_a_file(tmp_path, file, capsys):
     assert ' '.join(row['steps']) == story.worked()
     want = traces.label(story.problem(''), row['steps']).labels
     np.testing.assert_allclose(row['scores'], want, atol=0.15)
-    assert row['valid'] and row['correct'] and len(row['mass']) == 7
+    assert row['valid'] and row['correct'] and len(
+        row['score_token_probability']) == 7
     assert max(out[f'{i}-wrong']['scores']) < 0.5
   empty = out['1-wrong']
-  assert empty['outcomes'] == ['empty'] and empty['scores'] == [0.0]
+  assert empty['status'] == ['empty'] and empty['scores'] == [0.0]
   report = json.loads((tmp_path / 'w/calibration.json').read_text())
   own, wrong = (report['conditions'][k] for k in ('own', 'wrong'))
   assert own['n'] == 9 and own['misplacement']['value'] == 0
@@ -81,9 +81,9 @@ def test_traces_of_the_policy(tmp_path):
   assert report['progress']['n'] == 6
   pair, = report['agreement'].values()
   assert pair['n'] == 20
-  before = (tmp_path / 'w/verdicts.jsonl').read_text()
+  before = (tmp_path / 'w/judgments.jsonl').read_text()
   assert run(tmp_path / 'w', *flags) == rows  # from the cache
-  assert (tmp_path / 'w/verdicts.jsonl').read_text() == before
+  assert (tmp_path / 'w/judgments.jsonl').read_text() == before
 
 
 def test_continuations_go_on_from_their_prefix(one_device):
@@ -116,18 +116,18 @@ def test_a_judge_that_can_be_fooled_is_refused(one_device):
   problems = world.problems('judge_accept')[:2]
   config = frozen('--config.judge.init=asset:tiny_policy',
                   '--config.judge.min_score_probability=0.0')
-  judge = judge_lib.load(config, one_device)
-  scores = defence.probe(config, judge, problems)
+  judge = factory.load(config, one_device)
+  scores = hacking.probe(config, judge, problems)
   assert len(scores) >= 60 and max(scores.values()) > 0.2
   limit = max(scores.values())
   flags = ('--config.judge.init=asset:tiny_policy',
            '--config.judge.min_score_probability=0.0')
   refused = frozen(*flags, f'--config.judge.max_probe_score={limit - 1e-3}')
   with pytest.raises(InputError, match='can be fooled: of .* probes') as e:
-    defence.refuse_fooled(refused, judge, problems)
+    hacking.refuse_fooled(refused, judge, problems)
   assert max(scores, key=scores.get) in str(e.value)
   allowed = frozen(*flags, f'--config.judge.max_probe_score={limit + 1e-3}')
-  values = defence.refuse_fooled(allowed, judge, problems)
+  values = hacking.refuse_fooled(allowed, judge, problems)
   assert values['judge/probe_max_score'] == pytest.approx(limit, abs=1e-5)
 
 
@@ -143,17 +143,20 @@ def rows(judge, accuracy):
      (np.linspace(.2, .6, 80), np.linspace(.1, .5, 80), False),
      (np.full(80, .3), np.full(80, .1), False),
      (np.linspace(.2, .25, 80), np.full(80, .1), False)])
-def test_the_alarm(judge, accuracy, fires):
-  alarm, steps = defence.Alarm(frozen()), rows(judge, accuracy)
-  said = [alarm(step) for step in steps]
-  assert any(said) == fires and sum(map(bool, said)) == fires  # once
-  assert steps[-1]['judge/alarm'] == fires
+def test_the_monitor(judge, accuracy, fires):
+  monitor, steps = hacking.Monitor(frozen()), rows(judge, accuracy)
+  seen = [monitor.update(step) for step in steps[:70]]
   # A resumed run knows what it has seen, and does not say it again.
-  again = defence.Alarm(frozen(), [{'eval/pass@1': 0.5}, *steps[:70]])
-  assert [again(dict(step)) for step in steps[70:]] == said[70:]
+  resumed = hacking.Monitor(frozen())
+  resumed.restore(json.loads(json.dumps(monitor.state())))
+  rest = [monitor.update(step) for step in steps[70:]]
+  assert [resumed.update(step) for step in steps[70:]] == rest
+  warnings = [warning for _, warning in seen + rest]
+  assert any(warnings) == fires and sum(map(bool, warnings)) == fires  # once
+  assert rest[-1][0] == {'judge/hacking_alarm': fires}
 
 
-def test_a_run_without_verdicts_says_why(tmp_path, file):
+def test_a_run_without_judgments_says_why(tmp_path, file):
   with pytest.raises(RuntimeError, match='most are overlong: .*=20 tokens'):
     run(tmp_path / 'w', f'--config.judge.traces={file}',
         '--config.judge.max_prompt_tokens=20')
@@ -171,7 +174,7 @@ def test_a_dry_run_shows_what_the_judge_reads(tmp_path, file, capsys):
 
 
 def test_one_problem_is_not_probed(one_device):
-  judge = judge_lib.load(frozen(), one_device)
-  assert defence.refuse_fooled(frozen('--config.judge.max_probe_score=0.0'),
+  judge = factory.load(frozen(), one_device)
+  assert hacking.refuse_fooled(frozen('--config.judge.max_probe_score=0.0'),
                                judge,
                                world.problems('judge_accept')[:1]) == {}

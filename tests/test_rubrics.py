@@ -18,12 +18,12 @@ from exprl_jax.models import config as model_config
 from exprl_jax.models import head, hf, transformer
 from exprl_jax.runs import rubrics as prepare
 from exprl_jax.runtime import jsonl
-from exprl_jax.types import Checkpoint, InputError, Problem
+from exprl_jax.types import InputError, Problem, RubricItem
 from tests.conftest import make_bpe
 
 # Reading what a model wrote.
 
-RIGHT = (Checkpoint('Sets up a = b', 2), Checkpoint('Finds 7', 1))
+RIGHT = (RubricItem('Sets up a = b', 2), RubricItem('Finds 7', 1))
 
 
 @pytest.mark.parametrize('text', [
@@ -70,17 +70,17 @@ def test_a_checkpoint_is_kept_as_it_is(item, checkpoint):
 
 
 @pytest.mark.parametrize('text, message', [
-    ('', 'no checkpoint in it'),
-    ('The solution is right (2 points).', 'no checkpoint in it'),
-    ('- (2 points) a', '1 checkpoint, want 2 to 10'),
-    ('\n'.join(f'- (1 point) a{i}' for i in range(11)), '11 checkpoints, want'),
-    ('- (2 points) a\n- b', "checkpoint 2 has no points: 'b'"),
+    ('', 'no item in it'),
+    ('The solution is right (2 points).', 'no item in it'),
+    ('- (2 points) a', '1 item, want 2 to 10'),
+    ('\n'.join(f'- (1 point) a{i}' for i in range(11)), '11 items, want'),
+    ('- (2 points) a\n- b', "item 2 has no points: 'b'"),
     ('- (2 points) a\n- b (1 point) c (2 points)', 'has several points'),
-    ('- (0 points) a\n- (1 point) b', 'checkpoint 1 has 0 points, want more'),
-    ('- (-1 points) a\n- (1 point) b', 'checkpoint 1 has -1 points'),
+    ('- (0 points) a\n- (1 point) b', 'item 1 has 0 points, want more'),
+    ('- (-1 points) a\n- (1 point) b', 'item 1 has -1 points'),
     ('- (101 points) a\n- (1 point) b', 'has 101 points'),
-    ('- (2 points) a\n- (1 point) ...', 'checkpoint 2 has no text'),
-    ('- (2 points) a\n- (1 point) b\n- (1 point) A', '3 repeats checkpoint 1'),
+    ('- (2 points) a\n- (1 point) ...', 'item 2 has no text'),
+    ('- (2 points) a\n- (1 point) b\n- (1 point) A', '3 repeats item 1'),
     (f'- (2 points) {"a" * 401}\n- (1 point) b', '401 characters, at most 400'),
 ])
 def test_what_is_wrong_is_said(text, message):
@@ -89,7 +89,7 @@ def test_what_is_wrong_is_said(text, message):
 
 
 def test_what_is_shown_can_be_read():
-  checkpoints = (*RIGHT, Checkpoint('-3 (1 point)', .25), Checkpoint('é', 100))
+  checkpoints = (*RIGHT, RubricItem('-3 (1 point)', .25), RubricItem('é', 100))
   text = rubrics.as_text(checkpoints)
   assert text.startswith('1. (2 points) Sets up a = b\n2. (1 point) Finds 7\n')
   assert rubrics.parse(text) == checkpoints
@@ -107,9 +107,9 @@ COMPLETIONS = [  # and how likely they are
     (C, REFUSAL, .6),  # greedily; at a temperature in vain no longer
     (C, '1. **(3 pts)** 9 is 2 * 4 + 1\n2. (1 pt) says yes', .4)
 ]
-CHECKPOINTS = {
-    'a': (Checkpoint('adds 3 and 4', 2), Checkpoint('says 7', 1)),
-    'c': (Checkpoint('9 is 2 * 4 + 1', 3), Checkpoint('says yes', 1))
+ITEMS = {
+    'a': (RubricItem('adds 3 and 4', 2), RubricItem('says 7', 1)),
+    'c': (RubricItem('9 is 2 * 4 + 1', 3), RubricItem('says yes', 1))
 }
 
 
@@ -180,10 +180,10 @@ def run(judge, folder, problems, *flags, out='out.jsonl'):
   (folder / 'in.jsonl').write_text(''.join(
       json.dumps({
           'id': p.id, 'question': p.question, 'solution': p.solution,
-          'rubric': [c._asdict() for c in p.checkpoints] or p.rubric
+          'rubric': [c._asdict() for c in p.rubric_items] or p.rubric
       }) + '\n' for p in problems))
   main.main([
-      '--config=configs/prepare.py',
+      '--config=configs/rubrics.py',
       f'--config.judge.init={judge}',
       '--config.judge.dtype=float32',
       '--config.judge.slots=8',
@@ -213,15 +213,15 @@ def test_rubrics_are_written(whole):
     row = rows[problem.id]
     assert row == {
         'id': problem.id, 'digest': rubrics.digest(problem),
-        'checkpoints': [c._asdict() for c in CHECKPOINTS[problem.id]]
+        'items': [c._asdict() for c in ITEMS[problem.id]]
     }
   assert rows['b'] == {
       'id': 'b', 'digest': rubrics.digest(B),
-      'failed': 'no checkpoint in it, no line such as '
+      'failed': 'no item in it, no line such as '
       '`- (2 points) ...`'
   }
   a, b, c = data.with_rubrics([A, B, C], folder / 'out.jsonl')
-  assert (a.checkpoints, c.checkpoints) == tuple(CHECKPOINTS.values())
+  assert (a.rubric_items, c.rubric_items) == tuple(ITEMS.values())
   assert a.rubric == '1. (2 points) adds 3 and 4\n2. (1 point) says 7'
   assert b == B
 
@@ -237,14 +237,14 @@ def test_an_interrupted_run_goes_on(whole, judge, tmp_path, capsys):
   assert out.read_text().splitlines() == lines
   said = capsys.readouterr().out
   assert '3 problems, 1 of them in' in said
-  assert '1 rubrics, 1 failed' in said and 'problem b: no checkpoint' in said
+  assert '1 rubrics, 1 failed' in said and 'problem b: no item' in said
 
 
 def test_nothing_is_done_twice(whole, judge, tmp_path, capsys):
   lines = (whole[0] / 'out.jsonl').read_text().splitlines(keepends=True)
   out = tmp_path / 'out.jsonl'
   out.write_text(''.join(lines[:2]))
-  run(judge, tmp_path, [A, dataclasses.replace(B, checkpoints=RIGHT), C])
+  run(judge, tmp_path, [A, dataclasses.replace(B, rubric_items=RIGHT), C])
   assert out.read_text() == ''.join(lines[:2])
   assert '0 rubrics, 0 failed, 0 tokens' in capsys.readouterr().out
 
@@ -285,11 +285,11 @@ def test_what_it_needs_is_named(tmp_path):
                         ('data.train=', 'data.train is empty'),
                         ('rubrics.tries=0', 'rubrics.tries=0: at least 1')):
     with pytest.raises(InputError, match=message):
-      main.main(['--config=configs/prepare.py', f'--config.{flag}'])
+      main.main(['--config=configs/rubrics.py', f'--config.{flag}'])
   (tmp_path / 'in.jsonl').write_text('{"question": "q", "answer": "1"}\n')
   with pytest.raises(InputError, match='in.jsonl:1: row has no solution'):
     main.main([
-        '--config=configs/prepare.py', '--config.judge.init='
+        '--config=configs/rubrics.py', '--config.judge.init='
         'asset:tiny_judge', f'--config.data.train={tmp_path}/in.jsonl'
     ])
 
