@@ -16,8 +16,9 @@ import ml_dtypes
 import numpy as np
 import tqdm
 
-from exprl_jax.models import config, safetensors, transformer
+from exprl_jax.models import config, quantization, safetensors, transformer
 from exprl_jax.models.config import ModelConfig
+from exprl_jax.models.matrices import Int8
 from exprl_jax.models.stored import Part, check, stored_parts
 from exprl_jax.runtime import mesh as mesh_lib
 from exprl_jax.types import Params
@@ -46,7 +47,7 @@ def load(folder: epath.PathLike, mesh: Mesh, dtype: str = 'float32', *,
     attention: auto, einsum, dot_product or splash (attention.choose).
     frozen: keep the matrices in `dtype`; otherwise all is float32.
     weights: 'int8': hold the layers' matrices of a frozen model in int8
-      (transformer.quantise); they are rounded layer by layer as they are read.
+      (quantization.quantize); they are rounded layer by layer as they are read.
     random_key: draws new weights; only config.json is read.
     random_std: of the new weights; 0 is 1 / sqrt(fan-in).
 
@@ -67,11 +68,12 @@ def load(folder: epath.PathLike, mesh: Mesh, dtype: str = 'float32', *,
   def cast(params: Params) -> Params:
     if not frozen:
       return params
-    return (transformer.quantise if weights else transformer.cast)(cfg, params)
+    return (quantization.quantize if weights else transformer.cast)(cfg, params)
 
   abstract = jax.eval_shape(cast, transformer.abstract_params(cfg))
-  shardings = mesh_lib.shardings(transformer.logical_axes(cfg, weights),
-                                 abstract, mesh)
+  shardings = mesh_lib.shardings(
+      (quantization if weights else transformer).logical_axes(cfg), abstract,
+      mesh)
   if random_key is not None:
     init = jax.jit(lambda key: cast(transformer.init(cfg, key, random_std)),
                    out_shardings=shardings)
@@ -191,8 +193,8 @@ def _place(layers: Params, arrays: dict[str, jax.Array],
 
   def place(key: str, stacked: Params) -> Params:
     value: Params = arrays[key].reshape(1, *stacked.shape[1:])
-    if isinstance(stacked, transformer.Int8):
-      value = transformer.int8(key, value)
+    if isinstance(stacked, Int8):
+      value = quantization.int8(key, value)
     return jax.tree.map(write, stacked, value)
 
   return {k: place(k, stacked) for k, stacked in layers.items()}

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from exprl_jax.config import Model
-from exprl_jax.models import transformer
 from exprl_jax.models.config import ModelConfig
+from exprl_jax.models.matrices import Adapted
 
 # Matrices that get adapters: how many of their axes are inputs.
 _INPUTS = {'q': 1, 'k': 1, 'v': 1, 'o': 2, 'gate': 1, 'up': 1, 'down': 1}
@@ -49,7 +49,7 @@ def attach(params, adapters, scale: float):
   """Parameters for `transformer.forward` that compute with the adapters."""
   layers = dict(params['layers'])
   for name, ab in adapters['layers'].items():
-    layers[name] = transformer.Adapted(layers[name], ab['a'], ab['b'] * scale)
+    layers[name] = Adapted(layers[name], ab['a'], ab['b'] * scale)
   return params | {'layers': layers}
 
 

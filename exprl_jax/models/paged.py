@@ -108,7 +108,8 @@ def copy_pages(pool: Pool, cfg: ModelConfig, source: jax.Array,
 
 def attend(cfg: ModelConfig, layout: Layout, q: jax.Array, k: jax.Array,
            v: jax.Array, pool: Pool, table: jax.Array, positions: jax.Array,
-           layer: jax.Array, kind: jax.Array) -> tuple[jax.Array, Pool]:
+           layer: jax.Array | int,
+           kind: jax.Array | int) -> tuple[jax.Array, Pool]:
   """Writes new keys and values, then attends over all up to each position.
 
   Args:
