@@ -22,7 +22,7 @@ from exprl_jax.models.rope import rotate
 # (q, k, v) -> attention's output [B, T, N, H], and a state to hand on.
 Attend = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
 
-_ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+_ACTIVATIONS: dict[str, moe.Activation] = {
     'silu': jax.nn.silu, 'gelu_tanh': functools.partial(jax.nn.gelu,
                                                         approximate=True)
 }

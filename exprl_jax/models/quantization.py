@@ -5,6 +5,7 @@ scale. Embedding, head, norms and router stay as `transformer.cast` leaves them.
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -55,7 +56,7 @@ def logical_axes(cfg: ModelConfig) -> Params:
   axes = transformer.logical_axes(cfg)
   for key, inputs in _INPUTS.items():
     values = axes['layers'][key]
-    scale = tuple(
+    scale: Any = tuple(
         None if i - len(values) in inputs else a for i, a in enumerate(values))
     axes['layers'][key] = Int8(values, scale)
   return axes
