@@ -41,8 +41,8 @@ REMAT = {
 
 
 @functools.cache
-def _define(cfg: ModelConfig) -> tuple[nnx.GraphDef, nnx.State]:
-  """Returns the graph definition and the abstract parameters of a model."""
+def _define(cfg: ModelConfig) -> tuple[Any, Any]:
+  """Returns the nnx.GraphDef of a model, and its abstract nnx.State."""
   with nnx.use_eager_sharding(False):
     return jax.eval_shape(lambda: nnx.split(layers.Decoder(cfg, nnx.Rngs(0))))
 
