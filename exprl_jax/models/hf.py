@@ -64,12 +64,7 @@ def load(folder: epath.PathLike, mesh: Mesh, dtype: str = 'float32', *,
   folder = epath.Path(folder)
   cfg = dataclasses.replace(config.read_config(folder), dtype=dtype,
                             remat=remat, attention=attention)
-
-  def cast(params: Params) -> Params:
-    if not frozen:
-      return params
-    return (quantization.quantize if weights else transformer.cast)(cfg, params)
-
+  cast = _cast_for(cfg, frozen, weights)
   abstract = jax.eval_shape(cast, transformer.abstract_params(cfg))
   shardings = mesh_lib.shardings(
       (quantization if weights else transformer).logical_axes(cfg), abstract,
@@ -79,6 +74,15 @@ def load(folder: epath.PathLike, mesh: Mesh, dtype: str = 'float32', *,
                    out_shardings=shardings)
     return cfg, init(random_key)
   return cfg, _read(folder, cfg, mesh, abstract, shardings)
+
+
+def _cast_for(cfg: ModelConfig, frozen: bool,
+              weights: str) -> Callable[[Params], Params]:
+  """Returns the change from float32 parameters to those that are held."""
+  if not frozen:
+    return lambda params: params
+  return functools.partial(
+      quantization.quantize if weights else transformer.cast, cfg)
 
 
 def _read(folder: epath.Path, cfg: ModelConfig, mesh: Mesh, abstract: Params,
