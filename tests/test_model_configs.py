@@ -191,12 +191,12 @@ FAMILIES = {'olmo': common.Family(
 """)
   monkeypatch.setattr(families, '__path__', [*families.__path__, str(tmp_path)])
   try:
-    found = families.discover()
+    discovered = families.discover()
   finally:
     sys.modules.pop('exprl_jax.models.families.olmo', None)
-  assert set(found) == {*families.FAMILIES, 'olmo'}
-  monkeypatch.setattr('exprl_jax.models.config.FAMILIES', found)
-  monkeypatch.setattr('exprl_jax.models.stored.FAMILIES', found)
+  assert set(discovered) == {*families.FAMILIES, 'olmo'}
+  monkeypatch.setattr('exprl_jax.models.config.FAMILIES', discovered)
+  monkeypatch.setattr('exprl_jax.models.stored.FAMILIES', discovered)
   cfg = parse_config(LLAMA31 | {'model_type': 'olmo'}, '')
   assert cfg.family == 'olmo'
   parts = stored.stored_parts(cfg, transformer.abstract_params(cfg))
