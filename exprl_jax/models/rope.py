@@ -70,7 +70,7 @@ def _yarn(rope: Rope, frequency: np.ndarray,
           head_dim: int) -> tuple[np.ndarray, float]:
   """Blends by a linear ramp over dimensions (YaRN, arXiv 2309.00071)."""
 
-  def dimension(rotations: float) -> float:
+  def dimension(rotations: int | float) -> float:
     # The one that rotates so many times within the original length.
     wave = rope.original_length / (rotations * 2 * math.pi)
     return head_dim * math.log(wave) / (2 * math.log(rope.theta))
