@@ -47,13 +47,14 @@ def write_model(folder: pathlib.Path) -> None:
   import ml_dtypes
   import numpy as np
 
-  from exprl_jax.models import config, hf, safetensors, transformer
+  from exprl_jax.models import config, safetensors, transformer
+  from exprl_jax.models.stored import stored_parts
   (folder / 'config.json').write_text(json.dumps(QWEN3_06B))
   abstract = transformer.abstract_params(config.read_config(folder))
   cfg = config.read_config(folder)
   shapes = {
-      name: part.theirs
-      for part in hf.stored_parts(cfg, abstract)
+      name: part.stored_shape
+      for part in stored_parts(cfg, abstract)
       for name in part.names
   }
   rng = np.random.default_rng(0)

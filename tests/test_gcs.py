@@ -27,7 +27,7 @@ pytestmark = pytest.mark.filterwarnings('ignore::DeprecationWarning',
 
 @pytest.fixture(scope='module')
 def bucket():
-  """A fresh bucket: gs://..."""
+  """A new bucket: gs://..."""
   with socket.socket() as s:
     s.bind(('127.0.0.1', 0))
     port = s.getsockname()[1]

@@ -11,8 +11,8 @@ import pytest
 
 from exprl_jax import config as config_lib
 from exprl_jax.data.tokenizer import Tokenizer
-from exprl_jax.models import config, hf, paged, transformer
-from exprl_jax.models.transformer import Int8
+from exprl_jax.models import config, hf, paged, quantization, transformer
+from exprl_jax.models.matrices import Int8
 from exprl_jax.rollout import decode, engine, protocol
 from exprl_jax.rollout.requests import Request, Sampling
 from exprl_jax.runtime import mesh as mesh_lib
@@ -42,7 +42,7 @@ def model(request, small):
 def reference(model, one_device):
   """What the model in int8 says on one device."""
   cfg, params = model
-  return generate((cfg, transformer.quantise(cfg, params)), one_device,
+  return generate((cfg, quantization.quantize(cfg, params)), one_device,
                   requests(GREEDY, samples=1))
 
 
@@ -68,7 +68,7 @@ def kl(cfg, exact, params, rows):
 
 def test_no_value_is_off_by_more_than_half_a_step(model):
   cfg, params = model
-  got, cast = transformer.quantise(cfg, params), transformer.cast(cfg, params)
+  got, cast = quantization.quantize(cfg, params), transformer.cast(cfg, params)
   wide = {
       'q': (cfg.num_heads, cfg.head_dim), 'down': (cfg.embed_dim,),
       'v': (cfg.num_kv_heads, cfg.head_dim), 'o': (cfg.embed_dim,),
@@ -92,13 +92,13 @@ def test_no_value_is_off_by_more_than_half_a_step(model):
               {k: x for k, x in cast['layers'].items() if k not in MATRICES})
   assert_same(
       *({k: v for k, v in x.items() if k != 'layers'} for x in (got, cast)))
-  zero = transformer.int8('q', jnp.zeros((1, 3, 2, 2))).astype('bfloat16')
+  zero = quantization.int8('q', jnp.zeros((1, 3, 2, 2))).astype('bfloat16')
   assert zero.dtype == jnp.bfloat16 and not zero.any()
 
 
 def test_a_quarter_of_float32_and_its_scales(model):
   cfg, params = model
-  got = transformer.quantise(cfg, params)['layers']
+  got = quantization.quantize(cfg, params)['layers']
   for key in MATRICES:
     w = params['layers'][key]
     assert sum(
@@ -109,7 +109,7 @@ def test_a_quarter_of_float32_and_its_scales(model):
 def test_logits_are_close(model, rng):
   """KL in nats; a token near a tie of the router may go to another expert."""
   cfg, params = model
-  off = kl(cfg, params, transformer.quantise(cfg, params),
+  off = kl(cfg, params, quantization.quantize(cfg, params),
            rng.integers(0, 40, (8, 30)))
   print(f'\nKL: median {jnp.median(off):.1e}, mean {off.mean():.1e}, '
         f'max {off.max():.1e}')
@@ -121,7 +121,7 @@ def test_every_kind_of_parameter(rng):
   """Biases, post-norms, windows, soft-caps; in bfloat16."""
   cfg = dataclasses.replace(RICH, dtype='bfloat16')
   params = transformer.init(cfg, jax.random.key(1))
-  off = kl(cfg, params, transformer.quantise(cfg, params),
+  off = kl(cfg, params, quantization.quantize(cfg, params),
            rng.integers(0, 40, (8, 30)))
   assert 1e-7 < jnp.median(off) < 1e-3
 
@@ -152,7 +152,7 @@ def test_the_shipped_judge_says_the_same(one_device):
 
 def test_greedy_decoding_is_the_argmax_of_the_full_forward(model, reference):
   cfg, params = model
-  params = transformer.quantise(cfg, params)
+  params = quantization.quantize(cfg, params)
   tokens, _, completion, _ = rows_of(requests(GREEDY, samples=1), reference)
   best = np.argmax(logits(cfg, params, jnp.array(tokens)), axis=-1)
   wanted = completion[:, 1:]
@@ -162,7 +162,7 @@ def test_greedy_decoding_is_the_argmax_of_the_full_forward(model, reference):
 
 def test_the_engine_counts_bytes_and_prepare_copies_nothing(model, one_device):
   cfg, params = model
-  params = transformer.quantise(cfg, params)
+  params = quantization.quantize(cfg, params)
   assert decode.prepare(cfg, params, one_device) is params
   generator = engine.Engine(
       cfg, one_device, engine.Options(slots=4, max_tokens=16, page=4,
@@ -179,7 +179,7 @@ def test_no_copy_outside_of_int8_while_decoding(one_device, unrolled):
   cfg = dataclasses.replace(SMALL, num_layers=16, embed_dim=128, mlp_dim=256)
   layout = paged.Layout(4, 4, 'float32', 'reference')
   params, (pool, state), key = jax.eval_shape(lambda: (
-      transformer.quantise(cfg, transformer.init(cfg, jax.random.key(0))),
+      quantization.quantize(cfg, transformer.init(cfg, jax.random.key(0))),
       decode.empty(cfg, layout, one_device, 2), jax.random.key(0)))
   columns = len(protocol.INTS) + protocol.MAX_ENDS + protocol.MAX_READS
   inputs = protocol.Inputs(*(jax.ShapeDtypeStruct((2, n), dtype)
@@ -204,7 +204,7 @@ def test_only_frozen_models(small_folder, one_device):
 def test_new_weights(small_folder, one_device):
   cfg, params = hf.load(small_folder, one_device, frozen=True, weights='int8',
                         random_key=jax.random.key(3))
-  want = jax.eval_shape(lambda: transformer.quantise(
+  want = jax.eval_shape(lambda: quantization.quantize(
       cfg, transformer.init(cfg, jax.random.key(3))))
   form = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)
   assert form(params) == form(want) and params['layers']['q'].values.any()
@@ -216,7 +216,7 @@ def test_eight_devices_are_one(model, folder, reference, one_device, rng, sizes,
                                tensor):
   """Loaded, resharded for sampling, forward, decoded."""
   cfg, params = model
-  want = transformer.quantise(cfg, params)
+  want = quantization.quantize(cfg, params)
   _, one = hf.load(folder, one_device, frozen=True, weights='int8')
   assert_same(one, want)
   mesh = mesh_lib.make_mesh(config_lib.Mesh(**({'data': 1} | sizes)))

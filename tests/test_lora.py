@@ -8,9 +8,11 @@ import pytest
 from exprl_jax.config import Mesh
 from exprl_jax.models import config as model_config
 from exprl_jax.models import head, lora, transformer
-from exprl_jax.rl import learner, losses
+from exprl_jax.rl import kl as kl_lib
+from exprl_jax.rl import losses
 from exprl_jax.runtime import mesh as mesh_lib
-from tests import conftest, test_losses
+from tests import conftest
+from tests.experience import close, gradient, padded, random_examples, rows_of
 
 MOE = model_config.parse_config(
     conftest.SMALL_JSON | {
@@ -41,7 +43,7 @@ def test_attached_is_merged(cfg, rng):
   assert ('gate' in adapters['layers']) == (cfg is conftest.SMALL)
 
 
-def test_fresh_adapters_change_nothing(small, rng):
+def test_initial_adapters_change_nothing(small, rng):
   cfg, params = small
   adapters = lora.init(cfg, params, 4, jax.random.key(1))
   for a, b in zip(jax.tree.leaves(lora.merge(params, adapters, 8.0)),
@@ -53,35 +55,36 @@ def test_the_gradient_is_that_of_the_merged_matrices(small, rng, one_device):
   """d/dA and d/dB through W + scale A B, by the learner and by autodiff."""
   cfg, _ = small
   params, adapters = adapted(cfg)
-  batch = test_losses.experience(small, rng)
-  policy = {'lora_rank': 3, 'lora_alpha': 1.5}
-  got, _ = learner.whole_gradient(
-      test_losses.config(policy=policy, loss={'tis_cap': 0.0}), cfg, adapters,
-      batch, one_device, params)
-  weight = losses.token_weights(batch.weight > 0, 'token_mean', 1)
+  examples = random_examples(small, rng)
+  got, _ = gradient((cfg, adapters), examples, one_device, params,
+                    policy={'lora_rank': 3,
+                            'lora_alpha': 1.5}, loss={'tis_cap': 0.0})
+  weight = padded(
+      losses.token_weights([x.loss_mask for x in examples], 'token_mean', 1))
+  advantages = padded([x.advantages for x in examples])
+  ref = padded([x.ref_logprobs for x in examples])
 
   def loss(adapters):
     lp, _ = head.token_logprobs(cfg, lora.merge(params, adapters, 0.5),
-                                batch.tokens, batch.segment_ids, 0.8)
-    kl = losses.kl_estimate(lp, batch.ref_logprobs, 'k3', 10.0)
-    return jnp.sum(weight * (-lp * batch.advantages + 1e-3 * kl))
+                                *rows_of(examples), 0.8)
+    kl = kl_lib.estimate(lp, ref, 'k3', 10.0)
+    return jnp.sum(weight * (-lp * advantages + 1e-3 * kl))
 
-  test_losses.close(got, jax.jit(jax.grad(loss))(adapters), 2e-5)
+  close(got, jax.jit(jax.grad(loss))(adapters), 2e-5)
 
 
 def test_an_update_of_adapters_on_a_mesh(small, rng, one_device):
   cfg, _ = small
   params, adapters = adapted(cfg)
-  batch = test_losses.experience(small, rng)
-  run = test_losses.config(policy={'lora_rank': 3})
-  want, _ = learner.whole_gradient(run, cfg, adapters, batch, one_device,
-                                   params)
+  examples, policy = random_examples(small, rng), {'lora_rank': 3}
+  want, _ = gradient((cfg, adapters), examples, one_device, params,
+                     policy=policy)
   mesh = mesh_lib.make_mesh(Mesh(data=2, fsdp=2, tensor=2))
   params = jax.device_put(
       params, mesh_lib.shardings(transformer.logical_axes(cfg), params, mesh))
   with jax.set_mesh(mesh):
-    fresh = lora.init(cfg, params, 3, jax.random.key(1))
+    initial = lora.init(cfg, params, 3, jax.random.key(1))
   adapters = jax.tree.map(lambda x, like: jax.device_put(x, like.sharding),
-                          adapters, fresh)
-  got, _ = learner.whole_gradient(run, cfg, adapters, batch, mesh, params)
-  test_losses.close(got, want, 2e-5)
+                          adapters, initial)
+  got, _ = gradient((cfg, adapters), examples, mesh, params, policy=policy)
+  close(got, want, 2e-5)

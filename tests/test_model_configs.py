@@ -1,10 +1,18 @@
 """config.json files as they stand on model hubs, shortened to what matters."""
 
+import importlib
 import json
+import math
+import pkgutil
+import sys
+import types
 
+import jax
 import pytest
 
+from exprl_jax.models import families, stored, transformer
 from exprl_jax.models.config import parse_config, read_config
+from exprl_jax.models.families import common
 from exprl_jax.models.rope import Rope
 from exprl_jax.types import InputError
 
@@ -113,6 +121,7 @@ GEMMA3_1B = {
 ], ids=lambda x: x.get('model_type', ''))
 def test_hub_configs(raw, want):
   cfg = parse_config(dict(raw), 'config.json')
+  assert cfg.family == raw['model_type']
   assert {k: getattr(cfg, k) for k in want} == want
 
 
@@ -149,3 +158,74 @@ def test_a_list_is_not_a_config(tmp_path):
   (tmp_path / 'config.json').write_text(json.dumps([1]))
   with pytest.raises(InputError, match='not a JSON object'):
     read_config(tmp_path)
+
+
+HUB = [QWEN3_4B, QWEN25_MATH, QWEN3_MOE, LLAMA31, MISTRAL, GEMMA2_9B, GEMMA3_1B]
+
+
+def test_families_are_what_the_files_of_the_package_declare():
+  modules = [
+      importlib.import_module(f'exprl_jax.models.families.{m.name}')
+      for m in pkgutil.iter_modules(families.__path__)
+  ]
+  declared = [set(m.FAMILIES) for m in modules if m is not common]
+  assert families.FAMILIES == families.merge(modules)
+  assert set().union(*declared) == set(families.FAMILIES)
+  assert sum(map(len, declared)) == len(families.FAMILIES)
+  assert {raw['model_type'] for raw in HUB} == set(families.FAMILIES)
+
+
+def module(name, **values):
+  out = types.ModuleType(name)
+  out.__dict__.update(values)
+  return out
+
+
+def test_a_new_file_is_a_new_family(tmp_path, monkeypatch):
+  """Nothing else changes: its model_type is parsed, its tensors are named."""
+  (tmp_path / 'olmo.py').write_text("""
+from exprl_jax.models.families import common, llama
+FAMILIES = {'olmo': common.Family(
+    llama.FAMILIES['llama'].parse,
+    common.TENSORS | {'final_norm': 'transformer.ln_f.weight'})}
+""")
+  monkeypatch.setattr(families, '__path__', [*families.__path__, str(tmp_path)])
+  try:
+    discovered = families.discover()
+  finally:
+    sys.modules.pop('exprl_jax.models.families.olmo', None)
+  assert set(discovered) == {*families.FAMILIES, 'olmo'}
+  monkeypatch.setattr('exprl_jax.models.config.FAMILIES', discovered)
+  monkeypatch.setattr('exprl_jax.models.stored.FAMILIES', discovered)
+  cfg = parse_config(LLAMA31 | {'model_type': 'olmo'}, '')
+  assert cfg.family == 'olmo'
+  parts = stored.stored_parts(cfg, transformer.abstract_params(cfg))
+  names = {p.key: p.names[0] for p in parts}
+  assert names['final_norm'] == 'transformer.ln_f.weight'
+  assert names['embedding'] == 'model.embed_tokens.weight'
+
+
+def test_two_files_with_the_same_family_are_refused():
+  a = module('a', FAMILIES={'x': 1, 'y': 2})
+  assert families.merge([a, module('b'),
+                         module('c', FAMILIES={'z': 3})
+                        ]) == {'x': 1, 'y': 2, 'z': 3}
+  with pytest.raises(ValueError, match='d: model_type y is in another module'):
+    families.merge([a, module('d', FAMILIES={'y': 4})])
+
+
+@pytest.mark.parametrize('raw', HUB, ids=lambda raw: raw['model_type'])
+def test_every_parameter_of_a_family_has_tensors_of_its_own(raw):
+  cfg = parse_config(raw | {'num_hidden_layers': 2}, '')
+  params = transformer.abstract_params(cfg)
+  parts = list(stored.stored_parts(cfg, params))
+  names = [name for part in parts for name in part.names]
+  assert len(names) == len(set(names)) and not any('{' in n for n in names)
+  in_layers = {(key, layer) for key in params['layers'] for layer in (0, 1)}
+  at_top = {(key, None) for key in params if key != 'layers'}
+  assert {(p.key, p.layer) for p in parts} == in_layers | at_top
+  assert {p.key for p in parts} <= set(families.FAMILIES[cfg.family].tensors)
+  assert all(
+      ('layers.1.' in n) == (p.layer == 1) for p in parts for n in p.names)
+  sizes = sum(len(p.names) * math.prod(p.stored_shape) for p in parts)
+  assert sizes == sum(x.size for x in jax.tree.leaves(params))

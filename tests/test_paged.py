@@ -36,7 +36,7 @@ def test_the_kernels_arguments(one_device, monkeypatch, window, softcap):
     layout = paged.Layout(8, 4, 'float32', name)
     pool = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype),
                         paged.abstract_pool(cfg, layout, one_device))
-    found = []
+    outputs = []
     prefill = [[0, 1, 2, 3, 4, 5], [0, 1, 2, -1, -1, -1], [-1] * 6]
     for i, positions in enumerate((prefill, [[6], [3], [-1]], [[7], [4],
                                                                [-1]])):
@@ -45,8 +45,8 @@ def test_the_kernels_arguments(one_device, monkeypatch, window, softcap):
                  for j, n in enumerate((4, 2, 2)))
       out, pool = paged.attend(cfg, layout, q * 0.25, k, v, pool, table,
                                positions, jnp.int32(1), 0)
-      found.append(np.asarray(out)[np.asarray(positions) >= 0])
-    return found
+      outputs.append(np.asarray(out)[np.asarray(positions) >= 0])
+    return outputs
 
   for got, want in zip(run('ragged'), run('reference')):
     np.testing.assert_allclose(got, want, atol=1e-5)

@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from exprl_jax.models import transformer
 from exprl_jax.models.config import ModelConfig
+from exprl_jax.models.matrices import dense
 from exprl_jax.runtime import mesh as mesh_lib
 from exprl_jax.types import AnyArray, Params
 
@@ -46,7 +47,7 @@ def logits_of(cfg: ModelConfig, head: Float[Array, 'D V'],
   With a bfloat16 head, Precision.HIGH (three bfloat16 passes on a TPU) is
   float32 but for the last bits.
   """
-  out = transformer.dense(
+  out = dense(
       hidden, head, jax.lax.Precision.HIGH
       if cfg.dtype == 'bfloat16' else jax.lax.Precision.HIGHEST)
   if cfg.logit_softcap:

@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 
 from exprl_jax.config import Model
-from exprl_jax.models import transformer
 from exprl_jax.models.config import ModelConfig
+from exprl_jax.models.matrices import Adapted
+from exprl_jax.types import Params
 
 # Matrices that get adapters: how many of their axes are inputs.
 _INPUTS = {'q': 1, 'k': 1, 'v': 1, 'o': 2, 'gate': 1, 'up': 1, 'down': 1}
@@ -24,7 +25,7 @@ def scale(cfg: Model) -> float | None:
 
 
 def _names(cfg: ModelConfig) -> list[str]:
-  """Experts have none."""
+  """Returns the matrices that get adapters; experts get none."""
   return [
       n for n in _INPUTS
       if not (cfg.num_experts and n in ('gate', 'up', 'down'))
@@ -32,9 +33,9 @@ def _names(cfg: ModelConfig) -> list[str]:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 2))
-def init(cfg: ModelConfig, params, rank: int, key: jax.Array):
-  """Adapters that change nothing yet: A is normal / sqrt(in), B is 0."""
-  out = {}
+def init(cfg: ModelConfig, params: Params, rank: int, key: jax.Array) -> Params:
+  """Draws adapters that change nothing yet: A is normal / sqrt(in), B is 0."""
+  out: dict[str, Params] = {}
   for name in _names(cfg):
     layers, *shape = params['layers'][name].shape
     inputs = math.prod(shape[:_INPUTS[name]])
@@ -45,24 +46,26 @@ def init(cfg: ModelConfig, params, rank: int, key: jax.Array):
   return {'layers': out}
 
 
-def attach(params, adapters, scale: float):
-  """Parameters for `transformer.forward` that compute with the adapters."""
+def attach(params: Params, adapters: Params, scale: float) -> Params:
+  """Returns parameters with which `transformer.forward` applies the adapters.
+  """
   layers = dict(params['layers'])
   for name, ab in adapters['layers'].items():
-    layers[name] = transformer.Adapted(layers[name], ab['a'], ab['b'] * scale)
+    layers[name] = Adapted(layers[name], ab['a'], ab['b'] * scale)
   return params | {'layers': layers}
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3))
-def merge(params, adapters, scale: float, dtype: str = ''):
-  """Plain parameters of the same function: to sample from and to export.
+def merge(params: Params, adapters: Params, scale: float,
+          dtype: str = '') -> Params:
+  """Adds the adapters to the matrices, to sample from and to export.
 
   Args:
-    params: the frozen ones.
-    adapters: for them.
-    scale: see above.
-    dtype: of the matrices that change; '': as they are. In bfloat16 a change
-      of less than half a per cent of an entry is lost.
+    params: the frozen parameters.
+    adapters: see above.
+    scale: of A B.
+    dtype: of the matrices that change; '': as they are. bfloat16 loses a change
+      of less than half a percent of an entry.
   """
   layers = dict(params['layers'])
   for name, ab in adapters['layers'].items():

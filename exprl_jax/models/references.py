@@ -1,16 +1,17 @@
 """Where a model comes from: a folder, a workdir, or a checkpoint of one.
 
-What names a model in a config ("source"):
+A config names a model by its source:
   FOLDER           a Hugging Face directory, asset:NAME, or on gs://
-  WORKDIR          what its run has written at the end, else the newest
+  WORKDIR          the model that its run wrote at its end, else the newest
                    checkpoint
   WORKDIR@STEP     the checkpoint of a step
 """
 
+from collections.abc import Callable
 import dataclasses
 import functools
 import json
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from etils import epath
 import jax
@@ -19,22 +20,30 @@ from jax.sharding import NamedSharding, PartitionSpec
 from exprl_jax.config import Config, resolve
 from exprl_jax.models import config as model_config
 from exprl_jax.models import hf, lora, transformer
+from exprl_jax.models.config import ModelConfig
 from exprl_jax.runtime import checkpoints as checkpoint
 from exprl_jax.runtime import mesh as mesh_lib
-from exprl_jax.types import InputError
+from exprl_jax.types import InputError, Params
 
 
 class Reference(NamedTuple):
-  """A model that is there."""
+  """A model that exists.
 
-  folder: epath.Path  # has config.json and the tokenizer
-  workdir: epath.Path | None = None  # of the checkpoint; None: `folder` has it
-  step: int = 0  # of the checkpoint
-  under: 'Reference | None' = None  # of adapters: the model they train on
+  Attributes:
+    folder: has config.json and the tokenizer.
+    workdir: of the checkpoint that has the parameters; None: `folder` does.
+    step: of the checkpoint.
+    under: the frozen model, if the checkpoint has adapters.
+  """
+
+  folder: epath.Path
+  workdir: epath.Path | None = None
+  step: int = 0
+  under: 'Reference | None' = None
 
 
 def find(source: str) -> Reference:
-  """What a source names; no weights are read.
+  """Finds the model that a source names; reads no weights.
 
   Raises:
     InputError: no such checkpoint, or a workdir without its config.
@@ -50,10 +59,10 @@ def find(source: str) -> Reference:
 
 
 def of_checkpoint(workdir: str, step: int) -> Reference:
-  """The checkpoint of a step; step 0 is the newest.
+  """Finds the checkpoint of a step; step 0 is the newest.
 
   Raises:
-    InputError: there is none, or the workdir has no config.json.
+    InputError: no such checkpoint, or the workdir has no config.json.
   """
   path = epath.Path(workdir)
   have = checkpoint.steps(path)
@@ -69,11 +78,12 @@ def of_checkpoint(workdir: str, step: int) -> Reference:
 
 
 def load(source: str | Reference, mesh: jax.sharding.Mesh,
-         dtype: str = 'float32', *, frozen: bool = False, **options):
-  """Loads what a source names onto a mesh.
+         dtype: str = 'float32', *, frozen: bool = False,
+         **options: Any) -> tuple[epath.Path, ModelConfig, Params]:
+  """Loads the model of a source onto a mesh.
 
   Args:
-    source: see above, or what `find` has made of it.
+    source: see above, or the result of `find`.
     mesh: where the parameters go, sharded by their logical axes.
     dtype: of the matrix products.
     frozen: keep the matrices in `dtype`; otherwise all is float32.
@@ -105,13 +115,14 @@ def load(source: str | Reference, mesh: jax.sharding.Mesh,
   return source.folder, model, _as(params, _abstract(model, mesh, cast))
 
 
-def policy(config: Config, mesh: jax.sharding.Mesh):
-  """The policy of a run that trains it.
+def policy(
+    config: Config,
+    mesh: jax.sharding.Mesh) -> tuple[ModelConfig, Params, Params | None]:
+  """Loads the policy of a run that trains it.
 
   Returns:
-    (ModelConfig, what is trained, what is frozen under it). With
-    policy.lora_rank=0 all parameters are trained and the latter is None;
-    otherwise adapters on a frozen model.
+    (ModelConfig, trained, frozen). With policy.lora_rank=0 the parameters are
+    trained and None is frozen, else adapters on frozen parameters.
   """
   cfg = config.policy
   _, model, params = load(
@@ -126,9 +137,8 @@ def policy(config: Config, mesh: jax.sharding.Mesh):
   return model, adapters, params
 
 
-def _as(params, wanted):
-  """Arrays with the dtypes and shardings of `wanted`; themselves if they are.
-  """
+def _as(params: Params, wanted: Params) -> Params:
+  """Converts to the dtypes and shardings of `wanted`, where they differ."""
   same = jax.tree.map(
       lambda x, w: x.dtype == w.dtype and x.sharding.is_equivalent_to(
           w.sharding, x.ndim), params, wanted)
@@ -140,16 +150,18 @@ def _as(params, wanted):
       out_shardings=jax.tree.map(lambda x: x.sharding, wanted))(params)
 
 
-def _merged(source: Reference, model, mesh: jax.sharding.Mesh):
-  """A checkpoint of adapters, with the model under them as they saw it."""
+def _merged(source: Reference, model: ModelConfig,
+            mesh: jax.sharding.Mesh) -> Params:
+  """Merges a checkpoint of adapters into the model they were trained on."""
+  assert source.workdir is not None and source.under is not None
   start = _policy_of(source.workdir)
   if start.get('random'):
     raise InputError(f'{source.workdir}: adapters on random weights, which are '
                      'not kept; only its model/ can be loaded')
-  whole = NamedSharding(mesh, PartitionSpec())
+  replicated = NamedSharding(mesh, PartitionSpec())
   params = load(source.under, mesh, start['dtype'], frozen=True)[2]
   adapters = jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole),
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated),
       jax.eval_shape(
           lambda params, key: lora.init(model, params, start['lora_rank'], key),
           params, jax.random.key(0)))
@@ -159,9 +171,10 @@ def _merged(source: Reference, model, mesh: jax.sharding.Mesh):
                       start['lora_alpha'] / start['lora_rank'], 'float32')
 
 
-def _abstract(model, mesh, change=lambda x: x):
-  """Shapes and shardings of the parameters after a change of dtype."""
-  abstract = jax.eval_shape(change, transformer.abstract_params(model))
+def _abstract(model: ModelConfig, mesh: jax.sharding.Mesh,
+              cast: Callable[[Params], Params] = lambda x: x) -> Params:
+  """Returns shapes and shardings of the parameters after a change of dtype."""
+  abstract = jax.eval_shape(cast, transformer.abstract_params(model))
   shardings = mesh_lib.shardings(transformer.logical_axes(model), abstract,
                                  mesh)
   return jax.tree.map(
@@ -178,8 +191,7 @@ def _is_run(folder: epath.Path) -> bool:
 
 
 def _policy_of(workdir: epath.Path) -> dict:
-  """The config's `policy` of a run: what it started from, with adapters or
-  without."""
+  """Reads section `policy` of a run's config: the model it started from."""
   path = workdir / 'config.json'
   try:
     policy = json.loads(path.read_text())['policy']

@@ -3,13 +3,15 @@
 import dataclasses
 import math
 
-import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
 import numpy as np
 
-# rope_type of config.json -> its keys there and here.
+from exprl_jax.types import AnyArray
+
 _LENGTH = {'original_max_position_embeddings': 'original_length'}
-ROPE_KEYS = {
+# rope_type of config.json -> its keys -> fields of Rope.
+ROPE_KEYS: dict[str, dict[str, str]] = {
     'default': {},
     'linear': {'factor': 'factor'},
     'llama3': {
@@ -21,7 +23,7 @@ ROPE_KEYS = {
         'attention_factor': 'attention_factor', **_LENGTH
     },
 }
-OPTIONAL_ROPE_KEYS = {
+OPTIONAL_ROPE_KEYS: dict[str, tuple[str, ...]] = {
     'default': (), 'linear': (), 'llama3': (),
     'yarn': ('low', 'high', 'attention_factor')
 }
@@ -41,7 +43,8 @@ class Rope:
 
 
 def frequencies(rope: Rope, head_dim: int) -> tuple[np.ndarray, float]:
-  """Radians per position, f32[head_dim / 2], and a factor of sin and cos."""
+  """Returns radians per position f32[head_dim / 2], and the factor of sin, cos.
+  """
   exponent = np.arange(0, head_dim, 2, dtype=np.float32) / head_dim
   frequency = (1.0 / rope.theta**exponent).astype(np.float32)
   if rope.kind == 'linear':
@@ -54,7 +57,8 @@ def frequencies(rope: Rope, head_dim: int) -> tuple[np.ndarray, float]:
 
 
 def _llama3(rope: Rope, frequency: np.ndarray) -> np.ndarray:
-  """Long waves are stretched, short ones kept, those between blended."""
+  """Stretches long waves, keeps short ones and blends those between."""
+  assert rope.low is not None and rope.high is not None
   length = rope.original_length
   wave = 2 * math.pi / frequency
   blend = np.clip((length / wave - rope.low) / (rope.high - rope.low), 0, 1)
@@ -64,9 +68,10 @@ def _llama3(rope: Rope, frequency: np.ndarray) -> np.ndarray:
 
 def _yarn(rope: Rope, frequency: np.ndarray,
           head_dim: int) -> tuple[np.ndarray, float]:
-  """YaRN (arXiv 2309.00071): a linear ramp over dimensions."""
+  """Blends by a linear ramp over dimensions (YaRN, arXiv 2309.00071)."""
 
-  def dimension(rotations):  # that turns so many times in the old length
+  def dimension(rotations: int | float) -> float:
+    # The one that rotates so many times within the original length.
     wave = rope.original_length / (rotations * 2 * math.pi)
     return head_dim * math.log(wave) / (2 * math.log(rope.theta))
 
@@ -81,12 +86,13 @@ def _yarn(rope: Rope, frequency: np.ndarray,
   return scaled.astype(np.float32), factor
 
 
-def rotate(x: jax.Array, positions: jax.Array, frequency: jax.Array,
-           factor: jax.Array | float) -> jax.Array:
-  """Rotates the halves of x[B, T, N, H] by its positions, in float32.
+def rotate(x: Float[Array, 'B T N H'], positions: Int[AnyArray, 'B T'],
+           frequency: Float[AnyArray, ' half'],
+           factor: Float[AnyArray, ''] | float) -> Float[Array, 'B T N H']:
+  """Rotates pairs (i, i + H / 2) of each head by the positions, in float32.
 
   Args:
-    x: queries or keys.
+    x: queries or keys [B, T, N, H].
     positions: i32[B, T].
     frequency: f32[H / 2], radians per position.
     factor: multiplies sin and cos.

@@ -1,14 +1,17 @@
 """Safetensors files by byte ranges, on disk and on gs://.
 
-A file is 8 bytes of header length, a JSON header that says where each tensor
-lies, and the tensors. Reading ranges of it, rather than mapping the file into
-memory, keeps the memory small and works on gs:// as well.
+  8 bytes: length of the header | JSON header: dtype, shape and byte range of
+  each tensor | the tensors
+
+Reading ranges, rather than mapping the file into memory, keeps the memory small
+and works on gs:// as well.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
 import dataclasses
 import json
 import math
+from typing import Any
 
 from etils import epath
 import ml_dtypes
@@ -46,36 +49,36 @@ class Tensor:
         raise InputError(f'{self}: cut short; copy the file again')
     return data.view(self.dtype).reshape(-1, *self.shape[1:])
 
-  def __str__(self):
+  def __str__(self) -> str:
     return f'{self.path}: tensor {self.name}'
 
 
 def open_folder(folder: epath.Path) -> dict[str, Tensor]:
-  """The tensors of a model directory by name.
+  """Reads which tensors a model directory has, by name; not their data.
 
   model.safetensors.index.json says which files belong to the model; without
   one it is all *.safetensors files.
 
   Raises:
-    InputError: no file, a file that the index names is not there, a tensor
-      that it names is not in its file, or a corrupt or cut file.
+    InputError: there is no file, a file or tensor that the index names is
+      missing, or a file is corrupt or cut short.
   """
   index = folder / 'model.safetensors.index.json'
-  where = {}
+  files: dict[str, str] = {}  # of each tensor
   if index.exists():
     try:
-      where = json.loads(index.read_text())['weight_map']
+      files = json.loads(index.read_text())['weight_map']
     except (json.JSONDecodeError, KeyError, TypeError) as e:
       raise InputError(f'{index}: not an index of tensors ({e})') from None
-    paths = [folder / name for name in sorted(set(where.values()))]
+    paths = [folder / name for name in sorted(set(files.values()))]
   else:
     paths = sorted(folder.glob('*.safetensors'))
   if not paths:
     raise InputError(f'{folder}: no *.safetensors file in it')
-  tensors = {}
+  tensors: dict[str, Tensor] = {}
   for path in paths:
     tensors |= _read_header(path)
-  for name, file in where.items():
+  for name, file in files.items():
     if name not in tensors:
       raise InputError(f'{folder / file}: tensor {name} is missing, which '
                        f'{index.name} says is in it')
@@ -107,7 +110,9 @@ def _read_header(path: epath.Path) -> dict[str, Tensor]:
         f'{path}: corrupt or cut short ({e}); copy it again') from None
 
 
-def _tensor(path, name, offset, entry) -> Tensor:
+def _tensor(path: epath.Path, name: str, offset: int,
+            entry: dict[str, Any]) -> Tensor:
+  """Parses an entry of a header; data begins at `offset` of the file."""
   if entry['dtype'] not in _DTYPES:
     raise InputError(f'{path}: tensor {name} is stored as {entry["dtype"]}; '
                      f'only {", ".join(_DTYPES)} are implemented')
@@ -122,7 +127,7 @@ def _tensor(path, name, offset, entry) -> Tensor:
 def write_folder(folder: epath.Path, shapes: Mapping[str, tuple[int, ...]],
                  dtype: np.dtype, arrays: Iterable[tuple[str, np.ndarray]],
                  max_bytes: int) -> None:
-  """Writes tensors one after the other, as many files as need be.
+  """Writes tensors one after the other, into files of `max_bytes`.
 
   Args:
     folder: exists.
@@ -131,6 +136,7 @@ def write_folder(folder: epath.Path, shapes: Mapping[str, tuple[int, ...]],
     arrays: (name, array) in that order; only one is held at a time.
     max_bytes: of a file, unless one tensor is larger.
   """
+  # 1. Which tensors go into which file.
   files: list[list[str]] = [[]]
   size = {k: math.prod(v) * dtype.itemsize for k, v in shapes.items()}
   for name in shapes:
@@ -141,6 +147,7 @@ def write_folder(folder: epath.Path, shapes: Mapping[str, tuple[int, ...]],
       f'model-{i + 1:05d}-of-{len(files):05d}.safetensors'
       for i in range(len(files))
   ]
+  # 2. The files, each as its tensors come; then the index.
   arrays = iter(arrays)
   for file, tensors in zip(names, files):
     _write_file(folder / file, {n: shapes[n] for n in tensors}, dtype, arrays)
@@ -159,7 +166,8 @@ def write_folder(folder: epath.Path, shapes: Mapping[str, tuple[int, ...]],
 def _write_file(path: epath.Path, shapes: Mapping[str, tuple[int, ...]],
                 dtype: np.dtype, arrays: Iterator[tuple[str,
                                                         np.ndarray]]) -> None:
-  header, end = {'__metadata__': {'format': 'pt'}}, 0
+  header: dict[str, Any] = {'__metadata__': {'format': 'pt'}}
+  end = 0
   for name, shape in shapes.items():
     start, end = end, end + math.prod(shape) * dtype.itemsize
     header[name] = {

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from exprl_jax.models import head, paged, transformer
+from exprl_jax.models import head, paged, quantization, transformer
 from exprl_jax.models.config import ModelConfig
 from exprl_jax.rollout import sampling
 from exprl_jax.rollout.protocol import (
@@ -203,7 +203,7 @@ def prepare(cfg: ModelConfig, params: Params,
   in int8. Parameters that are as they should be are returned as they are.
   """
   wanted, convert = _converter(cfg, mesh,
-                               'int8' if transformer.quantised(params) else '')
+                               'int8' if quantization.quantized(params) else '')
   same = jax.tree.map(
       lambda x, w: x.dtype == w.dtype and x.sharding.is_equivalent_to(
           w.sharding, x.ndim), params, wanted)
@@ -215,9 +215,10 @@ def _converter(cfg: ModelConfig, mesh: jax.sharding.Mesh,
                weights: str) -> tuple[Params, jax.stages.Wrapped]:
   """The abstract parameters for sampling, and the program that makes them."""
   cast = functools.partial(
-      transformer.quantise if weights else transformer.cast, cfg)
+      quantization.quantize if weights else transformer.cast, cfg)
   wanted = jax.eval_shape(cast, transformer.abstract_params(cfg))
-  shardings = mesh_lib.shardings(transformer.logical_axes(cfg, weights), wanted,
-                                 mesh)
+  shardings = mesh_lib.shardings(
+      (quantization if weights else transformer).logical_axes(cfg), wanted,
+      mesh)
   wanted = jax.tree.map(lambda x, s: x.update(sharding=s), wanted, shardings)
   return wanted, jax.jit(cast, out_shardings=shardings)
