@@ -1,5 +1,6 @@
 """Metrics to metrics.jsonl, progress to the terminal."""
 
+from collections.abc import Iterable
 import json
 import pathlib
 import statistics
@@ -16,28 +17,25 @@ Row = dict[str, float]  # {'step': ..., 'area/name': number}
 class Log:
   """Appends rows to metrics.jsonl and shows a progress bar.
 
-  `before` has the rows that a resumed run found there.
-
   No name is a path prefix of another. A resumed run first drops the rows after
   its checkpoint, so that the file reads as if nothing had happened.
   """
 
   def __init__(self, workdir: pathlib.Path, total: int, first_step: int = 0,
-               main: bool = True):
+               main: bool = True) -> None:
     """Only one process, the main one, writes and shows anything."""
     self._path = workdir / 'metrics.jsonl'
-    self._main, self.before = main, []
+    self._main = main
     if main:
       rows = read(self._path) if first_step else []
       rows = [r for r in rows if r['step'] <= first_step]
-      self.before = rows
       self._path.write_text(''.join(json.dumps(r) + '\n' for r in rows))
     self._bar = tqdm.tqdm(total=total, initial=first_step, unit='step',
                           disable=not main or not sys.stderr.isatty(),
                           leave=False)
 
   def write(self, step: int, values: dict[str, Any], line: str = '') -> None:
-    """Adds a row; `line` is what a person reads of it."""
+    """Appends the finite values as a row, and prints `line` if any."""
     if not self._main:
       return
     row = {'step': step
@@ -48,13 +46,13 @@ class Log:
       self.say(line)
 
   def say(self, line: str) -> None:
-    """Tells a person something."""
+    """Prints a line above the progress bar."""
     if self._main:
       tqdm.tqdm.write(line, file=sys.stdout)
       sys.stdout.flush()
 
   def advance(self, **shown: str) -> None:
-    """Moves the progress bar by one step."""
+    """Advances the progress bar by one step."""
     self._bar.set_postfix(shown, refresh=False)
     self._bar.update()
 
@@ -64,8 +62,8 @@ class Log:
 
 
 def read(path: pathlib.Path) -> list[Row]:
-  """The rows of a metrics.jsonl; a torn last line is left out."""
-  rows = []
+  """Reads the rows of a metrics.jsonl up to its first incomplete line."""
+  rows: list[Row] = []
   if path.exists():
     for line in path.read_text().splitlines():
       try:
@@ -78,28 +76,28 @@ def read(path: pathlib.Path) -> list[Row]:
 class Timer:
   """Adds up seconds by phase: `with timer('rollout'): ...`."""
 
-  def __init__(self):
+  def __init__(self) -> None:
     self.seconds: dict[str, float] = {}
     self._name, self._start = '', 0.0
 
   def __call__(self, name: str) -> 'Timer':
-    """Says which phase the `with` block is."""
+    """Names the phase that the `with` block times."""
     self._name = name
     return self
 
   def __enter__(self) -> None:
     self._start = time.perf_counter()
 
-  def __exit__(self, *_) -> None:
+  def __exit__(self, *_: object) -> None:
     spent = time.perf_counter() - self._start
     self.seconds[self._name] = self.seconds.get(self._name, 0.0) + spent
 
   def metrics(self) -> dict[str, float]:
-    """{'time/PHASE': seconds}."""
+    """Returns {'time/PHASE': seconds}."""
     return {f'time/{k}': v for k, v in self.seconds.items()}
 
 
-def mean(values) -> float:
-  """The mean, nan of nothing (nan is left out of metrics.jsonl)."""
+def mean(values: Iterable[float]) -> float:
+  """Computes the mean, nan of no values (metrics.jsonl omits nan)."""
   values = list(values)
   return statistics.fmean(values) if values else float('nan')
