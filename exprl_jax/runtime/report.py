@@ -5,7 +5,7 @@ import dataclasses
 import io
 import json
 import pathlib
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jinja2
 
@@ -41,7 +41,7 @@ def write(workdir: pathlib.Path, results: list[Result]) -> None:
 
 
 def evaluations(rows: list[metrics.Row]) -> list[metrics.Row]:
-  """The rows that hold an evaluation."""
+  """Selects the rows that hold an evaluation."""
   return [r for r in rows if 'eval/truncated_frac' in r]
 
 
@@ -68,7 +68,7 @@ def summary(results: list[Result]) -> list[list[str]]:
 
 
 def as_text(table: list[list[str]]) -> str:
-  """The table with its columns lined up."""
+  """Formats a table with aligned columns."""
   widths = [max(map(len, column)) for column in zip(*table)]
   return '\n'.join('  '.join(cell.ljust(w)
                              for cell, w in zip(row, widths)).rstrip()
@@ -76,8 +76,8 @@ def as_text(table: list[list[str]]) -> str:
 
 
 def times(rows: list[metrics.Row]) -> dict[str, float]:
-  """Seconds by phase, over the whole run."""
-  out = {}
+  """Sums the seconds of each phase over a run."""
+  out: dict[str, float] = {}
   for row in rows:
     for name, value in row.items():
       if name.startswith('time/'):
@@ -85,7 +85,7 @@ def times(rows: list[metrics.Row]) -> dict[str, float]:
   return out
 
 
-def samples(workdir: pathlib.Path) -> list[dict]:
+def samples(workdir: pathlib.Path) -> list[dict[str, Any]]:
   """Some traces of the last training step that was written, one a problem
   first."""
   files = sorted((workdir / 'samples').glob('[0-9]' * 8 + '.jsonl'))
@@ -97,60 +97,74 @@ def samples(workdir: pathlib.Path) -> list[dict]:
   return [*first, *rest][:_SAMPLES]
 
 
+class Curve(NamedTuple):
+  """A line of a plot: a metric over the steps of a run."""
+
+  label: str
+  rows: list[metrics.Row]
+  name: str
+  style: str = '-'
+  low: str = ''  # metric of the lower end of an interval; '' draws none
+  high: str = ''
+
+
 def plots(results: list[Result]) -> list[dict[str, str]]:
-  """Plots as {title, svg}; those without data are left out."""
+  """Draws plots as {title, data: URL of an SVG}, omitting those without data.
+  """
+  main = results[0]
+  reward = 'reward' if main.config.reward == 'sparse' else "judge's reward"
+  drawn = []
+  for k in main.config.eval.ks:
+    name = f'eval/pass@{k}'
+    curves = [
+        Curve(r.title, r.rows, name, 'o-', f'{name}_low', f'{name}_high')
+        for r in results
+    ]
+    drawn.append(
+        _draw(f'Held-out pass@{k}, 95 % interval over problems', curves,
+              f'pass@{k}'))
+  drawn.append(
+      _draw('Reward and true accuracy on training samples: both should rise', [
+          Curve(reward, main.rows, 'reward/mean'),
+          Curve('accuracy (grader, not trained on)', main.rows,
+                'reward/accuracy')
+      ], 'mean'))
+  for title, name, label in (('Supervised loss', 'sft/loss', 'nats per token'),
+                             ('Distance from the starting policy',
+                              'policy/ref_kl', 'KL, nats per token'),
+                             ('Entropy', 'policy/entropy', 'nats per token'),
+                             ('Length of completions', 'length/response_mean',
+                              'tokens')):
+    drawn.append(
+        _draw(title, [Curve(r.title, r.rows, name) for r in results], label))
+  return [plot for plot in drawn if plot is not None]
+
+
+def _draw(title: str, curves: list[Curve], label: str) -> dict[str, str] | None:
+  """Draws one plot with a y axis from 0; None if no curve has data."""
   import matplotlib  # pylint: disable=g-import-not-at-top
   matplotlib.use('Agg')
   from matplotlib import figure  # pylint: disable=g-import-not-at-top
 
-  out = []
-
-  def draw(title, lines, label, bottom=None):
-    """lines: (label, rows, name, low name, high name, style)."""
-    lines = [x for x in lines if any(x[2] in r for r in x[1])]
-    if not lines:
-      return
-    fig = figure.Figure(figsize=(6, 3.2), layout='constrained')
-    axes = fig.subplots()
-    for text, rows, name, low, high, style in lines:
-      rows = [r for r in rows if name in r]
-      x = [r['step'] for r in rows]
-      (curve,) = axes.plot(x, [r[name] for r in rows], style, label=text)
-      if low:
-        axes.fill_between(x, [r[low] for r in rows], [r[high] for r in rows],
-                          color=curve.get_color(), alpha=0.15)
-    axes.set(xlabel='step', ylabel=label)
-    if bottom is not None:
-      axes.set_ylim(bottom=bottom)
-    axes.grid(alpha=0.3)
-    axes.legend()
-    buffer = io.BytesIO()
-    fig.savefig(buffer, format='svg')
-    data = base64.b64encode(buffer.getvalue()).decode()
-    out.append({'title': title, 'data': f'data:image/svg+xml;base64,{data}'})
-
-  main = results[0]
-  reward = 'reward' if main.config.reward == 'sparse' else "judge's reward"
-  for k in main.config.eval.ks:
-    name = f'eval/pass@{k}'
-    draw(f'Held-out pass@{k}, 95 % interval over problems',
-         [(r.title, r.rows, name, f'{name}_low', f'{name}_high', 'o-')
-          for r in results], f'pass@{k}', 0)
-  draw('Reward and true accuracy on training samples: both should rise',
-       [(reward, main.rows, 'reward/mean', '', '', '-'),
-        ('accuracy (grader, not trained on)', main.rows, 'reward/accuracy', '',
-         '', '-')], 'mean', 0)
-  draw('Supervised loss',
-       [(r.title, r.rows, 'sft/loss', '', '', '-') for r in results],
-       'nats per token', 0)
-  draw('Distance from the starting policy',
-       [(r.title, r.rows, 'policy/ref_kl', '', '', '-') for r in results],
-       'KL, nats per token', 0)
-  draw('Entropy',
-       [(r.title, r.rows, 'policy/entropy', '', '', '-') for r in results],
-       'nats per token', 0)
-  draw(
-      'Length of completions',
-      [(r.title, r.rows, 'length/response_mean', '', '', '-') for r in results],
-      'tokens', 0)
-  return out
+  curves = [c for c in curves if any(c.name in row for row in c.rows)]
+  if not curves:
+    return None
+  fig = figure.Figure(figsize=(6, 3.2), layout='constrained')
+  axes = fig.subplots()
+  for curve in curves:
+    rows = [row for row in curve.rows if curve.name in row]
+    x = [row['step'] for row in rows]
+    (line,) = axes.plot(x, [row[curve.name] for row in rows], curve.style,
+                        label=curve.label)
+    if curve.low:
+      axes.fill_between(x, [row[curve.low] for row in rows],
+                        [row[curve.high] for row in rows],
+                        color=line.get_color(), alpha=0.15)
+  axes.set(xlabel='step', ylabel=label)
+  axes.set_ylim(bottom=0)
+  axes.grid(alpha=0.3)
+  axes.legend()
+  buffer = io.BytesIO()
+  fig.savefig(buffer, format='svg')
+  data = base64.b64encode(buffer.getvalue()).decode()
+  return {'title': title, 'data': f'data:image/svg+xml;base64,{data}'}
