@@ -11,13 +11,13 @@ from exprl_jax.types import InputError
 
 
 def export(config: Config) -> None:
-  """Writes config.export.out.
+  """Writes the model of policy.init to config.export.out.
 
-  policy.init is a workdir, whose checkpoint of step `export.step` (the newest
-  by default) is taken, WORKDIR@STEP, or any model directory.
+  policy.init names a workdir, WORKDIR@STEP or a model directory. A workdir
+  exports its checkpoint of step `export.step`, the newest by default.
 
   Raises:
-    InputError: no such checkpoint, or `out` holds something.
+    InputError: the checkpoint does not exist, or `out` is not empty.
   """
   mesh = mesh_lib.make_mesh(config.mesh)
   out = epath.Path(config.export.out)
@@ -33,8 +33,10 @@ def export(config: Config) -> None:
 
 
 def _source(init: str, step: int) -> source_lib.Reference:
-  """Of a workdir the newest checkpoint, not the model at its end: a run may
-  have gone on since it wrote that."""
+  """Finds the source; in a workdir, a checkpoint before the final model.
+
+  A run may have continued after it wrote its final model.
+  """
   if checkpoint.steps(init):
     return source_lib.of_checkpoint(init, step)
   source = source_lib.find(init)
