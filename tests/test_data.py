@@ -64,7 +64,7 @@ def test_rubrics_of_rows(tmp_path):
   hash(lines)
 
 
-# Rubrics that run='rubrics' wrote; tests/test_prepare.py writes them.
+# Rubrics that run='rubrics' wrote; tests/test_rubrics.py writes them.
 
 PROBLEMS = [Problem('a', 'q ?', 's'), Problem('b', 'q', rubric='its own')]
 WRITTEN = {
@@ -96,6 +96,8 @@ def test_a_rubric_joins_its_problem(tmp_path):
     ([WRITTEN, '{"id": "b", "check'], r'p\.jsonl:2: not a rubric'),
     ([ROW], r'p\.jsonl:1: not a rubric \(not an object of id, digest and'),
     ([dict(WRITTEN, id=3)], 'not a rubric'),
+    ([{'id': 'a', 'digest': '', 'checkpoints': []}
+     ], r'p\.jsonl:1: not a rubric \(`checkpoints` was renamed to `items`\)'),
     ([dict(WRITTEN, items=[])], 'want a list of {text, points}'),
     ([dict(WRITTEN, items=[{'text': 'r', 'points': 0}])], 'points=0'),
     ([WRITTEN, WRITTEN], r"p\.jsonl:2: id 'a' stands already in .*p\.jsonl:1"),

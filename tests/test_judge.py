@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import importlib
 import itertools
 import pathlib
 
@@ -144,7 +145,7 @@ def test_forked_scores_are_naive_scores(tiny, context):
     assert got.exists[i].tolist() == [s < len(steps) for s in range(8)]
 
 
-def test_a_verdict_does_not_depend_on_its_batch_or_the_engine(tiny):
+def test_a_judgment_does_not_depend_on_its_batch_or_the_engine(tiny):
   batch = items(4, each=2)
   together = tiny().score(batch, 8).score
   small = dataclasses.replace(TINY, slots=3, page=1, pages=170)
@@ -187,7 +188,7 @@ def test_every_part_of_the_tree_is_computed_once(tiny):
   assert judge.engine.stats.tokens == sum(len(s) for _, s in batch)
 
 
-def test_checkpoints_are_weighed_by_their_points(loud):
+def test_rubric_items_are_weighed_by_their_points(loud):
   judge = loud(readout='direct', judgment='rubric_items')
   rubric = (RubricItem('starts', 1.0), RubricItem('ends', 3.0))
   problem = Problem('', 'q', 's', rubric_items=rubric)
@@ -266,7 +267,7 @@ ALPHABET = st.sampled_from([
     st.lists(
         st.lists(ALPHABET, min_size=1).map(''.join), min_size=1, max_size=4),
     st.integers(0, 3))
-def test_no_trace_leaves_its_fence(loud, steps, hint):
+def test_no_trace_leaves_its_nonces(loud, steps, hint):
   """Nor can it arm a special token, fill a slot or move the question: the
   trace stands in its place, byte for byte, and the rest is as without it."""
   judge = loud('outcome', 10**4)
@@ -278,14 +279,14 @@ def test_no_trace_leaves_its_fence(loud, steps, hint):
   trace, = judge._traces(problem, steps)
   start = trace.shared + len(judge.template.opening(nonce))
   inside = trace.tokens[start:]
-  whole = judge.tokenizer.encode(nonce)
+  code = judge.tokenizer.encode(nonce)
   assert judge.tokenizer.decode(inside) == ''.join(steps)
   special = {
       judge.tokenizer.encode(t, special=True)[0]
       for t in judge.tokenizer.special_tokens
   }
   assert len(special) == 2 and not special & set(inside)
-  assert all(inside[i:i + len(whole)] != whole for i in range(len(inside)))
+  assert all(inside[i:i + len(code)] != code for i in range(len(inside)))
   plain, = judge._traces(problem, ['x'])
   assert trace.tokens[:trace.shared] == plain.tokens[:plain.shared]
   for question in trace.questions:
@@ -297,23 +298,22 @@ def test_no_trace_leaves_its_fence(loud, steps, hint):
 def test_a_long_trace_loses_its_middle_and_nothing_else(tiny):
   judge, (problem, steps) = tiny(room=20), items(3, seed=4)[2]
   steps = [*steps, *steps]
-  whole = sum(len(judge.tokenizer.encode(s)) for s in steps)
-  assert whole > 20
+  ids = [t for step in steps for t in judge.tokenizer.encode(step)]
+  assert len(ids) > 20
   trace, = judge._traces(problem, steps)
   nonce = prompts.nonce(problem, steps)
-  start = len(judge.template.head(problem)) + len(judge.template.opening(nonce))
-  body, ids = trace.tokens[start:], [t for s in steps for t in judge.tokenizer.encode(s)]
-  assert trace.tokens[:start] == (judge.template.head(problem) +
-                                  judge.template.opening(nonce))
+  before = judge.template.head(problem) + judge.template.opening(nonce)
+  body = trace.tokens[len(before):]
+  assert trace.tokens[:len(before)] == before
   assert body[:10] == ids[:10] and body[-10:] == ids[-10:]
-  assert len(body) == 20 + len(judge._cut)
+  assert len(body) == 20 + len(judge._gap)
   ats = [b.fork.at for b in trace.questions]
   assert ats == sorted(ats) and ats[-1] == len(trace.tokens)
   judgments = judge.score([(problem, steps), (problem, steps[:1])], 16)
   assert judgments.truncated.tolist() == [True, False]
 
 
-def test_prompts_that_do_not_fit_have_no_verdict(tiny):
+def test_prompts_that_do_not_fit_have_no_judgment(tiny):
   judge = tiny()
   long = Problem('', 'max ' * 90, 'by jan 4')
   judgments = judge.score([(long, ['jan']), *items(1)], 8)
@@ -331,9 +331,9 @@ def test_an_empty_trace_is_not_asked_about(tiny):
 # The cache.
 
 
-def test_verdicts_survive_a_restart(tiny, tmp_path):
+def test_judgments_survive_a_restart(tiny, tmp_path):
   cfg, batch = dataclasses.replace(TINY, slots=8), items(3)
-  open_ = lambda: cache_lib.Cache(tmp_path / 'v.sqlite')
+  open_ = lambda: cache_lib.Cache(tmp_path / 'judgments.sqlite')
   first = tiny(cfg, cache=open_(), weights_name='w').score(batch, 8)
   again = tiny(cfg, cache=open_(), weights_name='w')
   got = again.score(batch, 8)
@@ -456,11 +456,11 @@ def test_shipped_templates_in_every_setting(tmp_path, name):
         config_lib.Judge(template=name, reference=reference, context=context,
                          readout=mode, judgment=judgment), tokenizer, task)
     text = tokenizer.decode([
-        *template.head(problem), *template.opening('FENCE'),
-        *tokenizer.encode('TRACE'), *template.ask(problem, 'FENCE', 'CHECK')
+        *template.head(problem), *template.opening('NONCE'),
+        *tokenizer.encode('TRACE'), *template.ask(problem, 'NONCE', 'CHECK')
     ], special=True)
     assert [
-        text.count(word) for word in ('QUESTION', 'SOLUTION', 'RUBRIC', 'FENCE',
+        text.count(word) for word in ('QUESTION', 'SOLUTION', 'RUBRIC', 'NONCE',
                                       'TRACE', 'CHECK')
     ] == [
         1, reference != 'rubric', reference != 'solution', 2, 1,
@@ -529,12 +529,21 @@ def test_every_key_that_may_change_a_judgment_is_in_the_cache_key():
 def test_readouts_are_the_files_of_their_package():
   folder = pathlib.Path(readouts.__file__).parent
   files = {p.stem for p in folder.glob('*.py')} - {'__init__', 'base'}
-  assert set(readouts.READOUTS) == files
+  union = {}
+  for name in files:
+    module = importlib.import_module(f'{readouts.__name__}.{name}')
+    assert module.READOUTS and not union.keys() & module.READOUTS.keys()
+    union |= module.READOUTS
+  assert readouts.READOUTS == union
 
 
-def test_a_template_with_old_names_says_the_new_ones(tmp_path):
+@pytest.mark.parametrize('old, new', [('{fence}', '{nonce}'),
+                                      ('{checkpoint}', '{item}'),
+                                      ('[checkpoint]', '[item]')])
+def test_a_template_with_old_names_says_the_new_ones(tmp_path, old, new):
   path = tmp_path / 'old.txt'
-  path.write_text('[user]\n{problem} {reference} {fence} {trace} {fence}\n'
-                  '[score]\nscore')
-  with pytest.raises(InputError, match=r'\{fence\} was renamed to \{nonce\}'):
+  path.write_text('[user]\n{problem} {reference} {nonce} {trace} {nonce}\n'
+                  f'{old}\n[score]\nscore')
+  with pytest.raises(InputError, match='old.txt') as e:
     load_template(config_lib.Judge(template=str(path)), Tokenizer(JUDGE))
+  assert f'{old} was renamed to {new}' in str(e.value)
