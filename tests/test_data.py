@@ -1,9 +1,12 @@
 import dataclasses
+import importlib
 import json
+import pathlib
 
+from etils import epath
 import pytest
 
-from exprl_jax.data import chat, rubrics
+from exprl_jax.data import chat, rubrics, sources, validation
 from exprl_jax.data import problems as data
 from exprl_jax.data.batches import batches
 from exprl_jax.tiny import world
@@ -117,6 +120,75 @@ def test_missing_rubrics_are_named(tmp_path):
 def test_a_missing_file_is_named(tmp_path):
   with pytest.raises(InputError, match='nothing.jsonl: no such problem file'):
     data.read_problems(tmp_path / 'nothing.jsonl')
+
+
+# Formats.
+
+
+def test_sources_are_the_files_of_their_package():
+  folder = pathlib.Path(sources.__file__).parent
+  union = {}
+  for path in folder.glob('*.py'):
+    if path.stem not in ('__init__', 'base'):
+      module = importlib.import_module(f'{sources.__name__}.{path.stem}')
+      assert module.SOURCES and not union.keys() & module.SOURCES.keys()
+      union |= module.SOURCES
+  assert sources.SOURCES == union
+  # A key is a prefix or a suffix.
+  assert all(k[0] == '.' or k[-1] == ':' for k in union)
+  assert sources.DEFAULT in union
+
+
+@pytest.mark.parametrize('path, key, name', [
+    ('tiny:train', 'tiny:', 'train'),
+    ('p.jsonl', '.jsonl', 'p.jsonl'),
+    ('gs://bucket/p.jsonl', '.jsonl', 'gs://bucket/p.jsonl'),
+    ('p.txt', '.jsonl', 'p.txt'),
+    ('p', '.jsonl', 'p'),
+    ('folder/tiny:train', '.jsonl', 'folder/tiny:train'),
+])
+def test_a_prefix_or_else_the_suffix_chooses_the_format(path, key, name):
+  assert sources.choose(path) == (sources.SOURCES[key], name)
+  assert sources.choose(epath.Path(path)) == (sources.SOURCES[key], name)
+
+
+def test_a_new_format_is_read_by_its_suffix(tmp_path, monkeypatch):
+  """Of the project's checks it takes those of rows and of ids."""
+
+  def read(name, needs, limit):
+    lines = pathlib.Path(name).read_text().splitlines()
+    rows = ((i,
+             validation.check_row(
+                 dict(zip(('question', 'answer'), line.split('\t'))),
+                 f'{name}:{i}', i, needs)) for i, line in enumerate(lines, 1))
+    return validation.distinct(rows, name, limit)
+
+  monkeypatch.setitem(sources.SOURCES, '.tsv', read)
+  path = tmp_path / 'p.tsv'
+  path.write_text('q ?\t1\nother ?\t2\n')
+  assert data.read_problems(path, ('answer',)) == [
+      Problem('1', 'q ?', answer='1'),
+      Problem('2', 'other ?', answer='2')
+  ]
+  path.write_text('q ?\n')
+  with pytest.raises(InputError, match=r'p\.tsv:1: row has no answer'):
+    data.read_problems(path, ('answer',))
+
+
+def test_rows_beyond_the_limit_are_not_read(tmp_path):
+  path = write(tmp_path, ROW, 'not JSON')
+  assert len(data.read_problems(path, limit=1)) == 1
+  with pytest.raises(InputError, match=r'p\.jsonl:2: not JSON'):
+    data.read_problems(path, limit=2)
+
+
+def test_the_tiny_world_has_its_sets_by_name():
+  assert data.read_problems('tiny:test', limit=3) == world.problems('test')[:3]
+  with pytest.raises(InputError, match='tiny:tset: one of pretraining, train'):
+    data.read_problems('tiny:tset')
+
+
+# What becomes of problems.
 
 
 def test_every_epoch_is_another_permutation_and_steps_are_functions():

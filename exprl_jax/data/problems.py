@@ -1,4 +1,4 @@
-"""Problems: rows of a file, checked."""
+"""Problems of a run, with the rubrics that were written for them."""
 
 from collections.abc import Sequence
 import dataclasses
@@ -7,61 +7,60 @@ import json
 from etils import epath
 
 from exprl_jax.config import Config, resolve
-from exprl_jax.data import rubrics
-from exprl_jax.tiny import world
-from exprl_jax.types import InputError, Problem, RubricItem
-
-_FIELDS = ('id', 'question', 'solution', 'answer', 'domain', 'rubric')
+from exprl_jax.data import rubrics, sources
+from exprl_jax.types import InputError, Problem
 
 
 def read_problems(path: epath.PathLike, needs: Sequence[str] = (),
                   limit: int = 0) -> Sequence[Problem]:
-  """Reads a JSONL file of problems and checks every row.
+  """Reads problems and checks every row.
 
-  'tiny:pretraining' stands for the text that the tiny policy is made from,
-  'tiny:SPLIT' for problems of the tiny world.
+  The prefix of the path, or the suffix of the file, chooses the format
+  (data/sources): 'tiny:NAME' is a set of the tiny world, everything else JSONL.
 
-  A row is an object with `question` and, by purpose, `solution` (judge, SFT),
-  `answer` (grader) and `rubric` (judge: a text, or a list of {text, points});
-  `id` defaults to the line number, `domain` to 'math'.
+  A row has `question` and, by purpose, `solution` (judge, SFT), `answer`
+  (grader) and `rubric` (judge: a text, or a list of {text, points}); `id`
+  defaults to the line number, `domain` to 'math'.
 
   Args:
-    path: the file.
+    path: a file, or PREFIX:NAME.
     needs: fields that must not be empty, for what the run will do.
-    limit: stop after so many rows; 0 reads all.
+    limit: number of rows to read; 0: all.
 
   Raises:
     InputError: no such file, no rows, or a bad row; names file and line.
   """
-  if str(path).startswith('tiny:'):
-    return world.named(str(path)[len('tiny:'):], limit)
-  path = epath.Path(path)
-  if not path.is_file():
-    raise InputError(f'{path}: no such problem file (JSONL: one object with '
-                     'question, solution, answer a line)')
-  problems, seen = [], {}
-  with path.open(encoding='utf-8') as file:
-    for number, line in enumerate(file, 1):
-      if line.strip():
-        row = parse_row(line, f'{path}:{number}', number, needs)
-        if row.id in seen:
-          raise InputError(f'{path}:{number}: id {row.id!r} stands already in '
-                           f'line {seen[row.id]}')
-        seen[row.id] = number
-        problems.append(row)
-        if len(problems) == limit:
-          break
-  if not problems:
-    raise InputError(f'{path}: no problems in it')
+  source, name = sources.choose(path)
+  return source(name, needs, limit)
+
+
+def training_problems(config: Config,
+                      needs: Sequence[str]) -> Sequence[Problem]:
+  """Reads the problems of data.train, with the rubrics of data.rubrics.
+
+  Args:
+    config: its `data`.
+    needs: fields that must not be empty.
+
+  Raises:
+    InputError: as `read_problems` and `with_rubrics`.
+  """
+  problems = read_problems(resolve(config.data.train), needs, config.data.limit)
+  if config.data.rubrics:
+    problems = with_rubrics(problems, resolve(config.data.rubrics))
   return problems
 
 
 def with_rubrics(problems: Sequence[Problem],
                  path: epath.PathLike) -> list[Problem]:
-  """The problems with the rubrics that run='rubrics' has written for them.
+  """Joins problems and the rubrics that run='rubrics' wrote, by id.
 
-  A problem with a list of rubric items keeps it, and one for which nothing
-  could be written stays as it is.
+  A problem with a list of rubric items of its own keeps it. One whose rubric
+  could not be written stays as it is.
+
+  Args:
+    problems: any; those without a rubric in the file stay as they are.
+    path: of the rubrics.
 
   Raises:
     InputError: no such file, a line in it that is no rubric, a rubric that was
@@ -80,11 +79,11 @@ def with_rubrics(problems: Sequence[Problem],
 
 
 def _read_rubrics(path: epath.Path) -> dict[str, tuple[str, rubrics.Written]]:
-  """By id: where it stands, and what."""
+  """Reads rubrics: by id, FILE:LINE and the rubric."""
   if not path.is_file():
     raise InputError(f"config.data.rubrics={path}: no such file; run='rubrics' "
                      'writes it')
-  found = {}
+  written: dict[str, tuple[str, rubrics.Written]] = {}
   with path.open(encoding='utf-8') as file:
     for number, line in enumerate(file, 1):
       if line.strip():
@@ -93,73 +92,21 @@ def _read_rubrics(path: epath.Path) -> dict[str, tuple[str, rubrics.Written]]:
           row = rubrics.from_row(json.loads(line))
         except ValueError as e:
           raise InputError(f'{where}: not a rubric ({e})') from None
-        if row.id in found:
+        if row.id in written:
           raise InputError(f'{where}: id {row.id!r} stands already in '
-                           f'{found[row.id][0]}')
-        found[row.id] = where, row
-  if not found:
+                           f'{written[row.id][0]}')
+        written[row.id] = where, row
+  if not written:
     raise InputError(f'{path}: no rubrics in it')
-  return found
+  return written
 
 
-def _with_rubric(problem: Problem, where: str, row: rubrics.Written) -> Problem:
-  if problem.rubric_items or row.failed:
+def _with_rubric(problem: Problem, where: str,
+                 rubric: rubrics.Written) -> Problem:
+  if problem.rubric_items or rubric.failed:
     return problem
-  if row.digest != rubrics.digest(problem):
+  if rubric.digest != rubrics.digest(problem):
     raise InputError(f'{where}: problem {problem.id} has changed since its '
                      "rubric was written; run='rubrics' again")
-  return dataclasses.replace(problem, rubric=rubrics.as_text(row.items),
-                             rubric_items=row.items)
-
-
-def training_problems(config: Config,
-                      needs: Sequence[str]) -> Sequence[Problem]:
-  """The problems of data.train, with the rubrics of data.rubrics.
-
-  Args:
-    config: its `data`.
-    needs: fields that must not be empty.
-
-  Raises:
-    InputError: as `read_problems` and `with_rubrics`.
-  """
-  problems = read_problems(resolve(config.data.train), needs, config.data.limit)
-  if config.data.rubrics:
-    problems = with_rubrics(problems, resolve(config.data.rubrics))
-  return problems
-
-
-def parse_row(line: str, where: str, number: int,
-              needs: Sequence[str]) -> Problem:
-  """A problem of one line; `where` names it in errors, `number` is its id
-  where it has none.
-
-  Raises:
-    InputError: it is not a problem, or a field of `needs` is empty.
-  """
-  try:
-    row = json.loads(line)
-  except json.JSONDecodeError as e:
-    raise InputError(f'{where}: not JSON ({e})') from None
-  if not isinstance(row, dict):
-    raise InputError(f'{where}: want an object, got {type(row).__name__}')
-  values = {k: row[k] for k in _FIELDS if k in row}
-  values.setdefault('id', str(number))
-  items: tuple[RubricItem, ...] = ()
-  if 'rubric' in values and not isinstance(values['rubric'], str):
-    try:
-      items = rubrics.from_list(values['rubric'])
-    except ValueError as e:
-      raise InputError(f'{where}: rubric should be text or a list of {{text, '
-                       f'points}} ({e})') from None
-    values['rubric'] = rubrics.as_text(items)
-  for name, value in values.items():
-    if isinstance(value, (int, float)) and name in ('id', 'answer'):
-      values[name] = str(value)
-    elif not isinstance(value, str):
-      raise InputError(f'{where}: {name} should be text, it is '
-                       f'{type(value).__name__}')
-  for name in ('question', *needs):
-    if not values.get(name, '').strip():
-      raise InputError(f'{where}: row has no {name}; add it or remove the row')
-  return Problem(**values, rubric_items=items)
+  return dataclasses.replace(problem, rubric=rubrics.as_text(rubric.items),
+                             rubric_items=rubric.items)

@@ -1,4 +1,4 @@
-"""Rubrics: items with points, as models write and as files hold them."""
+"""Rubrics: lists of items with points, in files and as models write them."""
 
 from collections.abc import Mapping, Sequence
 import hashlib
@@ -32,29 +32,29 @@ _TOTAL = re.compile(
 
 
 class Written(NamedTuple):
-  """What run='rubrics' notes of a problem: a rubric, or why there is none."""
+  """One line of a file of run='rubrics': a rubric, or why there is none."""
 
   id: str
   digest: str  # of the problem that it was written for
   items: tuple[RubricItem, ...] = ()
-  failed: str = ''
+  failed: str = ''  # why there is no rubric
 
   def row(self) -> dict[str, Any]:
-    """The object that stands in the file."""
+    """Returns the JSON object of the line."""
     if self.failed:
       return {'id': self.id, 'digest': self.digest, 'failed': self.failed}
     return {
-        'id': self.id, 'digest': self.digest, 'items': [
-            {'text': c.text, 'points': _whole(c.points)} for c in self.items
-        ]
+        'id': self.id, 'digest': self.digest,
+        'items': [{'text': item.text, 'points': _shortest(item.points)}
+                  for item in self.items]
     }
 
 
 def from_row(row: Any) -> Written:
-  """A line of a file that run='rubrics' wrote.
+  """Reads the object of a line that run='rubrics' wrote.
 
   Raises:
-    ValueError: it is something else.
+    ValueError: it is not such an object, or has the old key `checkpoints`.
   """
   if not (isinstance(row, dict) and set(row) in (
       {'id', 'digest', 'items'}, {'id', 'digest', 'failed'}) and all(
@@ -69,12 +69,12 @@ def from_row(row: Any) -> Written:
 
 
 def from_list(rows: Any) -> tuple[RubricItem, ...]:
-  """Checkpoints from a list of {text, points}.
+  """Reads rubric items from a list of {text, points}.
 
   `text` may be given as `title`, as `desc`, or as both of them.
 
   Raises:
-    ValueError: an entry is something else, or without text or points.
+    ValueError: it is not such a list, or an entry has no text or no points.
   """
   if not isinstance(rows, list) or not rows:
     raise ValueError('want a list of {text, points}')
@@ -96,31 +96,31 @@ def _from_entry(number: int, row: Any) -> RubricItem:
 
 
 def digest(problem: Problem) -> str:
-  """A name for what a rubric is written from."""
+  """Hashes what a rubric is written from: question and solution."""
   text = json.dumps([problem.question, problem.solution])
   return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def as_text(items: Sequence[RubricItem]) -> str:
-  """Numbered lines, as a judge is shown them."""
+  """Writes the items as the numbered lines that a judge is shown."""
   return '\n'.join(
-      f'{i}. ({_whole(c.points)} point{"s" * (c.points != 1)}) {c.text}'
-      for i, c in enumerate(items, 1))
+      f'{i}. ({_shortest(item.points)} point{"s" * (item.points != 1)}) '
+      f'{item.text}' for i, item in enumerate(items, 1))
 
 
 def parse(text: str) -> tuple[RubricItem, ...]:
   """Reads a rubric that a model wrote.
 
-  A item is a list item ('-', '*', '1.', '(1)', 'Checkpoint 1:') or any
-  line that begins with points. Its points stand first, as '(2 points)',
-  '[2 pts]', '[2]' or '2 pts:', or once anywhere in it, in brackets with their
-  unit. Lines directly below it and indented ones go on with it. Bold marks are
-  taken away. Before the first item and after the list there may be other
-  lines; headings, fences of code, rules and a total are passed over, and so
-  is everything up to a last '</think>'.
+  An item is a list item ('-', '*', '1.', '(1)', 'Checkpoint 1:') or any line
+  that begins with points. Its points come first, as '(2 points)', '[2 pts]',
+  '[2]' or '2 pts:', or once anywhere in it, in brackets with their unit. The
+  lines directly below an item, and indented ones, continue it. Bold marks are
+  removed. There may be other lines before the first item and after the list;
+  headings, code fences, rules and a total are ignored, and so is everything up
+  to the last '</think>'.
 
   Raises:
-    ValueError: there is an item without points, or `check` refuses the whole.
+    ValueError: an item has no points, or `check` refuses the rubric.
   """
   texts: list[str] = []
   below = False
@@ -129,7 +129,9 @@ def parse(text: str) -> tuple[RubricItem, ...]:
     if not plain or _ORNAMENT.match(plain):
       below = False
       continue
-    mark = _MARK.match(plain).end()
+    match = _MARK.match(plain)
+    assert match, 'it matches the empty string'
+    mark = match.end()
     item = plain[mark:]
     if _TOTAL.match(item):
       below = False
@@ -146,31 +148,31 @@ def parse(text: str) -> tuple[RubricItem, ...]:
 
 
 def _parse_item(number: int, item: str) -> RubricItem:
-  found = _FIRST.match(item)
-  if not found:
+  match = _FIRST.match(item)
+  if not match:
     places = list(_ANYWHERE.finditer(item))
     if len(places) != 1:
       raise ValueError(f'item {number} has '
                        f'{"no" if not places else "several"} points: '
                        f'{item[:60]!r}')
-    found = places[0]
-  points = next(filter(None, found.groups()))
-  return RubricItem(_line(item[:found.start()] + item[found.end():]),
+    match = places[0]
+  points = next(filter(None, match.groups()))
+  return RubricItem(_line(item[:match.start()] + item[match.end():]),
                     float(points))
 
 
 def check(items: Sequence[RubricItem]) -> None:
-  """Whether a rubric is one that a model may write.
+  """Checks a rubric that a model wrote.
 
   Raises:
-    ValueError: it has too few or too many items, or one of them has
-      points or a text that cannot be.
+    ValueError: it has too few or too many items, two of them are alike, or an
+      item has points or a text outside the limits.
   """
   if not MIN_ITEMS <= len(items) <= MAX_ITEMS:
     raise ValueError(f'{len(items)} item'
                      f'{"s" * (len(items) != 1)}, want '
                      f'{MIN_ITEMS} to {MAX_ITEMS}')
-  seen = {}
+  first_with: dict[str, int] = {}
   for i, (text, points) in enumerate(items, 1):
     if not 0 < points <= MAX_POINTS:
       raise ValueError(f'item {i} has {points:g} points, want more than '
@@ -180,13 +182,15 @@ def check(items: Sequence[RubricItem]) -> None:
     if len(text) > MAX_CHARACTERS:
       raise ValueError(f'item {i} has {len(text)} characters, at most '
                        f'{MAX_CHARACTERS}')
-    if (first := seen.setdefault(text.casefold(), i)) != i:
+    if (first := first_with.setdefault(text.casefold(), i)) != i:
       raise ValueError(f'item {i} repeats item {first}')
 
 
 def _line(text: str) -> str:
+  """Joins lines and runs of blanks."""
   return ' '.join(text.split())
 
 
-def _whole(points: float) -> int | float:
+def _shortest(points: float) -> int | float:
+  """Returns 2 for 2.0."""
   return int(points) if points == int(points) else points

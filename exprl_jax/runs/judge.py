@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from exprl_jax.config import Config, resolve
-from exprl_jax.data import chat
+from exprl_jax.data import chat, validation
 from exprl_jax.data import problems as data
 from exprl_jax.data import steps as steps_lib
 from exprl_jax.data.tokenizer import Tokenizer
@@ -116,7 +116,7 @@ def read_traces(config: Config, tokenizer: Tokenizer,
     if not line.strip():
       continue
     where = f'{path}:{number}'
-    problem = data.parse_row(line, where, number, ('solution',))
+    problem = validation.parse_row(line, where, number, ('solution',))
     row = json.loads(line)
     text, correct = row.get('trace'), row.get('correct')
     if not isinstance(text, str):
