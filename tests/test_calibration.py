@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from exprl_jax.judge import calibration
+from exprl_jax.judge import calibration, calibration_report
 
 # Two problems of four traces. Correct: .75, 1, .5, 0; incorrect: 0, .25, .75,
 # .5. Of the correct, .5 and 0 are missed: FNR 2/4; of the incorrect, .75 is
@@ -48,7 +48,8 @@ def test_auroc_by_hand():
 def test_levels_and_histogram():
   # Likert 1.48, 1.5 (up), 4.48, 4.52, 5; a score of 1 is in the last bin.
   score = np.float32([0.12, 0.125, 0.87, 0.88, 1])
-  found = calibration.outcome(score, [False, True, False, True, True], range(5))
+  correct = np.array([False, True, False, True, True])
+  found = calibration.outcome(score, correct, range(5))
   assert [r['n'] for r in found['reliability']] == [1, 1, 0, 1, 2]
   assert found['reliability'][2]['accuracy'] == NOTHING
   right, wrong = ({i: n
@@ -91,15 +92,16 @@ def test_copies_of_traces_add_no_certainty():
   rng = np.random.default_rng(1)
   score, correct = rng.random(50), rng.random(50) < 0.5
   once = calibration.outcome(score, correct, range(50))
-  many = calibration.outcome(
-      *(np.repeat(x, 8) for x in (score, correct, np.arange(50))))
+  many = calibration.outcome(np.repeat(score, 8), np.repeat(correct, 8),
+                             np.repeat(np.arange(50), 8).tolist())
   for key in ('misplacement', 'auroc', 'score_correct'):
     assert many[key] == pytest.approx(once[key])
 
 
 def test_draws_without_a_class_are_left_out():
   # One of three problems has the correct trace: 8/27 of the draws miss it.
-  found = calibration.outcome([0.9, 0.1, 0.2], [True, False, False], 'abc')
+  found = calibration.outcome(np.array([0.9, 0.1, 0.2]),
+                              np.array([True, False, False]), 'abc')
   assert found['fnr'] == {'value': 0, 'low': 0, 'high': 0}
   assert found['auroc'] == {'value': 1, 'low': 1, 'high': 1}
 
@@ -116,8 +118,9 @@ def test_undefined_is_none():
   assert constant['pearson'] == constant['spearman'] == NOTHING
   # (.3 + .05 + .2 + .45 + .7) / 5.
   assert constant['difference']['value'] == pytest.approx(0.34)
-  assert calibration.outcome([], [], [])['auroc'] == NOTHING
-  assert calibration.progress([], [], [])['pearson'] == NOTHING
+  none = np.zeros(0)
+  assert calibration.outcome(none, none > 0, [])['auroc'] == NOTHING
+  assert calibration.progress(none, none, [])['pearson'] == NOTHING
   same = calibration.agreement({'a': np.ones(3), 'b': np.ones(3)})['a / b']
   assert same == {'n': 3, 'pearson': None, 'difference': 0, 'same_decision': 1}
 
@@ -125,16 +128,17 @@ def test_undefined_is_none():
 def test_wrong_input_is_refused():
   for bad in ([0.5, np.nan], [1, 5]):
     with pytest.raises(ValueError, match='in \\[0, 1\\]'):
-      calibration.outcome(bad, [True, False], 'ab')
+      calibration.outcome(np.array(bad, float), np.array([True, False]), 'ab')
   with pytest.raises(ValueError, match='lengths differ'):
-    calibration.progress([0.5, 0.5], [0.5], 'ab')
+    calibration.progress(np.full(2, 0.5), np.full(1, 0.5), 'ab')
   with pytest.raises(ValueError, match='lengths differ'):
-    calibration.agreement({'a': [0.5], 'b': [0.5, 1]})
+    calibration.agreement({'a': np.full(1, 0.5), 'b': np.full(2, 0.5)})
 
 
 def test_progress_by_hand():
   # Scores 0 .5 1, truths 0 1 .5: covariance (sum) .25, variances .5 and .5.
-  found = calibration.progress([0, 0.5, 1], [0, 1, 0.5], 'abc')
+  found = calibration.progress(np.array([0, 0.5, 1]), np.array([0, 1, 0.5]),
+                               'abc')
   assert found['pearson']['value'] == pytest.approx(0.5)
   assert found['spearman']['value'] == pytest.approx(0.5)
   assert found['difference']['value'] == pytest.approx(1 / 3)
@@ -158,8 +162,10 @@ def test_progress_agrees_with_scipy():
 
 def test_agreement_by_hand():
   # Decisions a: no no yes yes; b: no yes yes yes.
-  found = calibration.agreement(
-      {'a': [0, 0.5, 0.75, 1], 'b': [0, 0.75, 0.75, 1], 'c': [1, 0.5, 0.25, 0]})
+  found = calibration.agreement({
+      'a': np.array([0, 0.5, 0.75, 1]), 'b': np.array([0, 0.75, 0.75, 1]),
+      'c': np.array([1, 0.5, 0.25, 0])
+  })
   assert list(found) == ['a / b', 'a / c', 'b / c']
   assert found['a / b']['same_decision'] == 0.75
   assert found['a / b']['difference'] == 0.0625
@@ -175,7 +181,7 @@ def test_report_is_json_table_and_plots(tmp_path):
       'agreement': calibration.agreement({'x': SCORE, 'y': SCORE})
   }
   assert json.loads(json.dumps(report, allow_nan=False)) == report
-  head, first, second, *rest = calibration.table(report).splitlines()
+  head, first, second, *rest = calibration_report.table(report).splitlines()
   assert len(head) == len(first) == len(second)
   assert first.split() == [
       'own', '8', '0.375', '[0.000,', '0.750]', '0.500', '0.250', '0.656',
@@ -183,12 +189,12 @@ def test_report_is_json_table_and_plots(tmp_path):
   ]
   assert second.split()[:6] == ['none', '8', '-', '[-,', '-]', '-']
   assert 'Pearson 1.000' in rest[0] and rest[1].startswith('x / y (n 8)')
-  empty = calibration.outcome([], [], [])
+  empty = calibration.outcome(np.zeros(0), np.zeros(0, bool), [])
   for some in (report, {}, {'conditions': {'wrong': empty}},
                {'progress': report['progress']}):
-    calibration.plots(some, tmp_path / 'plot.png')
+    calibration_report.plots(some, tmp_path / 'plot.png')
     assert (tmp_path / 'plot.png').read_bytes().startswith(b'\x89PNG')
-  assert calibration.table({}) == ''
+  assert calibration_report.table({}) == ''
 
 
 UP, FLAT, DOWN = [0.3, 0.4, 0.5, 0.6], [0.5] * 4, [0.5, 0.4, 0.3, 0.2]
