@@ -148,8 +148,7 @@ def auroc(score: Float[np.ndarray, ' N'], correct: Bool[np.ndarray,
 
 
 def agreement(
-    scores: dict[str, Float[np.ndarray, ' N']]
-) -> dict[str, dict[str, float | None]]:
+    scores: dict[str, Float[np.ndarray, ' N']]) -> dict[str, dict[str, Any]]:
   """Computes how far readouts of the judge agree on the same traces.
 
   Args:
