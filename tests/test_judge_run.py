@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from exprl_jax import main
+from exprl_jax.evals.judge_traces import TraceSampler
 from exprl_jax.judge import factory, hacking
-from exprl_jax.runs import judge as judging
 from exprl_jax.runs import recipes
 from exprl_jax.tiny import traces, world
 from exprl_jax.types import InputError
@@ -88,12 +88,12 @@ def test_traces_of_the_policy(tmp_path):
 
 def test_continuations_go_on_from_their_prefix(one_device):
   """Greedily, the policy goes on from its own prefix as it did before."""
-  policy = judging.Policy(
+  sampler = TraceSampler(
       frozen('--config.data.limit=6', '--config.rollout.group_size=1',
              '--config.rollout.temperature=0.0'), one_device)
-  found = policy.traces()
-  prefixes = [(t, s) for t in found for s in range(len(t.ends) - 1)]
-  success = policy.success(prefixes, 2)
+  traces_ = sampler.traces()
+  prefixes = [(t, s) for t in traces_ for s in range(len(t.ends) - 1)]
+  success = sampler.success_rates(prefixes, 2)
   assert [float(t.correct) for t, _ in prefixes] == success.tolist()
 
 

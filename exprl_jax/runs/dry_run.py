@@ -8,13 +8,14 @@ from exprl_jax.config import Config, resolve
 from exprl_jax.data import chat
 from exprl_jax.data.problems import training_problems
 from exprl_jax.data.tokenizer import Tokenizer
+from exprl_jax.evals import judge_traces
 from exprl_jax.evals.held_out import HeldOut
 from exprl_jax.judge import factory, prompts, readouts
 from exprl_jax.models import config as model_config
 from exprl_jax.models import references
 from exprl_jax.rewards import teacher
 from exprl_jax.rl import packing
-from exprl_jax.runs import evaluate, judge, recipes, rubrics, setup
+from exprl_jax.runs import evaluate, recipes, rubrics, setup
 from exprl_jax.runtime import mesh as mesh_lib
 from exprl_jax.types import Problem
 
@@ -29,7 +30,7 @@ def dry_run(config: Config) -> None:
     _show_rubric_prompt(config)
   elif recipes.judges_traces(config):
     tokenizer = Tokenizer(resolve(config.judge.init))
-    traces = judge.read_traces(config, tokenizer)
+    traces = judge_traces.read_traces(config, tokenizer)
     factory.check(config, [t.problem for t in traces])
     print(f'run judge, {len(traces)} traces')
     _show_judge_prompt(config, traces[0].problem)
