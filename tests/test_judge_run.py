@@ -86,6 +86,18 @@ def test_traces_of_the_policy(tmp_path):
   assert (tmp_path / 'w/judgments.jsonl').read_text() == before
 
 
+def test_blank_traces_alone_leave_statistics_undefined(tmp_path, file):
+  rows_ = [json.loads(line) for line in file.read_text().splitlines()]
+  file.write_text(''.join(
+      json.dumps(row | {'trace': ' '}) + '\n' for row in rows_))
+  out = run(tmp_path / 'w', f'--config.judge.traces={file}')
+  assert {s for row in out for s in row['status']} == {'empty'}
+  report = json.loads((tmp_path / 'w/calibration.json').read_text())
+  assert list(report['conditions']) == ['own']
+  assert report['conditions']['own']['n'] == 0
+  assert report['conditions']['own']['auroc']['value'] is None
+
+
 def test_continuations_go_on_from_their_prefix(one_device):
   """Greedily, the policy goes on from its own prefix as it did before."""
   sampler = TraceSampler(
