@@ -1,8 +1,9 @@
 """run='rubrics': the judge writes a rubric for every training problem."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 import pathlib
 import re
+from typing import Any
 
 from etils import epath
 import jax
@@ -21,18 +22,20 @@ from exprl_jax.runtime import mesh as mesh_lib
 from exprl_jax.types import InputError, Problem, RubricItem
 
 TEMPLATE = pathlib.Path(prompts.__file__).parent / 'questions/rubric.txt'
-_AGAIN = 0.7  # temperature of all tries but the first, which is greedy
+_RETRY_TEMPERATURE = 0.7  # of all tries but the first, which is greedy
+
+Write = Callable[[dict[str, Any]], None]  # appends a row to the file
 
 
 def rubrics(config: Config) -> None:
   """Writes a rubric for every problem of data.train into rubrics.out.
 
-  Problems that have rubric items of their own are left out. A rubric is written
-  as soon as the judge has ended it, one JSON object a line: id, digest (of
-  question and solution), items; where none of rubrics.tries could be
-  read: id, digest, failed. Called again, it writes what is missing, what has
-  failed, and what belongs to a problem that has changed since; a rubric does
-  not depend on when it is written.
+  Problems with rubric items of their own are left out. A rubric is written as
+  soon as the judge has ended it, one JSON object a line: id, digest (of
+  question and solution), items; where none of rubrics.tries could be read: id,
+  digest, failed. Called again, it writes what is missing, what failed, and what
+  belongs to a problem that has changed since. A rubric does not depend on when
+  it is written.
 
   Raises:
     InputError: the problems, the judge or the file are not as they should be.
@@ -41,17 +44,20 @@ def rubrics(config: Config) -> None:
                                config.mesh.rollout_tensor)
   folder = resolve(config.judge.init)
   prompt = Prompt(Tokenizer(folder))
+  # 1. The problems that want a rubric, by number.
   problems = {
       i: p for i, p in enumerate(
           data.read_problems(resolve(config.data.train), (
               'solution',), config.data.limit)) if not p.rubric_items
   }
+  # 2. Those that have one in the file already.
   out = epath.Path(config.rubrics.out)
-  there = _already(out, problems.values())
+  done = _resume(out, problems.values())
   _show(f'{folder}: {len(problems)} problems' +
-        (f', {len(there)} of them in {out} already' if there else ''))
+        (f', {len(done)} of them in {out} already' if done else ''))
+  # 3. The others.
   author = Author(config, prompt,
-                  {i: p for i, p in problems.items() if p.id not in there})
+                  {i: p for i, p in problems.items() if p.id not in done})
   with jsonl.Writer(out) as write:
     author.write_all(mesh, write)
   _show(f'{author.written} rubrics, {len(author.failed)} failed, '
@@ -66,11 +72,18 @@ def _show(text: str) -> None:
     print(text, flush=True)
 
 
-def _already(out: epath.Path, problems: Iterable[Problem]) -> set[str]:
-  """Ids with a rubric in the file; what is to be made anew leaves it."""
+def _resume(out: epath.Path, problems: Iterable[Problem]) -> set[str]:
+  """Removes rubrics that are to be written again from the file.
+
+  Returns:
+    The ids of the problems with a rubric that stays.
+
+  Raises:
+    InputError: the file holds something else.
+  """
   digests = {p.id: rubrics_lib.digest(p) for p in problems}
 
-  def keep(row) -> bool:
+  def keep(row: dict[str, Any]) -> bool:
     written = rubrics_lib.from_row(row)
     return not written.failed and (written.digest == digests.get(
         written.id, written.digest))
@@ -87,9 +100,14 @@ class Prompt:
 
   Question and solution are filled in as ids, in one pass and with special
   tokens disarmed, so nothing in them is read as part of the template.
+
+  Attributes:
+    tokenizer: the judge's.
+    head: the first tokens, which are the same for all problems.
   """
 
-  def __init__(self, tokenizer: Tokenizer):
+  def __init__(self, tokenizer: Tokenizer) -> None:
+    """Reads and renders the template."""
     self.tokenizer = tokenizer
     parts = re.split(r'^\[(system|user)\]\n', TEMPLATE.read_text(),
                      flags=re.MULTILINE)
@@ -98,13 +116,12 @@ class Prompt:
         tokenizer.render([{'role': role, 'content': text.strip()}
                           for role, text in zip(parts[1::2], parts[2::2])]))
     self._slots = pieces[1::2]
-    first, *self._texts = [
+    self.head, *self._texts = [
         tokenizer.encode(text, special=True) for text in pieces[::2]
     ]
-    self.head = first  # the same for all problems
 
   def __call__(self, problem: Problem) -> list[int]:
-    """The whole prompt."""
+    """Fills in a problem; returns all tokens."""
     ids = list(self.head)
     for slot, text in zip(self._slots, self._texts):
       ids += self.tokenizer.encode(problem.question if slot ==
@@ -117,36 +134,38 @@ class Author:
   """The judge as the author of rubrics.
 
   Attributes:
-    written: how many rubrics.
-    failed: why there is none, by the number of the problem.
+    written: number of rubrics.
+    failed: why a problem has none, by its number.
     tokens: sampled so far.
-    seconds: that took.
+    seconds: of sampling.
   """
 
-  def __init__(self, config: Config, prompt: Prompt, problems: dict[int,
-                                                                    Problem]):
-    """Lays out the prompts of `problems`, by their numbers."""
+  def __init__(self, config: Config, prompt: Prompt,
+               problems: dict[int, Problem]) -> None:
+    """Makes the prompts of `problems`, by their numbers."""
     self._config, self._prompt, self._problems = config, prompt, problems
     self._prompts = {i: prompt(p) for i, p in problems.items()}
     self.written = self.tokens = 0
     self.seconds = 0.0
     self.failed: dict[int, str] = {}
 
-  def write_all(self, mesh: jax.sharding.Mesh, write) -> None:
-    """Tries all problems, then those that failed, then notes the failures."""
-    room = self._config.judge.max_prompt_tokens
-    todo = [i for i, ids in self._prompts.items() if len(ids) <= room]
+  def write_all(self, mesh: jax.sharding.Mesh, write: Write) -> None:
+    """Tries all problems, then those that failed, then writes the failures."""
+    limit = self._config.judge.max_prompt_tokens
+    todo = [i for i, ids in self._prompts.items() if len(ids) <= limit]
     self.failed = {
-        i: f'its prompt has {len(ids)} tokens, judge.max_prompt_tokens={room}'
+        i: f'its prompt has {len(ids)} tokens, judge.max_prompt_tokens={limit}'
         for i, ids in self._prompts.items()
-        if len(ids) > room
+        if len(ids) > limit
     }
     if todo:
       self._try(todo, mesh, write)
     for i in sorted(self.failed):
       write(self._row(i, failed=self.failed[i]))
 
-  def _try(self, todo: list[int], mesh: jax.sharding.Mesh, write) -> None:
+  def _try(self, todo: list[int], mesh: jax.sharding.Mesh,
+           write: Write) -> None:
+    """Samples rubrics, and samples those again that cannot be read."""
     cfg = self._config.judge
     model, params = hf.load(resolve(cfg.init), mesh, cfg.dtype, frozen=True,
                             weights=cfg.weights)
@@ -158,7 +177,7 @@ class Author:
                        cfg.page, cfg.pages, dtype=model.dtype))
     key = jax.random.key(self._config.seed)
 
-    def done(i: int, sample: Sample) -> None:
+    def on_finish(i: int, sample: Sample) -> None:
       try:
         items = self._read(sample)
       except ValueError as e:
@@ -170,27 +189,35 @@ class Author:
 
     for attempt in range(self._config.rubrics.tries):
       generator.generate(params, self._requests(todo, attempt),
-                         jax.random.fold_in(key, attempt), done)
+                         jax.random.fold_in(key, attempt), on_finish)
       self.tokens += generator.stats.tokens
       self.seconds += generator.stats.seconds
       todo = [i for i in todo if i in self.failed]
 
   def _requests(self, todo: list[int], attempt: int) -> list[Request]:
     sampling = Sampling(self._config.rubrics.max_new_tokens,
-                        _AGAIN if attempt else 0.0,
+                        _RETRY_TEMPERATURE if attempt else 0.0,
                         eos_ids=self._prompt.tokenizer.eos_ids)
-    root = SharedPrefix(0, len(self._prompt.head))
+    head = SharedPrefix(0, len(self._prompt.head))
     return [
-        Request(self._prompts[i], i, 1, sampling, shared_prefix=root)
+        Request(self._prompts[i], i, 1, sampling, shared_prefix=head)
         for i in todo
     ]
 
   def _read(self, sample: Sample) -> tuple[RubricItem, ...]:
+    """Reads a rubric.
+
+    Raises:
+      ValueError: it has no end, or is no rubric.
+    """
     if sample.finish_reason != 'eos':
       raise ValueError('it has no end within rubrics.max_new_tokens='
                        f'{self._config.rubrics.max_new_tokens}')
-    return rubrics_lib.parse(self._prompt.tokenizer.decode(sample.tokens[:-1]))
+    return rubrics_lib.parse(
+        self._prompt.tokenizer.decode(sample.tokens[:-1].tolist()))
 
-  def _row(self, i: int, items=(), failed: str = '') -> dict:
+  def _row(self, i: int, items: Sequence[RubricItem] = (),
+           failed: str = '') -> dict[str, Any]:
     problem = self._problems[i]
-    return Written(problem.id, rubrics_lib.digest(problem), items, failed).row()
+    return Written(problem.id, rubrics_lib.digest(problem), tuple(items),
+                   failed).row()
