@@ -2,28 +2,30 @@
 
 A file of judge/templates has sections, each opened by a line `[name]`:
 
-  [system]                     instructions (may be left out)
-  [outcome] [process] [segment]  stand for {task}: a whole trace, a trace so
-                               far, a single step
-  [direct] [reason]            stand for {answer}: a number at once, or a
-                               rationale and a last line `Score: N`
-  [user]                       the layout
-  [solution] [rubric] [both]   stand for {reference}
-  [whole] [item]         stand for {ask}: the question after the trace
-  [score]                      how an answer begins; the score comes next
+  [system]                       instructions (optional)
+  [outcome] [process] [segment]  replace {task}: a complete trace, a trace so
+                                 far, a single step
+  [direct] [reason]              replace {answer}: a number at once, or a
+                                 rationale and a last line `Score: N`
+  [user]                         the layout
+  [solution] [rubric] [both]     replace {reference}
+  [whole] [item]                 replace {ask}: the question after the trace,
+                                 about all of it or about one rubric item
+  [score]                        how an answer begins; the score comes next
 
-After that the text holds {problem}, {trace}, {solution} or {rubric} or both
-once each, {nonce} on both sides of {trace}, and {item} where items
-are asked for. These are filled with plain text, as token ids, in one pass:
-nothing in a problem, reference or trace is ever read as part of the template,
-and special tokens in them are spelt out. The nonce is a code that the writer
-of the trace cannot know.
+The text then has the slots {problem}, {trace} and {solution} or {rubric} or
+both, once each, {nonce} on both sides of {trace}, and {item} where the judge is
+asked about rubric items. Slots are filled with plain text, as token ids, in one
+pass: nothing in a problem, reference or trace is ever read as part of the
+template, and special tokens in them are spelled out. The nonce is a code that
+the author of the trace cannot know.
 
-What comes before the trace is the same for all traces of a problem, so the
-judge computes it once; a template may put the reference after the trace and
-pay for it (math_paper_order).
+What precedes the trace is the same for all traces of a problem, so the judge
+computes it once. A template that puts the reference after the trace
+(math_paper_order) computes the reference for every question.
 """
 
+from collections.abc import Sequence
 import dataclasses
 import functools
 import hashlib
@@ -36,8 +38,9 @@ from exprl_jax.config import Judge
 from exprl_jax.data.tokenizer import Tokenizer
 from exprl_jax.types import InputError, Problem
 
+_FOLDER = pathlib.Path(__file__).parent / 'templates'
 SCORES = ('1', '2', '3', '4', '5')
-_ALL = {
+_SECTIONS = {
     'system', 'user', 'score', 'outcome', 'process', 'segment', 'direct',
     'reason', 'solution', 'rubric', 'both', 'whole', 'item'
 }
@@ -47,18 +50,18 @@ _SPLIT = re.compile('{(' + '|'.join(_SLOTS) + ')}')
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Template:
-  """A template for one judge; token ids come out.
+  """A template, rendered for one judge: fills its slots as token ids.
 
   Attributes:
     tokenizer: the judge's.
-    pieces: texts (even places) and slots (odd places) of the prompt, up to
-      where the judge begins to write.
-    tail: tokens of the last text, with the beginning of the answer.
+    pieces: texts (even indices) and names of slots (odd indices) of the
+      prompt, up to where the judge begins to write.
+    tail: tokens of the last text and of `begun`.
     score: how the line with the score begins.
-    begun: the beginning of the answer: `score`, or '' before a rationale.
+    begun: how the answer begins: `score`, or '' before a rationale.
     force: tokens that ask for the score after a rationale; () without one.
-    score_ids: the tokens of the scores 1 to 5 after `tail`, or after `force`.
-    text: the file, for the cache and for probes.
+    score_ids: tokens of the scores 1 to 5 after `tail`, or after `force`.
+    text: of the file, for the cache key and for probes.
   """
 
   tokenizer: Tokenizer
@@ -71,27 +74,32 @@ class Template:
   text: str
 
   def head(self, problem: Problem) -> list[int]:
-    """All that precedes the nonce: the same for all traces of a problem."""
+    """Encodes what precedes the nonce: the same for all traces of a problem."""
     return self._fill(self.pieces[:self.pieces.index('nonce')], problem)
 
   def opening(self, nonce: str) -> list[int]:
-    """The nonce and what stands between it and the trace."""
+    """Encodes the first nonce and what stands between it and the trace."""
     first = self.pieces.index('nonce')
-    return self._fill(('', *self.pieces[first:first + 2]), nonce=nonce)
+    return self._fill(('', *self.pieces[first:first + 2]), None, nonce)
 
   def ask(self, problem: Problem, nonce: str, item: str = '') -> list[int]:
-    """All that follows the trace, up to what the judge is to write."""
+    """Encodes what follows the trace, up to what the judge is to write."""
     after = self.pieces[self.pieces.index('trace') + 1:-1]
     return [*self._fill(after, problem, nonce, item), *self.tail]
 
-  def _fill(self, pieces, problem=None, nonce='', item='') -> list[int]:
-    """Token ids of texts and slots in turn, a text first."""
+  def _fill(self, pieces: Sequence[str], problem: Problem | None,
+            nonce: str = '', item: str = '') -> list[int]:
+    """Encodes texts and slots in turn, a text first."""
+    values = {'nonce': nonce, 'item': item}
+    if problem:
+      values |= {
+          'problem': problem.question, 'solution': problem.solution,
+          'rubric': problem.rubric
+      }
     out = list(_encode(self.tokenizer, pieces[0]))
     for slot, text in itertools.zip_longest(pieces[1::2], pieces[2::2],
                                             fillvalue=''):
-      value = (nonce if slot == 'nonce' else item if slot == 'item' else
-               getattr(problem, {'problem': 'question'}.get(slot, slot)))
-      out += self.tokenizer.encode(value)
+      out += self.tokenizer.encode(values[slot])
       out += _encode(self.tokenizer, text)
     return out
 
@@ -102,12 +110,12 @@ def _encode(tokenizer: Tokenizer, text: str) -> tuple[int, ...]:
 
 
 def nonce(problem: Problem, steps: list[str]) -> str:
-  """Four numbers that do not occur in the trace.
+  """Makes four numbers that do not occur in the trace.
 
-  They are a hash of problem and trace, so verdicts can be cached and repeated,
-  and whoever writes the trace would have to write its own hash to forge them.
+  They are a hash of problem and trace, so judgments can be cached and repeated,
+  and the author of a trace would have to write its own hash to forge them.
   """
-  whole = {''.join(steps), ' '.join(steps)}
+  traces = {''.join(steps), ' '.join(steps)}
   attempt = 0
   while True:
     text = json.dumps([problem.question, problem.solution, steps, attempt])
@@ -115,7 +123,7 @@ def nonce(problem: Problem, steps: list[str]) -> str:
     code = ' '.join(
         str(10 + int.from_bytes(digest[4 * i:4 * i + 4]) % 90)
         for i in range(4))
-    if not any(code in text for text in whole):
+    if not any(code in trace for trace in traces):
       return code
     attempt += 1
 
@@ -126,49 +134,52 @@ def load(cfg: Judge, tokenizer: Tokenizer, task: str,
 
   Args:
     cfg: template (a file of judge/templates without '.txt', or a path),
-      reference, context, readout and verdict.
+      reference, context and judgment.
     tokenizer: the judge's.
     task: 'outcome' or 'process'; becomes 'segment' for context='segment'.
-    generates: the readout may let the judge write a rationale.
+    generates: the readout lets the judge write a rationale, if the template has
+      a section [reason].
 
   Raises:
     InputError: no such template, or it is not as described above.
   """
-  path = pathlib.Path(__file__).parent / 'templates' / f'{cfg.template}.txt'
-  path = path if path.is_file() else pathlib.Path(cfg.template)
-  if not path.is_file():
-    known = sorted(p.stem for p in (pathlib.Path(__file__).parent /
-                                    'templates').glob('*.txt'))
-    raise InputError(f'judge.template={cfg.template!r}: no such template or '
-                     f'file; known: {", ".join(known)}')
+  # 1. The prompt, in pieces.
+  path = _find(cfg.template)
   sections = _sections(path)
+  reasons = generates and 'reason' in sections
+  messages = _messages(sections, _choices(cfg, task, reasons), path)
+  _check_slots(_SPLIT.findall(messages[-1]['content']), cfg, path)
+  pieces = tuple(_SPLIT.split(tokenizer.render(messages)))
+  # 2. The tokens of the scores, at once or after a rationale.
+  score, text = sections['score'], path.read_text()
+  if reasons:
+    score_ids, force = _score_tokens(tokenizer, '\n' + score, path)
+    tail = _encode(tokenizer, pieces[-1])
+    return Template(tokenizer, pieces, tail, score, '', force, score_ids, text)
+  score_ids, tail = _score_tokens(tokenizer, pieces[-1] + score, path)
+  return Template(tokenizer, pieces, tail, score, score, (), score_ids, text)
+
+
+def _find(name: str) -> pathlib.Path:
+  """Finds a template by name or by path."""
+  path = _FOLDER / f'{name}.txt'
+  path = path if path.is_file() else pathlib.Path(name)
+  if not path.is_file():
+    known = sorted(p.stem for p in _FOLDER.glob('*.txt'))
+    raise InputError(f'judge.template={name!r}: no such template or '
+                     f'file; known: {", ".join(known)}')
+  return path
+
+
+def _choices(cfg: Judge, task: str, reasons: bool) -> dict[str, str]:
+  """Chooses the section that replaces each of {task}, {answer} and so on."""
   if task == 'process' and cfg.context == 'segment':
     task = 'segment'
-  reasons = generates and 'reason' in sections
-  per_item = cfg.judgment == 'rubric_items'
-  choice = {
+  return {
       'task': task, 'answer': 'reason' if reasons else 'direct',
-      'reference': cfg.reference, 'ask': 'item' if per_item else 'whole'
+      'reference': cfg.reference,
+      'ask': 'item' if cfg.judgment == 'rubric_items' else 'whole'
   }
-  messages = [{'role': role, 'content': _expand(sections, role, choice, path)}
-              for role in ('system', 'user')
-              if role in sections]
-  for message in messages[:-1]:
-    if found := _SPLIT.findall(message['content']):
-      raise InputError(f'{path}: [system] holds {{{found[0]}}}: problem, '
-                       'reference and trace belong into [user]')
-  _lint(_SPLIT.findall(messages[-1]['content']), cfg, path)
-  text = tokenizer.render(messages)
-  pieces = tuple(_SPLIT.split(text))
-  text = path.read_text()
-  if reasons:
-    score_ids, force = _score_tokens(tokenizer, '\n' + sections['score'], path)
-    return Template(tokenizer, pieces, _encode(tokenizer, pieces[-1]),
-                    sections['score'], '', force, score_ids, text)
-  score_ids, tail = _score_tokens(tokenizer, pieces[-1] + sections['score'],
-                                  path)
-  return Template(tokenizer, pieces, tail, sections['score'], sections['score'],
-                  (), score_ids, text)
 
 
 _RENAMED = {
@@ -177,23 +188,40 @@ _RENAMED = {
 
 
 def _sections(path: pathlib.Path) -> dict[str, str]:
+  """Reads a template: texts by name of the section."""
+  text = path.read_text()
   for old, new in _RENAMED.items():
-    if old in path.read_text():
+    if old in text:
       raise InputError(f'{path}: {old} was renamed to {new}')
-  parts = re.split(r'^\[(\w+)\]\n', path.read_text(), flags=re.MULTILINE)
+  parts = re.split(r'^\[(\w+)\]\n', text, flags=re.MULTILINE)
   sections = {k: v.strip() for k, v in zip(parts[1::2], parts[2::2])}
-  if not {'user', 'score'} <= set(sections) <= _ALL or parts[0].strip():
-    raise InputError(f'{path}: want the sections [user] and [score], and '
-                     f'perhaps {", ".join(sorted(_ALL - {"user", "score"}))}; '
-                     f'found {", ".join(sections) or "none"}')
+  if not {'user', 'score'} <= set(sections) <= _SECTIONS or parts[0].strip():
+    raise InputError(
+        f'{path}: want the sections [user] and [score], and '
+        f'perhaps {", ".join(sorted(_SECTIONS - {"user", "score"}))}; '
+        f'found {", ".join(sections) or "none"}')
   return sections
 
 
-def _expand(sections, role: str, choice: dict[str, str], path) -> str:
-  """[system] or [user] with the chosen sections in it."""
+def _messages(sections: dict[str, str], choices: dict[str, str],
+              path: pathlib.Path) -> list[dict[str, str]]:
+  """Makes the chat, the chosen sections in [system] and [user]."""
+  messages = [{'role': role, 'content': _expand(sections, role, choices, path)}
+              for role in ('system', 'user')
+              if role in sections]
+  for message in messages[:-1]:
+    if slots := _SPLIT.findall(message['content']):
+      raise InputError(f'{path}: [system] holds {{{slots[0]}}}: problem, '
+                       'reference and trace belong into [user]')
+  return messages
 
-  def section(match):
-    name = choice[match.group(1)]
+
+def _expand(sections: dict[str, str], role: str, choices: dict[str, str],
+            path: pathlib.Path) -> str:
+  """Puts the chosen sections into [system] or [user]."""
+
+  def section(match: re.Match[str]) -> str:
+    name = choices[match.group(1)]
     if name not in sections:
       if name in ('solution', 'rubric'):
         return f'{{{name}}}'
@@ -205,26 +233,30 @@ def _expand(sections, role: str, choice: dict[str, str], path) -> str:
   return re.sub('{(task|answer|reference|ask)}', section, sections[role])
 
 
-def _lint(found: list[str], cfg: Judge, path) -> None:
-  """Every text appears once, the nonce around the trace."""
+def _check_slots(slots: list[str], cfg: Judge, path: pathlib.Path) -> None:
+  """Checks that every slot appears once, the nonce around the trace.
+
+  Raises:
+    InputError: it is otherwise.
+  """
   references = {
       'solution': ['solution'], 'rubric': ['rubric'],
       'both': ['solution', 'rubric']
   }[cfg.reference]
   wanted = ['problem', 'trace', *references, 'nonce', 'nonce']
   wanted += ['item'] * (cfg.judgment == 'rubric_items')
-  if sorted(found) != sorted(wanted):
+  if sorted(slots) != sorted(wanted):
     raise InputError(
         f'{path}: [user] should hold {_names(wanted)} (judge.reference='
         f'{cfg.reference!r}, judge.judgment={cfg.judgment!r}); it holds '
-        f'{_names(found)}')
-  at = found.index('trace')
-  if found[at - 1:at + 2] != ['nonce', 'trace', 'nonce'] or ('problem'
-                                                             in found[at:]):
+        f'{_names(slots)}')
+  at = slots.index('trace')
+  around = slots[at - 1:at + 2]
+  if around != ['nonce', 'trace', 'nonce'] or 'problem' in slots[at:]:
     raise InputError(f'{path}: [user] should hold {{problem}} first and '
                      f'{{nonce}} {{trace}} {{nonce}} in this order; it holds '
-                     f'{_names(found)}')
-  if 'item' in found[:at]:
+                     f'{_names(slots)}')
+  if 'item' in slots[:at]:
     raise InputError(f'{path}: {{item}} belongs behind {{trace}}, into '
                      '{ask}')
 
@@ -233,8 +265,17 @@ def _names(slots: list[str]) -> str:
   return ' '.join(f'{{{slot}}}' for slot in slots)
 
 
-def _score_tokens(tokenizer: Tokenizer, before: str, path: pathlib.Path):
-  """The five score tokens and what precedes them, tokenised in context."""
+def _score_tokens(
+    tokenizer: Tokenizer, before: str,
+    path: pathlib.Path) -> tuple[tuple[int, ...], tuple[int, ...]]:
+  """Encodes the five scores in their context.
+
+  Returns:
+    The tokens of the scores, and those of the text before them.
+
+  Raises:
+    InputError: a score is not one token.
+  """
   rows = [
       tokenizer.encode(f'{before} {score}', special=True) for score in SCORES
   ]
