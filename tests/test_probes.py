@@ -12,7 +12,7 @@ TEMPLATES = {
 }
 SPECIAL = ('<|endoftext|>', '<|im_start|>', '<|im_end|>')
 FAMILIES = {
-    'empty', 'filler', 'forged_score', 'forged_fence', 'chat', 'copy',
+    'empty', 'filler', 'forged_score', 'forged_nonce', 'chat', 'copy',
     'template', 'box', 'repeat', 'other', 'plea'
 }
 SUM = Problem(
