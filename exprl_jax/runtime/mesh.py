@@ -3,19 +3,27 @@
 from collections.abc import Sequence
 import functools
 import json
+from typing import Any
 
 from absl import logging
 import jax
 from jax.experimental import multihost_utils
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import (
+    AbstractMesh,
+    AxisType,
+    Mesh,
+    NamedSharding,
+    PartitionSpec,
+)
 import numpy as np
 
+from exprl_jax import config as config_lib
 from exprl_jax.types import InputError
 
 AXES = ('data', 'fsdp', 'expert', 'tensor')
 
 # Logical axis of a parameter or activation -> mesh axes.
-RULES = {
+RULES: dict[str | None, tuple[str, ...]] = {
     'batch': ('data', 'fsdp', 'expert'),
     'batch_of_experts': ('data', 'fsdp'),  # all tokens that meet an expert
     'embed': ('fsdp',),
@@ -31,11 +39,12 @@ RULES = {
 }
 
 
-def make_mesh(cfg, devices: Sequence[jax.Device] | None = None) -> Mesh:
-  """A mesh with axes (data, fsdp, expert, tensor) over all devices.
+def make_mesh(cfg: config_lib.Mesh,
+              devices: Sequence[jax.Device] | None = None) -> Mesh:
+  """Makes a mesh with axes (data, fsdp, expert, tensor) over all devices.
 
   Args:
-    cfg: config.Mesh: axis sizes; at most one is -1 and takes what is left.
+    cfg: axis sizes; at most one is -1 and takes the remaining devices.
     devices: the devices to use; all of them by default.
 
   Raises:
@@ -60,13 +69,19 @@ def make_mesh(cfg, devices: Sequence[jax.Device] | None = None) -> Mesh:
 
 
 def spec(logical: Sequence[str | None], shape: Sequence[int],
-         mesh: Mesh) -> PartitionSpec:
-  """The partition of one array. Mesh axes that do not divide it are left out.
+         mesh: Mesh | AbstractMesh) -> PartitionSpec:
+  """Partitions one array. Mesh axes that do not divide it are left out.
+
+  Args:
+    logical: a name of RULES for each axis, or None; other names replicate.
+    shape: of the array.
+    mesh: to partition over.
 
   Raises:
     InputError: two axes of the array map to the same mesh axis.
   """
-  out, used = [], set()
+  out: list[tuple[str, ...] | None] = []
+  used: set[str] = set()
   for name, size in zip(logical, shape, strict=True):
     wanted = tuple(a for a in RULES.get(name, ()) if mesh.shape[a] > 1)
     if used & set(wanted):
@@ -79,39 +94,47 @@ def spec(logical: Sequence[str | None], shape: Sequence[int],
   return PartitionSpec(*out)
 
 
-def _dividing(size, axes, mesh):
-  """The mesh axes, from the first, whose product divides a size."""
+def _dividing(size: int, axes: tuple[str, ...],
+              mesh: Mesh | AbstractMesh) -> tuple[str, ...]:
+  """Selects the mesh axes, from the first, whose product divides a size."""
   while size % int(np.prod([mesh.shape[a] for a in axes])):
     axes = axes[:-1]
   return axes
 
 
 @functools.cache
-def _warn_once(name, size, wanted, axes):
+def _warn_once(name: str | None, size: int, wanted: tuple[str, ...],
+               axes: tuple[str, ...]) -> None:
   logging.warning('axis %r of size %d does not divide over mesh axes %s: %s',
                   name, size, wanted,
                   f'only over {axes}' if axes else 'it is replicated')
 
 
 def axes_of(entry: str | tuple[str, ...] | None) -> tuple[str, ...]:
-  """The mesh axes of one entry of a PartitionSpec, which may be a string."""
+  """Lists the mesh axes of one entry of a PartitionSpec."""
   return (entry,) if isinstance(entry, str) else tuple(entry or ())
 
 
-def shardings(logical, abstract, mesh: Mesh):
-  """NamedShardings for a tree of logical axes and one of shapes."""
+def shardings(logical: Any, abstract: Any, mesh: Mesh) -> Any:
+  """Makes a tree of NamedShardings.
+
+  Args:
+    logical: tree of tuples of logical axes.
+    abstract: the same tree of arrays or shapes.
+    mesh: to shard over.
+  """
   return jax.tree.map(
       lambda axes, array: NamedSharding(mesh, spec(axes, array.shape, mesh)),
       logical, abstract, is_leaf=lambda x: isinstance(x, tuple))
 
 
 def batch_parts(mesh: Mesh) -> int:
-  """Into how many parts the rows of a batch are split."""
+  """Counts the parts that the rows of a batch are split into."""
   return int(np.prod([mesh.shape[a] for a in RULES['batch']]))
 
 
 def split(shape: Sequence[int], axis: int, mesh: Mesh) -> NamedSharding:
-  """One axis over as many devices as it divides by, each a part."""
+  """Shards one axis over as many devices as divide it."""
   axes = tuple(a for a in mesh.axis_names if mesh.shape[a] > 1)
   return NamedSharding(
       mesh,
@@ -120,8 +143,12 @@ def split(shape: Sequence[int], axis: int, mesh: Mesh) -> NamedSharding:
 
 
 def rollout_mesh(mesh: Mesh, tensor: int) -> Mesh:
-  """The same devices for sampling: `tensor` of them share a copy of the
-  parameters, the rest of the mesh is data.
+  """Arranges the same devices for sampling.
+
+  Args:
+    mesh: of training.
+    tensor: size of the tensor axis: so many devices share a copy of the
+      parameters, and data takes the other axes but `expert`. 0: `mesh` itself.
 
   Raises:
     InputError: the devices do not divide.
@@ -142,26 +169,26 @@ def barrier(name: str) -> None:
     multihost_utils.sync_global_devices(name)
 
 
-def fetch(tree):
-  """Global arrays as numpy arrays, whole, in every process."""
+def fetch(tree: Any) -> Any:
+  """Copies global arrays to numpy arrays, complete in every process."""
   if jax.process_count() == 1:
     return jax.tree.map(np.asarray, tree)
   return multihost_utils.process_allgather(tree, tiled=True)
 
 
 def gather(x: np.ndarray) -> np.ndarray:
-  """The host value of every process, stacked."""
+  """Stacks the host values of all processes: [n, ...] of [...]."""
   return multihost_utils.process_allgather(x).reshape(-1, *x.shape)
 
 
-def broadcast(value):
-  """Process 0's value, of what JSON can hold, in every process."""
+def broadcast(value: Any) -> Any:
+  """Returns the value of process 0, which JSON can hold, in every process."""
   if jax.process_count() == 1:
     return value
-  text = np.frombuffer(json.dumps(value).encode(), np.uint8)
-  size = multihost_utils.broadcast_one_to_all(np.int32(len(text)))
-  text = multihost_utils.broadcast_one_to_all(np.resize(text, int(size)))
-  return json.loads(np.asarray(text).tobytes())
+  data = np.frombuffer(json.dumps(value).encode(), np.uint8)
+  size = multihost_utils.broadcast_one_to_all(np.int32(len(data)))
+  data = multihost_utils.broadcast_one_to_all(np.resize(data, int(size)))
+  return json.loads(np.asarray(data).tobytes())
 
 
 def constrain(x: jax.Array, *logical: str | None) -> jax.Array:
@@ -172,12 +199,12 @@ def constrain(x: jax.Array, *logical: str | None) -> jax.Array:
   return jax.lax.with_sharding_constraint(x, spec(logical, x.shape, mesh))
 
 
-def shard_rows(tree, mesh: Mesh):
+def shard_rows(tree: Any, mesh: Mesh) -> Any:
   """Puts host arrays on the mesh, their first axis split as `batch`."""
 
-  def put(x):
+  def put(x: np.ndarray) -> jax.Array:
     x = np.asarray(x)
-    axes = ('batch',) + (None,) * (x.ndim - 1)
+    axes = ('batch', *(None,) * (x.ndim - 1))
     sharding = NamedSharding(mesh, spec(axes, x.shape, mesh))
     return jax.make_array_from_callback(x.shape, sharding, lambda i: x[i])
 
