@@ -5,7 +5,6 @@ import json
 import math
 import pkgutil
 import sys
-import types
 
 import jax
 import pytest
@@ -14,6 +13,7 @@ from exprl_jax.models import families, stored, transformer
 from exprl_jax.models.config import parse_config, read_config
 from exprl_jax.models.families import common
 from exprl_jax.models.rope import Rope
+from exprl_jax.runtime import registry
 from exprl_jax.types import InputError
 
 QWEN = {
@@ -168,32 +168,32 @@ def test_families_are_what_the_files_of_the_package_declare():
       importlib.import_module(f'exprl_jax.models.families.{m.name}')
       for m in pkgutil.iter_modules(families.__path__)
   ]
-  declared = [set(m.FAMILIES) for m in modules if m is not common]
-  assert families.FAMILIES == families.merge(modules)
+  declared = [m.FAMILIES for m in modules if m is not common]
+  assert families.FAMILIES == {k: v for d in declared for k, v in d.items()}
   assert set().union(*declared) == set(families.FAMILIES)
   assert sum(map(len, declared)) == len(families.FAMILIES)
   assert {raw['model_type'] for raw in HUB} == set(families.FAMILIES)
 
 
-def module(name, **values):
-  out = types.ModuleType(name)
-  out.__dict__.update(values)
-  return out
+def collect_with(name, text, tmp_path, monkeypatch):
+  """FAMILIES of the package with one more file, NAME.py."""
+  (tmp_path / f'{name}.py').write_text(text)
+  monkeypatch.setattr(families, '__path__', [*families.__path__, str(tmp_path)])
+  try:
+    return registry.collect(families.__name__, 'FAMILIES')
+  finally:
+    sys.modules.pop(f'{families.__name__}.{name}', None)
 
 
 def test_a_new_file_is_a_new_family(tmp_path, monkeypatch):
   """Nothing else changes: its model_type is parsed, its tensors are named."""
-  (tmp_path / 'olmo.py').write_text("""
+  discovered = collect_with(
+      'olmo', """
 from exprl_jax.models.families import common, llama
 FAMILIES = {'olmo': common.Family(
     llama.FAMILIES['llama'].parse,
     common.TENSORS | {'final_norm': 'transformer.ln_f.weight'})}
-""")
-  monkeypatch.setattr(families, '__path__', [*families.__path__, str(tmp_path)])
-  try:
-    discovered = families.discover()
-  finally:
-    sys.modules.pop('exprl_jax.models.families.olmo', None)
+""", tmp_path, monkeypatch)
   assert set(discovered) == {*families.FAMILIES, 'olmo'}
   monkeypatch.setattr('exprl_jax.models.config.FAMILIES', discovered)
   monkeypatch.setattr('exprl_jax.models.stored.FAMILIES', discovered)
@@ -205,13 +205,14 @@ FAMILIES = {'olmo': common.Family(
   assert names['embedding'] == 'model.embed_tokens.weight'
 
 
-def test_two_files_with_the_same_family_are_refused():
-  a = module('a', FAMILIES={'x': 1, 'y': 2})
-  assert families.merge([a, module('b'),
-                         module('c', FAMILIES={'z': 3})
-                        ]) == {'x': 1, 'y': 2, 'z': 3}
-  with pytest.raises(ValueError, match='d: model_type y is in another module'):
-    families.merge([a, module('d', FAMILIES={'y': 4})])
+def test_two_files_with_the_same_family_are_refused(tmp_path, monkeypatch):
+  with pytest.raises(ValueError, match=r"zephyr: FAMILIES has \['mistral'\]"):
+    collect_with('zephyr', "FAMILIES = {'x': 1, 'mistral': 2}", tmp_path,
+                 monkeypatch)
+
+
+def test_a_file_without_families_adds_none(tmp_path, monkeypatch):
+  assert collect_with('helpers', '', tmp_path, monkeypatch) == families.FAMILIES
 
 
 @pytest.mark.parametrize('raw', HUB, ids=lambda raw: raw['model_type'])

@@ -107,7 +107,7 @@ def test_prepare_is_no_copy_where_nothing_changes(small):
   params = jax.device_put(
       params, mesh_lib.shardings(transformer.logical_axes(cfg), params, mesh))
   assert decode.prepare(cfg, params, mesh) is params
-  # Also as an update leaves them, with shardings spelt in another way.
+  # Also as an update leaves them, with shardings spelled in another way.
   updated = jax.jit(lambda p: jax.tree.map(lambda x: x * 2.0, p))(params)
   assert decode.prepare(cfg, updated, mesh) is updated
 

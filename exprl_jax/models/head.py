@@ -8,6 +8,7 @@ a scan over chunks that adds up the head's gradient.
 from collections.abc import Callable
 import functools
 import math
+from typing import Any
 
 import jax
 from jax.experimental.layout import Layout, with_layout_constraint
@@ -256,7 +257,7 @@ def project_backward(cfg: ModelConfig, temperature: float, train_head: bool,
 
 def _row_axes(rows: int) -> dict[str, int]:
   """The axes of the mesh in context that split rows, and their sizes."""
-  mesh = jax.sharding.get_abstract_mesh()
+  mesh: Any = jax.sharding.get_abstract_mesh()
   if mesh.empty:
     return {}
   axes = mesh_lib.axes_of(mesh_lib.spec(('batch',), (rows,), mesh)[0])
@@ -268,7 +269,7 @@ def _sum_of_parts(x: jax.Array, axes: tuple[str, ...]) -> jax.Array:
   """
   if not axes:
     return x[0]
-  mesh = jax.sharding.get_abstract_mesh()
+  mesh: Any = jax.sharding.get_abstract_mesh()
   scattered = tuple(a for a in mesh_lib.axes_of(
       mesh_lib.spec(('embed', 'vocab'), x.shape[1:], mesh)[0]) if a in axes)
   rest = tuple(a for a in axes if a not in scattered)
