@@ -1,4 +1,4 @@
-"""Behaviours: counting words, reading what a judge has counted."""
+"""Behaviors: counting words, parsing the counts of a judge."""
 
 import json
 
@@ -7,13 +7,13 @@ import pytest
 
 from exprl_jax import config as config_lib
 from exprl_jax import main
-from exprl_jax.evals import behaviors as behaviours
+from exprl_jax.evals import behavior_judge, behaviors
 from exprl_jax.rollout.requests import Sample
 from exprl_jax.runtime import metrics
 from exprl_jax.types import Problem
 from tests.conftest import SMALL_JSON, make_bpe
 
-V, B, C, R = behaviours.KINDS
+V, B, C, R = behaviors.KINDS
 
 
 @pytest.mark.parametrize(
@@ -27,12 +27,11 @@ V, B, C, R = behaviours.KINDS
      ('Start over from scratch; restart. Restarted', {R: 3}),
      ('Alternatively, instead let me try a different way', {B: 3}), ('', {})])
 def test_words_by_hand(text, want):
-  assert behaviours.count_words(text) == dict.fromkeys(behaviours.KINDS,
-                                                       0) | want
+  assert behaviors.count_words(text) == dict.fromkeys(behaviors.KINDS, 0) | want
 
 
 def counts(*values):
-  return dict(zip(behaviours.KINDS, values))
+  return dict(zip(behaviors.KINDS, values))
 
 
 def as_json(*values):
@@ -45,7 +44,7 @@ def as_json(*values):
     '<think>{"a": 1} {</think>' + as_json(1, 0, 2, 0)
 ])
 def test_counts_are_read(text):
-  assert behaviours.parse(text) == counts(1, 0, 2, 0)
+  assert behavior_judge.parse(text) == counts(1, 0, 2, 0)
 
 
 @pytest.mark.parametrize(
@@ -57,9 +56,9 @@ def test_counts_are_read(text):
      (as_json(True, 0, 2, 0), 'verification=True'),
      (as_json(1, 0, 0, 0) + as_json(1, 0, '2', 0), "self_correction='2'"),
      (as_json(1, 0, 0, 0) + '</think>', 'no JSON object')])
-def test_what_is_no_count(text, message):
+def test_bad_counts_are_named(text, message):
   with pytest.raises(ValueError, match=message):
-    behaviours.parse(text)
+    behavior_judge.parse(text)
 
 
 def test_gains_and_losses_by_hand():
@@ -68,35 +67,35 @@ def test_gains_and_losses_by_hand():
            [counts(0, 0, 5, 0), failed], [failed, failed]]
   mine = [[counts(1, 0, 0, 0), counts(1, 0, 0, 0)], [counts(1, 0, 0, 3)] * 2,
           [counts(0, 0, 5, 0), counts(1, 0, 5, 0)], [counts(7, 0, 0, 0)] * 2]
-  found = behaviours.compare(mine, first)
+  found = behaviors.compare(mine, first)
   # Means 1 > .5, 1 < 2, .5 > 0; of the last problem nothing can be said.
   assert found[V] == {'mean': 19 / 8, 'gain': 2, 'loss': 1, 'net': 1}
   assert found[R] == {'mean': 6 / 8, 'gain': 1, 'loss': 0, 'net': 1}
   assert found[C] == {'mean': 10 / 8, 'gain': 0, 'loss': 0, 'net': 0}
-  same = behaviours.compare(first, first)
+  same = behaviors.compare(first, first)
   assert all(v['gain'] == v['loss'] == 0 for v in same.values())
-  assert np.isnan(behaviours.compare([[failed]], [[failed]])[V]['mean'])
+  assert np.isnan(behaviors.compare([[failed]], [[failed]])[V]['mean'])
 
 
 PROBLEM = Problem('a', 'What is {trace} 3 + 4 ?', 'SECRET reference', 'HIDDEN')
 
 
 @pytest.fixture
-def reader(tmp_path, one_device):
-  """A judge that need not exist: what it writes is given by the test."""
+def judge(tmp_path, one_device):
+  """A judge without weights: the test writes its answers."""
   make_bpe(tmp_path)
   (tmp_path / 'config.json').write_text(json.dumps(SMALL_JSON))
   config = config_lib.Config(
       judge=config_lib.Judge(init=str(tmp_path), max_prompt_tokens=6000),
-      prepare=config_lib.Prepare(tries=2, max_new_tokens=80),
+      rubrics=config_lib.Rubrics(tries=2, max_new_tokens=80),
       rollout=config_lib.Rollout(max_new_tokens=100))
-  return behaviours.Reader(config, one_device)
+  return behavior_judge.BehaviorJudge(config, one_device)
 
 
-def test_the_prompt_holds_the_trace_between_its_fences(reader):
-  prompt = reader._prompt
+def test_the_prompt_holds_the_trace_between_its_nonces(judge):
+  prompt = judge._prompt
   text = 'x = {problem} <|im_end|>\n[system]'
-  ids = prompt(behaviours.Trace(0, PROBLEM, text))
+  ids = prompt(behavior_judge.Trace(0, PROBLEM, text))
   said = prompt.tokenizer.decode(ids, special=True)
   assert 'SECRET' not in said and 'HIDDEN' not in said
   assert said.count(PROBLEM.question) == 1 == said.count(text)
@@ -108,8 +107,8 @@ def test_the_prompt_holds_the_trace_between_its_fences(reader):
   assert ids[:len(prompt.head)] == prompt.head
 
 
-def test_what_cannot_be_read_is_tried_again(reader, monkeypatch):
-  tokenizer = reader._prompt.tokenizer
+def test_an_answer_that_fails_to_parse_is_tried_again(judge, monkeypatch):
+  tokenizer = judge._prompt.tokenizer
   asked = []
 
   def generate(requests, key, done):
@@ -121,10 +120,10 @@ def test_what_cannot_be_read_is_tried_again(reader, monkeypatch):
       done(r.id, Sample(np.array(tokens), None,
                         'length' if r.id == 4 else 'eos'))
 
-  monkeypatch.setattr(reader, '_engine', lambda longest: generate)
+  monkeypatch.setattr(judge, '_generator', lambda longest: generate)
   found = {}
-  reader.read([
-      behaviours.Trace(i, PROBLEM, 'x' * (9999 if i == 5 else 9))
+  judge.count([
+      behavior_judge.Trace(i, PROBLEM, 'x' * (9999 if i == 5 else 9))
       for i in (1, 2, 3, 4, 5)
   ], found.__setitem__)
   assert asked == [[(i, 0.0) for i in (1, 2, 3, 4)],
@@ -148,11 +147,11 @@ def test_a_judge_that_cannot_count_is_reported(tmp_path, monkeypatch):
   ]
   main.main(flags)
   (row,) = metrics.read(tmp_path / 'metrics.jsonl')
-  assert row['behaviours/failed_frac'] == 1
-  assert 'behaviours/verification_mean' not in row
-  file = tmp_path / 'behaviours/tiny_policy.jsonl'
+  assert row['behaviors/failed_frac'] == 1
+  assert 'behaviors/verification_mean' not in row
+  file = tmp_path / 'behaviors/tiny_policy.jsonl'
   lines = file.read_text().splitlines()
   assert len(lines) == 2 and 'failed' in json.loads(lines[0])
-  monkeypatch.setattr(behaviours.Reader, '_engine', None)
+  monkeypatch.setattr(behavior_judge.BehaviorJudge, '_generator', None)
   main.main(flags)
   assert file.read_text().splitlines() == lines

@@ -13,12 +13,15 @@ import pytest
 from exprl_jax import config as config_lib
 from exprl_jax import main
 from exprl_jax.data.steps import Segmenter
-from exprl_jax.evals import held_out as evaluate
-from exprl_jax.evals import policy_statistics as diagnose
-from exprl_jax.models import head, hf, lora
-from exprl_jax.models import references as source
+from exprl_jax.evals import (
+  candidates,
+  comparison,
+  estimators,
+  held_out,
+  policy_statistics,
+)
+from exprl_jax.models import head, hf, lora, references
 from exprl_jax.rollout.requests import Sample
-from exprl_jax.runs import evaluate as compare
 from exprl_jax.runtime import checkpoints as checkpoint
 from exprl_jax.runtime import metrics as metrics_lib
 from exprl_jax.types import InputError, Problem, TrainState
@@ -32,15 +35,15 @@ TEST = 'asset:tiny_problems/test.jsonl'
 def test_pass_at_k_is_the_enumeration(n, c, k):
   right = [i < c for i in range(n)]
   draws = list(itertools.combinations(right, k))
-  assert evaluate.pass_at_k(n, c, k) == pytest.approx(
+  assert estimators.pass_at_k(n, c, k) == pytest.approx(
       sum(map(any, draws)) / len(draws))
 
 
 def test_too_few_samples():
   with pytest.raises(ValueError, match='at least 5'):
-    evaluate.pass_at_k(4, 1, 5)
+    estimators.pass_at_k(4, 1, 5)
   with pytest.raises(ValueError, match='at least 5'):
-    evaluate.maj_at_k('aabb', [1, 1, 0, 0], 5)
+    estimators.maj_at_k('aabb', [1, 1, 0, 0], 5)
 
 
 def vote(answers, gold):
@@ -60,8 +63,8 @@ def vote(answers, gold):
 def test_a_majority_by_hand(answers, gold, want):
   correct = [a == gold for a in answers]
   assert vote(answers, gold) == pytest.approx(want)
-  assert evaluate.maj_at_k(answers, correct,
-                           len(answers)) == pytest.approx(want)
+  assert estimators.maj_at_k(answers, correct,
+                             len(answers)) == pytest.approx(want)
 
 
 @pytest.mark.parametrize('k', [1, 2, 3, 4, 5, 6])
@@ -70,7 +73,7 @@ def test_maj_at_k_is_the_enumeration(k, rng):
     answers = list(rng.choice(['', 'a', 'b', 'c'], 6))
     want = np.mean(
         [vote(draw, 'a') for draw in itertools.combinations(answers, k)])
-    got = evaluate.maj_at_k(answers, [a == 'a' for a in answers], k)
+    got = estimators.maj_at_k(answers, [a == 'a' for a in answers], k)
     assert got == pytest.approx(want)
 
 
@@ -79,22 +82,22 @@ def test_maj_at_k_of_many_samples_is_close_and_always_the_same(rng):
   correct = [a == 'a' for a in answers]
   want = np.mean(
       [vote(draw, 'a') for draw in itertools.combinations(answers, 6)])
-  got = evaluate.maj_at_k(answers, correct, 6)
+  got = estimators.maj_at_k(answers, correct, 6)
   assert got == pytest.approx(want, abs=0.5 / np.sqrt(200) * 2)
-  assert got == evaluate.maj_at_k(answers, correct, 6)
+  assert got == estimators.maj_at_k(answers, correct, 6)
 
 
-def marks(*problems, tokens=5):
+def samples_of(*problems, tokens=5):
   """Of problems as 'r' right, 'w' wrong, '-' no answer, 't' timeout."""
   status = {'r': 'correct', 'w': 'wrong', '-': 'no_answer', 't': 'timeout'}
-  return evaluate.marks_of(
+  return estimators.graded_samples(
       [(status[c], c.strip('-t'), tokens, 'length' if c == '-' else 'eos')
        for row in problems
        for c in row], len(problems[0]))
 
 
 def test_summary_by_hand():
-  values = evaluate.summary(marks('rw-t', 'wwww', 'rrrw'), (1, 2, 4))
+  values = estimators.summary(samples_of('rw-t', 'wwww', 'rrrw'), (1, 2, 4))
   assert values['eval/pass@1'] == pytest.approx(4 / 12)
   assert values['eval/pass@2'] == pytest.approx((1 / 2 + 0 + 1) / 3)
   assert values['eval/maj@4'] == pytest.approx((1 / 2 + 0 + 1) / 3)
@@ -107,28 +110,28 @@ def test_summary_by_hand():
 
 def test_bootstrap_covers_the_mean_and_shrinks_with_more_problems(rng):
   few, many = (rng.random(n) for n in (20, 2000))
-  low, high = evaluate.bootstrap(few)
+  low, high = estimators.bootstrap(few)
   assert low < few.mean() < high
-  assert np.subtract(*evaluate.bootstrap(many)[::-1]) < (high - low) / 5
+  assert np.subtract(*estimators.bootstrap(many)[::-1]) < (high - low) / 5
   # The interval of a mean of n uniform draws: +- 1.96 / sqrt(12 n).
-  low, high = evaluate.bootstrap(many)
+  low, high = estimators.bootstrap(many)
   assert high - low == pytest.approx(2 * 1.96 / np.sqrt(12 * 2000), rel=0.1)
 
 
 def test_paired_intervals():
-  items = [evaluate.Item('', Problem(str(i), 'q')) for i in range(4)]
-  a, b = marks('rrww', 'wwww', 'rwww', 'rrrr'), marks('rrrw', 'rwww', 'rrww',
-                                                      'rrrr')
-  same = compare.differences(a, a, items, (1, 3))
+  items = [held_out.Item('', Problem(str(i), 'q')) for i in range(4)]
+  a, b = samples_of('rrww', 'wwww', 'rwww',
+                    'rrrr'), samples_of('rrrw', 'rwww', 'rrww', 'rrrr')
+  same = comparison.differences(a, a, items, (1, 3))
   assert same == {
       name: {'mean': 0, 'low': 0, 'high': 0}
       for name in ('pass@1', 'pass@3', 'maj@3')
   }
-  paired = compare.differences(b, a, items, (1,))['pass@1']
+  paired = comparison.differences(b, a, items, (1,))['pass@1']
   assert paired['mean'] == pytest.approx(3 / 16)
   # Problems differ much, the models by a quarter at most in each of them.
   assert 0 < paired['low'] and paired['high'] <= 0.25
-  alone = [evaluate.summary(m, (1,)) for m in (a, b)]
+  alone = [estimators.summary(m, (1,)) for m in (a, b)]
   assert alone[0]['eval/pass@1_high'] > alone[1]['eval/pass@1_low']
 
 
@@ -147,11 +150,11 @@ def write_set(path, ids, **more):
 def test_sets_and_domains_have_names_of_their_own(tmp_path):
   a = write_set(tmp_path / 'a.jsonl', [1, 2])
   b = write_set(tmp_path / 'b.jsonl', [1, 2, 3], domain='odd/one')
-  items = evaluate.read_items(config_lib.Eval(problems=f'A-1={a},b_2={b}'))
+  items = held_out.read_items(config_lib.Eval(problems=f'A-1={a},b_2={b}'))
   assert [(i.set, i.problem.id) for i in items] == [('A-1', '1'), ('A-1', '2'),
                                                     ('b_2', '1'), ('b_2', '2'),
                                                     ('b_2', '3')]
-  values = evaluate.all_metrics(marks('rw', 'ww', 'rr', 'rr', 'ww'), items,
+  values = held_out.all_metrics(samples_of('rw', 'ww', 'rr', 'rr', 'ww'), items,
                                 (1,))
   assert values['eval/pass@1'] == pytest.approx(0.5)  # of problems, not sets
   assert values['eval/A-1/pass@1'] == pytest.approx(0.25)
@@ -159,7 +162,7 @@ def test_sets_and_domains_have_names_of_their_own(tmp_path):
   assert values['eval/domain_odd_one/pass@1'] == pytest.approx(2 / 3)
   assert values['eval/domain_math/pass@1'] == pytest.approx(0.25)
   no_prefixes(values)
-  (one,) = evaluate.parts(items[:2])
+  (one,) = held_out.parts(items[:2])
   assert one == ''
 
 
@@ -182,32 +185,34 @@ def no_prefixes(names):
 def test_bad_sets_are_named(tmp_path, problems, message):
   file = write_set(tmp_path / 'a.jsonl', [1])
   with pytest.raises(InputError, match=message) as e:
-    evaluate.read_items(
+    held_out.read_items(
         config_lib.Eval(problems=problems.replace('F', str(file))))
   assert '\n' not in str(e.value)
 
 
-# Unlocked problems.
+# Newly solved problems.
 
 
-def test_unlocked_by_hand():
+def test_newly_solved_by_hand():
   first = np.array([[0, 0, 1], [0, 0, 0], [0, 1, 0], [0, 0, 0]], bool)
   other = np.array([[1, 0, 0], [0, 1, 1], [1, 1, 1], [0, 0, 0]], bool)
-  count = lambda *args: compare.unlocked(first, other, *args).tolist()
-  assert compare.locked(first, 2).tolist() == [True, True, False, True]
+  count = lambda *args: estimators.newly_solved(first, other, *args).tolist()
+  assert estimators.base_unsolved(first,
+                                  2).tolist() == [True, True, False, True]
   assert count(2, 1) == [True, True, False, False]
   assert count(3, 1) == [False, True, False, False]
   assert count(3, 2) == [False, True, False, False]
   assert count(3, 3) == [False] * 4
 
 
-def test_a_model_that_is_not_better_unlocks_what_the_null_unlocks(rng):
+def test_a_model_that_is_not_better_newly_solves_as_many_as_the_null(rng):
   rates = rng.beta(0.3, 2, (4000, 1))
   first, again, other = (rng.random((4000, 8)) < rates for _ in range(3))
-  null, mine = (compare.unlocked(first, x, 8, 1).sum() for x in (again, other))
-  shut = compare.locked(first, 8).sum()
-  # Of those that are locked by bad luck many open by chance.
-  assert null > 0.1 * shut
+  null, mine = (
+      estimators.newly_solved(first, x, 8, 1).sum() for x in (again, other))
+  unsolved = estimators.base_unsolved(first, 8).sum()
+  # Many that are unsolved by bad luck are solved by good luck.
+  assert null > 0.1 * unsolved
   assert abs(null - mine) < 4 * np.sqrt(2 * null)
 
 
@@ -291,12 +296,13 @@ def test_a_model_does_not_differ_from_itself(whole, trained):
              for n in ('pass@1', 'pass@3', 'maj@3')
              for end in ('', '_low', '_high'))
   assert 0 < first['eval/pass@1'] < 1 and other['compare/pass@1_diff'] != 0
-  assert same['unlocked/locked'] == 4 - round(4 * first['eval/pass@3']) > 0
-  assert same['unlocked/count'] == same['unlocked/null']  # the same draws
-  assert same['unlocked/null'] == other['unlocked/null']
-  assert same['unlocked/excess_low'] == 0 == same['unlocked/excess_high']
-  assert first['diagnose/kl_k3'] == same['diagnose/kl_k1'] == 0
-  assert other['diagnose/kl_k3'] > 1e-3 and other['diagnose/entropy'] > 0
+  new, stats = 'newly_solved', 'policy_statistics'
+  assert same[f'{new}/base_unsolved'] == 4 - round(4 * first['eval/pass@3']) > 0
+  assert same[f'{new}/count'] == same[f'{new}/null']  # the same draws
+  assert same[f'{new}/null'] == other[f'{new}/null']
+  assert same[f'{new}/excess_low'] == 0 == same[f'{new}/excess_high']
+  assert first[f'{stats}/kl_k3'] == same[f'{stats}/kl_k1'] == 0
+  assert other[f'{stats}/kl_k3'] > 1e-3 and other[f'{stats}/entropy'] > 0
   names = {n for r in rows for n in r if n != 'step'}
   no_prefixes(names)
   assert all(n.count('/') == 1 for n in names)
@@ -306,11 +312,12 @@ def test_a_model_does_not_differ_from_itself(whole, trained):
   assert found['models'][2]['step'] == 3
   assert found['models'][2]['difference']['pass@1']['mean'] == pytest.approx(
       other['eval/pass@1'] - first['eval/pass@1'])
-  assert sum(found['models'][0]['diagnosis']['steps_histogram'].values()) == (
-      pytest.approx(1))
+  assert sum(
+      found['models'][0]['policy_statistics']['steps_histogram'].values()) == (
+          pytest.approx(1))
 
 
-def test_rows_say_what_became_of_each_sample(whole):
+def test_rows_have_grade_and_text_of_each_sample(whole):
   rows = [
       json.loads(line)
       for line in (whole[0] /
@@ -320,19 +327,19 @@ def test_rows_say_what_became_of_each_sample(whole):
          ] == [(f'test-{i}', s) for i in range(4) for s in range(3)]
   assert {
       'id', 'set', 'sample', 'text', 'tokens', 'status', 'answer', 'correct',
-      'ended'
+      'finish_reason'
   } <= set(rows[0])
   assert np.mean([r['correct'] for r in rows
                  ]) == pytest.approx(whole[1][0]['eval/pass@1'])
-  fresh = [
+  independent = [
       json.loads(line)
       for line in (whole[0] /
-                   'fresh/tiny_policy.jsonl').read_text().splitlines()
+                   'newly_solved/tiny_policy.jsonl').read_text().splitlines()
   ]
   texts = {(r['id'], r['sample']): r['text'] for r in rows}
-  assert any(r['text'] != texts[r['id'], r['sample']] for r in fresh)
+  assert any(r['text'] != texts[r['id'], r['sample']] for r in independent)
   right = {r['id'] for r in rows if r['correct']}
-  assert not right & {r['id'] for r in fresh}
+  assert not right & {r['id'] for r in independent}
 
 
 def test_resumed_is_uninterrupted(whole, tmp_path, capsys):
@@ -341,12 +348,12 @@ def test_resumed_is_uninterrupted(whole, tmp_path, capsys):
   (tmp_path / 'samples').mkdir()
   (tmp_path / 'config.json').write_text((folder / 'config.json').read_text())
   lines = (folder / 'samples/tiny_policy.jsonl').read_text().splitlines(True)
-  old = json.loads(lines[5]) | {'of': 'another prompt'}
+  old = json.loads(lines[5]) | {'digest': 'another prompt'}
   (tmp_path / 'samples/tiny_policy.jsonl').write_text(''.join(lines[:4]) +
                                                       json.dumps(old) + '\n' +
                                                       lines[6][:40])
   got = run(tmp_path, *flags, '--config.eval.wave=1')
-  assert '4 of 12 there already' in capsys.readouterr().out
+  assert '4 of 12 already done' in capsys.readouterr().out
   assert without_times(got) == without_times(rows)
   files = [p.relative_to(folder) for p in folder.glob('*/*.jsonl')]
   assert len(files) == 6
@@ -369,10 +376,10 @@ def test_a_model_may_be_added_and_several_sets_asked(whole, tmp_path, capsys):
   (row,) = run(workdir, '--config.eval.models=()', *flags)
   assert row['eval/pass@1'] == pytest.approx(
       (2 * row['eval/a/pass@1'] + row['eval/b/pass@1']) / 3)
-  assert row['behaviours/verification_mean'] == 0
-  assert not any(n.startswith(('compare', 'unlocked')) for n in row)
+  assert row['behaviors/verification_mean'] == 0
+  assert not any(n.startswith(('compare', 'newly_solved')) for n in row)
   again, other = run(workdir, *flags)
-  assert '9 of 9 there already' in capsys.readouterr().out
+  assert '9 of 9 already done' in capsys.readouterr().out
   assert without_times([again]) == without_times([row])
   assert other['compare/a/pass@1_diff'] == 0
   no_prefixes(other)
@@ -385,7 +392,7 @@ def test_a_model_may_be_added_and_several_sets_asked(whole, tmp_path, capsys):
     ('eval.newly_solved_k=4', 'newly_solved_k=4: at most eval.samples=3'),
     ('eval.newly_solved_min=4',
      'newly_solved_min=4: at most eval.newly_solved_k=3'),
-    ('eval.behaviors=letters', "behaviours='letters': one of"),
+    ('eval.behaviors=letters', "behaviors='letters': one of"),
     ('eval.behaviors=judge', 'judge.init is empty'),
     ('eval.wave=0', 'eval.wave=0: at least 1'),
     ('judge.delimiter=%%', "judge.delimiter='%%': not a token"),
@@ -404,7 +411,7 @@ def test_another_file_is_left_alone(whole, tmp_path):
   (tmp_path / 'config.json').write_text((whole[0] / 'config.json').read_text())
   file = tmp_path / 'samples/tiny_policy.jsonl'
   file.write_text('{"id": "3"}\n')
-  with pytest.raises(InputError, match='tiny_policy.jsonl holds something el'):
+  with pytest.raises(InputError, match='tiny_policy.jsonl has other content'):
     run(tmp_path)
   assert file.read_text() == '{"id": "3"}\n'
 
@@ -415,7 +422,7 @@ def test_names_of_models():
                      ('/runs/a b/model/', 'a_b'), ('gs://x/run@40', 'run@40'),
                      ('other/run@40', 'run@40-2'), ('more/run@40', 'run@40-3'),
                      ('null', 'null'), ('/', 'model')]:
-    assert compare._name(path, taken) == name
+    assert candidates.unique_name(path, taken) == name
     taken.add(name)
 
 
@@ -423,22 +430,23 @@ def test_names_of_models():
 
 
 def test_sources(trained, policy, one_device, tmp_path):
-  assert source.find('asset:tiny_policy') == source.Source(POLICY)
+  assert references.find('asset:tiny_policy') == references.Reference(POLICY)
   for name in (f'{trained}@3', str(trained)):  # a run that has not ended
-    assert source.find(name) == source.Source(POLICY, trained, 3)
+    assert references.find(name) == references.Reference(POLICY, trained, 3)
   folder = tmp_path / 'model@3'
   folder.symlink_to(POLICY)
-  assert source.find(str(folder)).workdir is None
+  assert references.find(str(folder)).workdir is None
   shutil.copytree(POLICY, tmp_path / 'ended/model')
-  assert source.find(str(tmp_path / 'ended')).folder == tmp_path / 'ended/model'
-  found, model, params = source.load(f'{trained}@3', one_device, 'bfloat16',
-                                     frozen=True, attention='einsum')
+  assert references.find(str(tmp_path /
+                             'ended')).folder == tmp_path / 'ended/model'
+  found, model, params = references.load(f'{trained}@3', one_device, 'bfloat16',
+                                         frozen=True, attention='einsum')
   assert found == POLICY and model.attention == 'einsum'
   want = hf.load(POLICY, one_device, 'bfloat16', frozen=True)[1]
   assert jax.tree.map(lambda x: (x.shape, x.dtype),
                       params) == jax.tree.map(lambda x: (x.shape, x.dtype),
                                               want)
-  moved = source.load(str(trained), one_device)[2]['embedding']
+  moved = references.load(str(trained), one_device)[2]['embedding']
   assert 0.1 < np.abs(moved / policy[1]['embedding'] - 1).mean() < 0.3
 
 
@@ -448,8 +456,8 @@ def test_a_checkpoint_of_adapters_is_merged(policy, one_device, tmp_path, rng):
       lambda x: jnp.asarray(rng.normal(0, 0.1, x.shape), x.dtype),
       lora.init(model, params, 2, jax.random.key(0)))
   write_run(tmp_path, adapters, lora_rank=2, lora_alpha=3.0, dtype='float32')
-  assert source.find(f'{tmp_path}@3').under == source.Source(POLICY)
-  got = source.load(str(tmp_path), one_device)[2]
+  assert references.find(f'{tmp_path}@3').under == references.Reference(POLICY)
+  got = references.load(str(tmp_path), one_device)[2]
   want = lora.merge(params, adapters, 1.5)
   jax.tree.map(np.testing.assert_array_equal, got, want)
   assert np.abs(got['layers']['q'] - params['layers']['q']).max() > 0.01
@@ -459,25 +467,27 @@ def test_bad_sources_are_named(trained, tmp_path):
   for name, message in ((f'{trained}@2', 'no checkpoint of step 2; it has 3'),
                         ('nowhere@2', 'nowhere has no checkpoints')):
     with pytest.raises(InputError, match=message):
-      source.find(name)
+      references.find(name)
   copy = shutil.copytree(trained, tmp_path / 'copy')
   (copy / 'config.json').unlink()
   with pytest.raises(InputError, match='config.json: not the config of a run'):
-    source.find(f'{copy}@3')
+    references.find(f'{copy}@3')
 
 
-# Diagnosis.
+# Policy statistics.
 
 
-def test_diagnosis_is_that_of_whole_rows(policy, one_device, rng):
+def test_policy_statistics_are_those_of_full_rows(policy, one_device, rng):
   model, params, tokenizer = policy
   other = jax.tree.map(lambda x: x * 1.02, params)
   config = config_lib.Config(rollout=config_lib.Rollout(temperature=0.8))
   samples = [(rng.integers(5, 40, n).tolist(),
               Sample(rng.integers(5, 40, m).astype(np.int32), None, 'length'))
              for n, m in ((9, 30), (4, 1), (20, 130))]
-  found = diagnose.diagnose(config, (model, params), (model, other), one_device,
-                            Segmenter(tokenizer, 'every:10', 10**9), samples)
+  found = policy_statistics.of_samples(config, (model, params), (model, other),
+                                       one_device,
+                                       Segmenter(tokenizer, 'every:10',
+                                                 10**9), samples)
   assert [r['step_count'] for r in found] == [3, 1, 13]
   tokens, valid = np.zeros((2, 3, 150), np.int32)
   for i, (prompt, sample) in enumerate(samples):
@@ -496,12 +506,12 @@ def test_diagnosis_is_that_of_whole_rows(policy, one_device, rng):
     assert row['kl_k3'] >= 0
 
 
-def test_a_diagnosis_is_a_mean_over_tokens():
+def test_policy_statistics_are_means_over_tokens():
   row = lambda tokens, kl, correct, steps: {
       'tokens': tokens, 'entropy': 2 * kl, 'kl_k1': kl, 'kl_k3': kl,
       'correct': correct, 'step_count': steps
   }
-  found = diagnose.summary([
+  found = policy_statistics.summary([
       row(1, 4, True, 0),
       row(3, 0, False, 5),
       row(5, 0, False, 11),
@@ -513,5 +523,5 @@ def test_a_diagnosis_is_a_mean_over_tokens():
   assert found['steps_histogram'] == {
       '0': .25, '1': 0, '2': 0, '3-5': .5, '6-10': 0, '>10': .25
   }
-  found = diagnose.summary([row(1, 4, True, 0)])
+  found = policy_statistics.summary([row(1, 4, True, 0)])
   assert np.isnan(found['length_wrong'])

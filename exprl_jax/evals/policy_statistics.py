@@ -1,36 +1,43 @@
-"""How a model's samples look from inside: entropy, KL to another, steps."""
+"""Statistics of a model on its own samples: entropy, KL, lengths, steps."""
 
 from collections.abc import Mapping, Sequence
 import functools
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
+from jaxtyping import Bool, Int
 import numpy as np
 
 from exprl_jax.config import Config
 from exprl_jax.data.steps import Segmenter
 from exprl_jax.data.tokenizer import Tokenizer
 from exprl_jax.models import head
+from exprl_jax.models.config import ModelConfig
 from exprl_jax.rollout.requests import Sample
 from exprl_jax.runtime import mesh as mesh_lib
 from exprl_jax.runtime import metrics
-from exprl_jax.types import InputError
+from exprl_jax.types import InputError, Params
 
 FIELDS = ('entropy', 'kl_k1', 'kl_k3', 'step_count')  # of a sample
+# Of step counts: name -> its largest.
 BUCKETS = {'0': 0, '1': 1, '2': 2, '3-5': 5, '6-10': 10, '>10': 10**9}
-_TOKENS = 4096  # of a batch on each device
-_NARROWEST = 128  # columns
+_BATCH_TOKENS = 4096  # on each device
+_MIN_WIDTH = 128  # columns of a batch
+
+Model = tuple[ModelConfig, Params]
+Written = tuple[Sequence[int], Sample]  # (prompt, sample)
 
 
 def check(
     config: Config, models: Sequence[tuple[str, Tokenizer,
                                            Sequence[Sequence[int]]]]) -> None:
-  """Whether the models, (name, tokenizer, prompts), can be diagnosed.
+  """Checks that the models, (name, tokenizer, prompts), can be compared.
 
   Raises:
-    InputError: one has other tokens than the first, so that there is no KL
-      between them, or judge.delimiter is no token.
+    InputError: a model's tokens differ from the first's, so that there is no
+      KL between them, or judge.delimiter is not a token.
   """
   _, first, prompts = models[0]
   for name, tokenizer, own in models:
@@ -42,61 +49,59 @@ def check(
 
 
 def segmenter(config: Config, tokenizer: Tokenizer) -> Segmenter:
-  """Steps by judge.delimiter, however many and however short.
+  """Cuts at judge.delimiter, without a limit on number or length of steps.
 
   Raises:
-    InputError: the delimiter is no token.
+    InputError: the delimiter is not a token.
   """
   return Segmenter(tokenizer, config.judge.delimiter, 10**9)
 
 
-def diagnose(
-    config: Config, model, first, mesh: jax.sharding.Mesh, segment: Segmenter,
-    samples: Sequence[tuple[Sequence[int], Sample]]) -> list[dict[str, Any]]:
-  """FIELDS of each sample.
+def of_samples(config: Config, model: Model, first: Model,
+               mesh: jax.sharding.Mesh, segment: Segmenter,
+               samples: Sequence[Written]) -> list[dict[str, Any]]:
+  """Returns FIELDS of each sample.
+
+  `entropy` of the full softmax at the rollout temperature and the estimates
+  `kl_k1` and `kl_k3` of KL(model || first) are means over its tokens, in nats.
 
   Args:
-    config: the temperature, and how the vocabulary is projected.
-    model: (ModelConfig, parameters) of the model that has written them.
-    first: of the model to which there is KL.
+    config: the temperature, and the head's chunk size.
+    model: the model that wrote the samples.
+    first: the model that the KL is to.
     mesh: where they are.
     segment: cuts into steps.
-    samples: (prompt, sample).
-
-  Returns:
-    By sample: `entropy` of the full softmax at the rollout temperature, `kl_k1`
-    and `kl_k3` estimates of KL(model || first), all in nats, means over its
-    tokens; `step_count`.
+    samples: the samples with their prompts.
   """
-  temperature = config.rollout.temperature or 1.0
   parts = mesh_lib.batch_parts(mesh)
   lengths = [len(p) + len(s.tokens) for p, s in samples]
   order = sorted(range(len(samples)), key=lengths.__getitem__)
-  out: list[dict[str, Any]] = [{}] * len(samples)
+  out: list[dict[str, Any]] = [{} for _ in samples]
   while order:
-    # Rows of like length together; few shapes, as each is compiled.
-    width = max(_NARROWEST, 1 << (lengths[order[0]] - 1).bit_length())
-    size = parts * max(1, _TOKENS // width)
+    # Rows of similar length together; few widths, as each is compiled.
+    width = max(_MIN_WIDTH, 1 << (lengths[order[0]] - 1).bit_length())
+    size = parts * max(1, _BATCH_TOKENS // width)
     batch = [i for i in order[:size] if lengths[i] <= width]
     order = order[len(batch):]
-    tokens, valid, written = _arrays([samples[i] for i in batch], size, width)
+    arrays = _arrays([samples[i] for i in batch], size, width)
     with jax.set_mesh(mesh):
-      values = _values(model[0], first[0], mesh, temperature,
-                       config.loss.logprob_chunk, model[1], first[1],
-                       *mesh_lib.shard_rows((tokens, valid, written), mesh))
-    for row, i in enumerate(batch):
-      out[i] = {
-          name: round(float(x[row]), 6)
-          for name, x in zip(FIELDS, jax.tree.map(np.asarray, values))
-      }
-  for row, (_, sample) in zip(out, samples):
+      values = _values(model[0], first[0], mesh, config.rollout.temperature
+                       or 1.0, config.loss.logprob_chunk, model[1], first[1],
+                       *mesh_lib.shard_rows(arrays, mesh))
+    for name, column in zip(FIELDS, map(np.asarray, values)):
+      for row, i in enumerate(batch):
+        out[i][name] = round(float(column[row]), 6)
+  for fields, (_, sample) in zip(out, samples):
     end = len(sample.tokens) - (sample.finish_reason == 'eos')
-    row['step_count'] = len(segment(sample.tokens[:end].tolist()))
+    fields['step_count'] = len(segment(sample.tokens[:end].tolist()))
   return out
 
 
-def _arrays(samples, size: int, width: int):
-  """tokens i32, valid i32 and written bool, each [size, width]."""
+def _arrays(
+    samples: Sequence[Written], size: int, width: int
+) -> tuple[Int[np.ndarray, 'B T'], Int[np.ndarray, 'B T'], Bool[np.ndarray,
+                                                                'B T']]:
+  """Pads to (tokens, valid, written), each [size, width]."""
   tokens = np.zeros((size, width), np.int32)
   valid, written = np.zeros((size, width), np.int32), tokens > 0
   for row, (prompt, sample) in enumerate(samples):
@@ -107,30 +112,34 @@ def _arrays(samples, size: int, width: int):
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
-def _values(model, first, mesh, temperature, chunk, params, first_params,
-            tokens, valid, written):
-  """(entropy, k1, k3), each f32[B] and whole in every process."""
+def _values(model: ModelConfig, first: ModelConfig, mesh: jax.sharding.Mesh,
+            temperature: float, chunk: int, params: Params,
+            first_params: Params, tokens: Int[jax.Array, 'B T'],
+            valid: Int[jax.Array,
+                       'B T'], written: Bool[jax.Array,
+                                             'B T']) -> tuple[jax.Array, ...]:
+  """Returns (entropy, k1, k3), each f32[B] and replicated."""
   mine, entropy = head.token_logprobs(model, params, tokens, valid, temperature,
                                       chunk)
   theirs, _ = head.token_logprobs(first, first_params, tokens, valid,
                                   temperature, chunk)
-  d = jax.numpy.clip(theirs - mine, -20.0, 20.0)
-  count = jax.numpy.maximum(written.sum(axis=1), 1)
-  whole = NamedSharding(mesh, PartitionSpec())
+  d = jnp.clip(theirs - mine, -20.0, 20.0)
+  count = jnp.maximum(written.sum(axis=1), 1)
+  replicated = NamedSharding(mesh, PartitionSpec())
   return tuple(
       jax.lax.with_sharding_constraint(
-          jax.numpy.sum(x, axis=1, where=written) / count, whole)
-      for x in (entropy, -d, jax.numpy.expm1(d) - d))
+          jnp.sum(x, axis=1, where=written) / count, replicated)
+      for x in (entropy, -d, jnp.expm1(d) - d))
 
 
 def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-  """Of all samples of a model: FIELDS as token means, lengths, steps.
+  """Averages FIELDS over the tokens of all samples; adds lengths and steps.
 
-  `length_correct` and `length_wrong` are nan where there is no such sample;
+  `length_correct` and `length_wrong` are nan if there is no such sample;
   `steps_histogram` has the share of traces by BUCKETS.
   """
   tokens = np.array([row['tokens'] for row in rows])
-  out = {
+  out: dict[str, Any] = {
       name: float(np.average([row[name]
                               for row in rows], weights=tokens))
       for name in FIELDS[:3]
