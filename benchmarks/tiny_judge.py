@@ -26,6 +26,7 @@ import numpy as np
 
 from exprl_jax import config as config_lib
 from exprl_jax.data import chat
+from exprl_jax.data import tiny_world as world
 from exprl_jax.data.tokenizer import Tokenizer
 from exprl_jax.grading.grader import Grader
 from exprl_jax.judge import calibration, factory, hacking
@@ -35,7 +36,7 @@ from exprl_jax.rl.scored import Trace
 from exprl_jax.rollout import sources
 from exprl_jax.rollout.sampler import Sampler
 from exprl_jax.runtime import mesh as mesh_lib
-from exprl_jax.tiny import traces, world
+from exprl_jax.tiny import traces
 
 _JUDGE = flags.DEFINE_string('judge', 'asset:tiny_judge', 'Model folder.')
 _POLICIES = flags.DEFINE_list('policies', ['asset:tiny_policy'],

@@ -8,8 +8,8 @@ import pytest
 
 from exprl_jax.data import chat, rubrics, sources, validation
 from exprl_jax.data import problems as data
+from exprl_jax.data import tiny_world as world
 from exprl_jax.data.batches import batches
-from exprl_jax.tiny import world
 from exprl_jax.types import InputError, Problem
 
 ROW = {'id': 'a', 'question': 'q ?', 'solution': 's', 'answer': '1'}

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 from exprl_jax import config as config_lib
+from exprl_jax.data import tiny_world as world
 from exprl_jax.data.tokenizer import Tokenizer
 from exprl_jax.models import config, hf, paged, quantization, transformer
 from exprl_jax.models.matrices import Int8
 from exprl_jax.rollout import decode, engine, protocol
 from exprl_jax.rollout.requests import Request, Sampling
 from exprl_jax.runtime import mesh as mesh_lib
-from exprl_jax.tiny import world
 from tests.conftest import JUDGE, POLICY, SMALL, SMALL_JSON
 from tests.test_engine import generate, requests, rows_of
 from tests.test_hf import assert_same

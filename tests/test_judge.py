@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from exprl_jax import config as config_lib
+from exprl_jax.data import tiny_world as world
 from exprl_jax.data.tokenizer import Tokenizer
 from exprl_jax.judge import cache as cache_lib
 from exprl_jax.judge import factory, prompts, readouts
@@ -23,7 +24,6 @@ from exprl_jax.judge.tree import Judge
 from exprl_jax.models import config as model_config
 from exprl_jax.models import head, hf, transformer
 from exprl_jax.tiny import rows as rows_lib
-from exprl_jax.tiny import world
 from exprl_jax.types import InputError, Problem, RubricItem
 from tests.conftest import JUDGE, SMALL_JSON, make_bpe
 

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from exprl_jax import main
+from exprl_jax.data import tiny_world as world
 from exprl_jax.evals.judge_traces import TraceSampler
 from exprl_jax.judge import factory, hacking
 from exprl_jax.runs import recipes
-from exprl_jax.tiny import traces, world
+from exprl_jax.tiny import traces
 from exprl_jax.types import InputError
 
 

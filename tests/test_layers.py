@@ -10,7 +10,7 @@ import exprl_jax
 # the layer of the longest prefix of its name.
 LAYERS = [
     {'types'},
-    {'runtime', 'config', 'tiny.world'},
+    {'runtime', 'config'},
     {'data', 'grading', 'models'},
     {'rollout', 'tiny.traces', 'tiny.assets'},
     {'judge', 'rl', 'tiny'},

@@ -2,8 +2,8 @@ import pathlib
 
 import pytest
 
+from exprl_jax.data import tiny_world as world
 from exprl_jax.judge.probes import probes
-from exprl_jax.tiny import world
 from exprl_jax.types import Problem
 
 TEMPLATES = {

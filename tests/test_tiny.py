@@ -9,9 +9,10 @@ import pytest
 
 from exprl_jax import config as config_lib
 from exprl_jax import main
+from exprl_jax.data import tiny_world as world
 from exprl_jax.grading import grader as grading
 from exprl_jax.judge import factory, hacking
-from exprl_jax.tiny import assets, traces, world
+from exprl_jax.tiny import assets, traces
 from exprl_jax.types import Problem
 
 STORY = world.Story('max', 'pens', 12,

@@ -39,6 +39,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from exprl_jax.config import Config, Optim, resolve
+from exprl_jax.data import tiny_world as world
 from exprl_jax.data.tokenizer import Tokenizer
 from exprl_jax.judge.tree import Judge
 from exprl_jax.models import config as model_config
@@ -48,7 +49,7 @@ from exprl_jax.rl import optimizer
 from exprl_jax.runtime import mesh as mesh_lib
 from exprl_jax.runtime import metrics
 from exprl_jax.runtime import workdir as workdir_lib
-from exprl_jax.tiny import judge_data, traces, world
+from exprl_jax.tiny import judge_data, traces
 from exprl_jax.tiny import rows as rows_lib
 from exprl_jax.tiny.rows import Rows
 from exprl_jax.types import Params, TrainState

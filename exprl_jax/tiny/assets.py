@@ -13,7 +13,7 @@ import pathlib
 
 import tokenizers
 
-from exprl_jax.tiny import world
+from exprl_jax.data import tiny_world as world
 
 ASSETS = pathlib.Path(__file__).parent.parent / 'assets'
 

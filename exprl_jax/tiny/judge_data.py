@@ -11,6 +11,7 @@ import numpy as np
 
 from exprl_jax.config import Config, Credit, Optim, resolve
 from exprl_jax.data import chat
+from exprl_jax.data import tiny_world as world
 from exprl_jax.data.steps import Segmenter
 from exprl_jax.data.tokenizer import Tokenizer
 from exprl_jax.grading.grader import Grader
@@ -23,7 +24,7 @@ from exprl_jax.rl.policy import Policy
 from exprl_jax.rl.scored import Trace
 from exprl_jax.rollout.sampler import Sampler
 from exprl_jax.rollout.sources import Synchronous
-from exprl_jax.tiny import traces, world
+from exprl_jax.tiny import traces
 from exprl_jax.types import Params, Problem
 
 _MIX = {'synthetic': 0.40, 'base': 0.15, 'taught': 0.20, 'adversary': 0.25}

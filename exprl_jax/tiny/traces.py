@@ -4,7 +4,7 @@ from collections.abc import Callable
 import random
 from typing import NamedTuple
 
-from exprl_jax.tiny import world
+from exprl_jax.data import tiny_world as world
 from exprl_jax.types import Problem
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import cast
 
-from exprl_jax.tiny import world
+from exprl_jax.data import tiny_world
 from exprl_jax.types import Problem
 
 
@@ -17,7 +17,7 @@ def read(name: str, needs: Sequence[str], limit: int) -> Sequence[Problem]:
   del needs  # every problem has question, solution and answer
   # PretrainingText makes its rows on access and has no more of a Sequence than
   # length and items.
-  return cast(Sequence[Problem], world.named(name, limit))
+  return cast(Sequence[Problem], tiny_world.named(name, limit))
 
 
 SOURCES = {'tiny:': read}
