@@ -238,15 +238,9 @@ def passk(c: ConfigDict) -> None:
 
 
 RECIPES = {
-    'exprl_outcome': exprl_outcome,
-    'exprl_process': exprl_process,
-    'exprl_process_authors': exprl_process_authors,
-    'grpo': grpo,
-    'self_distill': self_distill,
-    'sft': sft,
-    'stage2': stage2,
-    'stage2_authors': stage2_authors,
-    'passk': passk,
+    recipe.__name__: recipe
+    for recipe in (exprl_outcome, exprl_process, exprl_process_authors, grpo,
+                   self_distill, sft, stage2, stage2_authors, passk)
 }
 
 

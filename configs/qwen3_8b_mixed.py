@@ -147,11 +147,8 @@ def sft(c: ConfigDict) -> None:
 
 
 RECIPES = {
-    'exprl_outcome': exprl_outcome,
-    'exprl_mixed': exprl_mixed,
-    'grpo': grpo,
-    'self_distill': self_distill,
-    'sft': sft,
+    recipe.__name__: recipe
+    for recipe in (exprl_outcome, exprl_mixed, grpo, self_distill, sft)
 }
 
 
