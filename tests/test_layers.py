@@ -3,6 +3,7 @@
 import ast
 import functools
 import pathlib
+import runpy
 
 import exprl_jax
 
@@ -84,3 +85,14 @@ def test_no_torch_and_no_transformers_at_start_up():
       assert not target.startswith('torch'), name
     for target in imports(tree, top_level_only=True):
       assert not target.startswith('transformers'), name
+
+
+def test_the_picture_and_the_table_show_the_imports():
+  root = ROOT.parent
+  drawing = runpy.run_path(str(root / 'docs/architecture.py'))
+  table = drawing['table'](drawing['package_imports']())
+  assert table in (root / 'docs/design.md').read_text(), (
+      'run docs/architecture.py and copy its table to docs/design.md')
+  picture = (root / 'docs/architecture.svg').read_text()
+  for unit in drawing['package_imports']():
+    assert f'<!-- {unit} -->' in picture, unit
