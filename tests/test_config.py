@@ -54,7 +54,7 @@ def test_the_families_have_all_recipes():
       'qwen3_8b_mixed': {
           'exprl_outcome', 'exprl_mixed', 'grpo', 'self_distill', 'sft'
       },
-      **{name: {''} for name in ('sample', 'judge', 'export', 'prepare')},
+      **{name: {''} for name in ('sample', 'judge', 'export', 'rubrics')},
   }
 
 

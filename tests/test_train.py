@@ -14,7 +14,7 @@ from exprl_jax import config as config_lib
 from exprl_jax import main, rewards
 from exprl_jax.grading.grader import Grader
 from exprl_jax.judge.readouts import EMPTY, OK, UNREADABLE
-from exprl_jax.judge.tree import Judgments
+from exprl_jax.judge.tree import Judge, Judgments
 from exprl_jax.rewards import base, shaping
 from exprl_jax.runs import recipes, setup
 from exprl_jax.runtime import metrics
@@ -309,8 +309,8 @@ def test_the_command_prints_one_line_and_exits_with_one():
   assert out.stderr.count('\n') == 1 and 'Did you mean "steps"' in out.stderr
 
 
-class FixedJudge:
-  """A judge whose judgments are given, to test what is made of them."""
+class FixedJudge(Judge):
+  """A judge without a model: the test gives its judgments."""
 
   def __init__(self, score, status):
     self._score, self._status = np.array(score), np.array(status)
