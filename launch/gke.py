@@ -4,9 +4,9 @@
     --bucket=BUCKET -- --config=configs/qwen3_4b.py:exprl_process \
     --config.policy.init=/bucket/models/Qwen3-4B-Instruct-2507
 
-What follows `--` goes to exprl_jax.main; the bucket is mounted at /bucket and
-the workdir is /bucket/runs/NAME. --dry_run prints the manifest instead of
-applying it. Slices of one host only.
+Flags after `--` go to exprl_jax.main. The bucket is mounted at /bucket, and the
+workdir is /bucket/runs/NAME. --dry_run prints the manifest instead of applying
+it. Only slices of one host are supported.
 """
 
 import json

@@ -1,11 +1,11 @@
 """Runs a config once for every combination of some flags, one after another.
 
-  python launch/sweep.py --config=configs/tiny.py --root=/tmp/sweep \
+  python launch/sweep.py --config=configs/tiny.py --root=runs/sweep \
     --set=config.seed=0,1,2 --set=config.optim.lr=3e-4,5e-4
 
-Each run has its own workdir below --root, named after its values; a sweep
-that is started again resumes. --dry_run prints the command lines, to be given
-to a cluster. Other flags for all runs go behind `--`.
+Each run has its own workdir below --root, named after its values. Starting the
+sweep again resumes it. --dry_run prints the command lines, for a scheduler of
+your own. Flags after `--` go to all runs.
 """
 
 import itertools

@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# Runs a config on a TPU VM of one host, which it creates if need be.
+# Runs a config on a TPU VM of one host. Creates the VM if it does not exist.
 #
 #   launch/tpu_vm.sh [--dry_run] NAME ZONE TYPE --config=configs/... [flags]
 #
 # e.g. launch/tpu_vm.sh exprl-4b us-east5-b v6e-8 \
 #        --config=configs/qwen3_4b.py:exprl_process
 #
-# The working tree is copied and installed there; the run goes on in tmux when
-# the connection breaks, and a second call resumes it. --dry_run prints the
-# commands.
+# Copies HEAD (not uncommitted changes), installs it and runs it in tmux, so that
+# a lost connection does not stop it. A second call resumes the run. --dry_run
+# prints the commands.
 set -euo pipefail
 
 run() { if [[ $dry_run ]]; then printf '%q ' "$@"; echo; else "$@"; fi; }
@@ -40,7 +40,7 @@ flags=$(printf '%q ' "$@")
 remote="set -e
 mkdir -p exprl_jax && tar -xzf exprl_jax.tar.gz -C exprl_jax
 cd exprl_jax
-python3 -m pip install -q --user uv  # TPU VM images have too old a Python
+python3 -m pip install -q --user uv  # the image's Python is too old
 ~/.local/bin/uv venv -q --allow-existing --python 3.12 ~/venv
 ~/.local/bin/uv pip install -q --python ~/venv -e '.[tpu]'
 export JAX_COMPILATION_CACHE_DIR=\$HOME/compilation_cache
