@@ -1,11 +1,11 @@
-r"""A Hugging Face directory from a training checkpoint.
+r"""Exports a training checkpoint as a Hugging Face directory.
 
   python -m exprl_jax.main --config=configs/export.py \
     --config.policy.init=WORKDIR --config.export.out=FOLDER
 
---config.export.step=80 takes an earlier checkpoint than the newest,
---config.export.dtype=float32 stores the master parameters as they are.
-policy.init may also be a model directory, and both may be on gs://.
+--config.export.step=80 exports an earlier checkpoint than the newest;
+--config.export.dtype=float32 stores the master parameters unrounded.
+policy.init may also be a model directory, and both paths may be on gs://.
 """
 
 from ml_collections import ConfigDict

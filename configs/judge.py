@@ -1,13 +1,13 @@
-r"""Judges traces, and says how far the judgments can be trusted.
+r"""Judges traces, and calibrates the judge.
 
   python -m exprl_jax.main --config=configs/judge.py \
     --config.judge.init=MODEL --config.judge.template=math \
     --config.judge.max_prompt_tokens=8192 \
     --config.judge.traces=IN.jsonl --workdir=OUT
 
-A line in has `id`, `question`, `solution`, `trace`, perhaps `correct`. As it
-is, it calibrates the shipped tiny judge on samples of the shipped tiny policy;
-docs/judge.md has how to read the report.
+An input line has `id`, `question`, `solution`, `trace` and optionally
+`correct`. Without flags, the config calibrates the shipped tiny judge on
+samples of the shipped tiny policy. docs/judge.md explains the report.
 """
 
 from ml_collections import ConfigDict
@@ -17,7 +17,7 @@ def get_config():
   c = ConfigDict()
   c.run = 'judge'
   c.seed = 0
-  c.reward = 'process'  # a score at every step; 'outcome': of the whole trace
+  c.reward = 'process'  # one score per step; 'outcome': one per trace
   c.policy = ConfigDict(dict(init='asset:tiny_policy'))
   c.judge = ConfigDict(
       dict(init='asset:tiny_judge', template='tiny', delimiter='###',

@@ -1,13 +1,13 @@
-r"""The paper's runs with Qwen3-4B-Instruct-2507 as policy and judge.
+r"""The paper's recipes with Qwen3-4B-Instruct-2507 as policy and judge.
 
   python -m exprl_jax.main --config=configs/qwen3_4b.py:exprl_process \
     --config.policy.init=/models/Qwen3-4B-Instruct-2507 \
     --config.judge.init=/models/Qwen3-4B-Instruct-2507 \
     --config.data.train=/data/train.jsonl
 
-Numbers are those of arXiv 2606.17024 unless a recipe says otherwise. Each
-argument is a function below, which shows what its recipe changes. Paper, pass@1
-after stage 1:
+Values are those of arXiv 2606.17024 unless a recipe says otherwise. Each
+argument names a function below, which sets what its recipe changes. Pass@1
+after stage 1, as reported in the paper:
 
                      AIME25  AIME26  HMMT
   base                46.5    51.5   40.6
@@ -24,7 +24,7 @@ _MODEL = '/models/Qwen3-4B-Instruct-2507'
 
 
 def _base() -> ConfigDict:
-  """The model, and what its prompts and samples may take."""
+  """Sets the model, and the limits of prompts and samples."""
   c = ConfigDict()
   c.seed = 1
   c.policy = ConfigDict(dict(init=_MODEL, dtype='bfloat16'))
@@ -40,7 +40,7 @@ def _boxed(c: ConfigDict) -> None:
 
 
 def _update(c: ConfigDict) -> None:
-  """32 problems a step, AdamW, evaluation and mesh of every training run."""
+  """Sets the batch, AdamW, evaluation and mesh of all training runs."""
   c.policy.remat = 'full'
   c.data = ConfigDict(dict(train='/data/train.jsonl', batch=32))
   c.optim = ConfigDict(
@@ -55,7 +55,7 @@ def _update(c: ConfigDict) -> None:
 
 
 def _train(c: ConfigDict) -> None:
-  """Reinforcement learning with PPO's loss and a KL of 1e-3."""
+  """Sets up RL with the PPO loss and a KL coefficient of 1e-3."""
   _update(c)
   _boxed(c)
   c.run = 'train'
@@ -67,7 +67,7 @@ def _train(c: ConfigDict) -> None:
 
 
 def _exprl(c: ConfigDict) -> None:
-  """36 problems of 10 samples a step; a trace without an end scores 0."""
+  """36 problems x 10 samples per step; truncated traces score 0."""
   _train(c)
   c.judge = ConfigDict(
       dict(init=_MODEL, dtype='bfloat16', template='math',
@@ -82,7 +82,7 @@ def exprl_outcome(c: ConfigDict) -> None:
 
   --config=configs/qwen3_4b.py:exprl_outcome
 
-  The judge writes up to 2,048 tokens before its score. Clip 0.2 / 0.28.
+  The judge reasons for up to 2,048 tokens before its score. Clip 0.2 / 0.28.
   """
   _exprl(c)
   c.reward = 'outcome'
@@ -93,13 +93,13 @@ def exprl_outcome(c: ConfigDict) -> None:
 
 
 def exprl_process(c: ConfigDict) -> None:
-  """ExpRL-Process as the paper describes it: every prefix judged, one update.
+  """ExpRL-Process as in the paper: judges every prefix, one update.
 
   --config=configs/qwen3_4b.py:exprl_process
 
-  DeltaNorm with the final score as the first baseline; a trace of one step has
-  no advantage. The scores are read off directly, at all steps of a trace in one
-  pass. What the authors ran instead: exprl_process_authors.
+  DeltaNorm with the final score as the first baseline; a one-step trace has
+  advantage 0. The readout is direct, at all steps of a trace in one pass. The
+  authors ran exprl_process_authors instead.
   """
   _exprl(c)
   c.reward = 'process'
@@ -108,13 +108,13 @@ def exprl_process(c: ConfigDict) -> None:
 
 
 def exprl_process_authors(c: ConfigDict) -> None:
-  """ExpRL-Process as the authors' code runs it, not as the paper has it.
+  """ExpRL-Process as in the authors' code, which differs from the paper.
 
   --config=configs/qwen3_4b.py:exprl_process_authors
 
-  16 samples a problem; the judge reasons about each segment by itself, without
-  the ones before it, and its written score is taken; a trace of one step gets
-  its score as advantage (docs/method.md says what that rewards).
+  16 samples per problem. The judge reasons about each segment alone, without
+  the previous ones, and its written score counts. A one-step trace gets its
+  score as advantage (docs/method.md says what this rewards).
   """
   exprl_process(c)
   c.rollout.group_size = 16
@@ -127,7 +127,7 @@ def grpo(c: ConfigDict) -> None:
 
   --config=configs/qwen3_4b.py:grpo
 
-  32 problems of 16 samples a step, two updates, clip 0.2 / 0.26.
+  32 problems x 16 samples per step, two updates, clip 0.2 / 0.26.
   """
   _train(c)
   c.reward = 'sparse'
@@ -138,13 +138,13 @@ def grpo(c: ConfigDict) -> None:
 
 
 def self_distill(c: ConfigDict) -> None:
-  """On-policy self-distillation: the base, shown the solution, is the teacher.
+  """On-policy self-distillation: the teacher is the base with the solution.
 
   --config=configs/qwen3_4b.py:self_distill
 
-  As the authors ran it: 32 problems of 16 samples a step, one update, lr 1e-7,
-  the log-ratio of teacher and policy at the sampled tokens as their advantage.
-  --config.loss.kind=exact_kl takes the exact reverse KL over the vocabulary
+  As the authors ran it: 32 problems x 16 samples per step, one update, lr 1e-7.
+  The advantage of a sampled token is the log-ratio of teacher and policy.
+  --config.loss.kind=exact_kl uses the exact reverse KL over the vocabulary
   instead.
   """
   _train(c)
@@ -163,9 +163,10 @@ def sft(c: ConfigDict) -> None:
 
   --config=configs/qwen3_4b.py:sft
 
-  The authors' numbers: 32 solutions a step, 94 steps (two epochs of 1,516
-  problems), a warm-up of a tenth and cosine decay, beta2 0.95, no system prompt
-  in training. It hurts: references are not written as the model thinks.
+  The authors' values: 32 solutions per step, 94 steps (two epochs of 1,516
+  problems), warm-up over a tenth of the steps and cosine decay, beta2 0.95, no
+  system prompt in training. SFT hurts here: references are not written the way
+  the model reasons.
   """
   _update(c)
   c.run = 'sft'
@@ -175,15 +176,15 @@ def sft(c: ConfigDict) -> None:
 
 
 def stage2(c: ConfigDict) -> None:
-  r"""Stage 2: sparse RL from a checkpoint of stage 1, as the paper has it.
+  r"""Stage 2 as in the paper: sparse RL from a stage-1 checkpoint.
 
   --config=configs/qwen3_4b.py:stage2 --config.policy.init=/runs/exprl_process
 
   policy.init is the workdir of stage 1 (or WORKDIR@STEP, or any model folder).
-  500 steps of 32 problems of 32 samples, GRPO with its standard deviation, one
-  update, no KL. What the authors ran instead: stage2_authors. Paper, AIME25
-  pass@1 after stage 2: from the base with GRPO 56.0, from ExpRL-Outcome 59.1,
-  from ExpRL-Process 58.1.
+  500 steps of 32 problems x 32 samples, GRPO with division by the standard
+  deviation, one update, no KL. The authors ran stage2_authors instead. The
+  paper's AIME25 pass@1 after stage 2: from the base with GRPO 56.0, from
+  ExpRL-Outcome 59.1, from ExpRL-Process 58.1.
   """
   grpo(c)
   c.steps = 500
@@ -195,15 +196,15 @@ def stage2(c: ConfigDict) -> None:
 
 
 def stage2_authors(c: ConfigDict) -> None:
-  """Stage 2 as the authors' code runs it, not as the paper has it.
+  """Stage 2 as in the authors' code, which differs from the paper.
 
   --config=configs/qwen3_4b.py:stage2_authors
 
-  16 problems of 32 samples; advantages without the standard deviation; a clip
-  so wide (epsilon 4) that only ratios above 5 are clipped; the loss is summed
-  over a trace's tokens, so long traces weigh more; an entropy bonus of 1e-4;
-  gradients clipped at 0.3. Theirs is asynchronous; here every step samples from
-  its own policy.
+  16 problems x 32 samples; advantages are not divided by the standard
+  deviation; the clip is so wide (epsilon 4) that only ratios above 5 are
+  clipped; the loss is summed over a trace's tokens, so long traces weigh more;
+  entropy bonus 1e-4; gradients clipped at 0.3. Their run is asynchronous; here
+  every step samples from the current policy.
   """
   stage2(c)
   c.data.batch = 16
@@ -216,14 +217,13 @@ def stage2_authors(c: ConfigDict) -> None:
 
 
 def passk(c: ConfigDict) -> None:
-  r"""Evaluation as in the paper: 128 samples a problem, pass@1 to pass@128.
+  r"""Evaluation as in the paper: 128 samples per problem, pass@1 to pass@128.
 
   --config=configs/qwen3_4b.py:passk \
     --config.eval.models="('/runs/exprl_process', '/runs/grpo@230')"
 
-  policy.init is the base that the others are compared with (paired bootstrap
-  over problems); samples are kept, so that a run can go on where it was
-  (docs/evaluation.md).
+  Compares the models with policy.init (paired bootstrap over problems). Keeps
+  all samples, so that an interrupted run can resume (docs/evaluation.md).
   """
   _boxed(c)
   c.run = 'evaluate'

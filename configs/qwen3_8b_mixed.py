@@ -1,24 +1,24 @@
-r"""The paper's runs on four domains: Qwen3-8B, judged by the smaller Qwen3-4B.
+r"""The paper's recipes on four domains: Qwen3-8B, judged by Qwen3-4B.
 
   python -m exprl_jax.main --config=configs/qwen3_8b_mixed.py:exprl_outcome \
     --config.policy.init=/models/Qwen3-8B \
     --config.judge.init=/models/Qwen3-4B-Instruct-2507 \
     --config.data.train=/data/train.jsonl
 
-Each argument is a function below, which shows what its recipe changes. Rows
-name their domain: math, physics (open answers), science (multiple choice) or
-code; each has its own judge template, system prompt and grader (the graders
-only report accuracy; of code, docs/examples/code_grader.py runs programs that
-the model wrote: read its warning). Paper (arXiv 2606.17024, section 4.6), mean
-of four math sets: base 15.4, sft 4.8, self_distill 17.4, grpo 24.9,
-exprl_outcome 31.0.
+Each argument names a function below, which sets what its recipe changes. Each
+row has a domain: math, physics (open answers), science (multiple choice) or
+code. Domains have their own judge templates, system prompts and graders. For
+code, docs/examples/code_grader.py runs programs that the model wrote; read its
+warning. With a judge, graders only report accuracy. The paper's mean over four
+math sets (arXiv 2606.17024, section 4.6): base 15.4, sft 4.8, self_distill
+17.4, grpo 24.9, exprl_outcome 31.0.
 """
 
 from ml_collections import ConfigDict
 
 
 def _base() -> ConfigDict:
-  """The policy, 32 rows a step, and what all training runs share."""
+  """Sets the policy, 32 rows per step, and what all training runs share."""
   c = ConfigDict()
   c.seed = 1
   c.policy = ConfigDict(
@@ -40,7 +40,7 @@ def _base() -> ConfigDict:
 
 
 def _train(c: ConfigDict) -> None:
-  """Reinforcement learning: 16 samples a row, 270 steps of two updates."""
+  """Sets up RL: 16 samples per row, 270 steps of two updates."""
   c.run = 'train'
   c.steps = 270
   c.rollout.update(
@@ -65,11 +65,11 @@ def _train(c: ConfigDict) -> None:
 
 
 def exprl_outcome(c: ConfigDict) -> None:
-  """ExpRL-Outcome: 36 problems of 16 samples a step, two updates, 270 steps.
+  """ExpRL-Outcome: 36 problems x 16 samples per step, two updates, 270 steps.
 
   --config=configs/qwen3_8b_mixed.py:exprl_outcome
 
-  The judge writes up to 4,096 tokens before its score.
+  The judge reasons for up to 4,096 tokens before its score.
   """
   _train(c)
   c.reward = 'outcome'
@@ -85,14 +85,14 @@ def exprl_outcome(c: ConfigDict) -> None:
 
 
 def exprl_mixed(c: ConfigDict) -> None:
-  """ExpRL-Process where there are steps, ExpRL-Outcome elsewhere.
+  """ExpRL-Process for domains with steps, ExpRL-Outcome for the others.
 
   --config=configs/qwen3_8b_mixed.py:exprl_mixed
 
-  The authors' mixed script (not in the paper): math and multiple choice are
-  judged by steps, code and open physics by one score a trace. That score gives
-  all tokens of its trace the group advantage; the authors' code puts it on the
-  last one.
+  The authors' mixed script (not in the paper): the judge scores the steps of
+  math and multiple choice, and complete traces of code and open physics. There
+  all tokens of a trace get the group advantage; the authors' code gives it to
+  the last token only.
   """
   exprl_outcome(c)
   c.reward = 'process'
@@ -103,12 +103,12 @@ def exprl_mixed(c: ConfigDict) -> None:
 
 
 def grpo(c: ConfigDict) -> None:
-  """Sparse GRPO: 32 problems of 16 samples a step, two updates.
+  """Sparse GRPO: 32 problems x 16 samples per step, two updates.
 
   --config=configs/qwen3_8b_mixed.py:grpo
 
-  The authors' script trains on math alone, while the paper compares on all
-  domains; this config takes whatever data.train holds.
+  The authors' script trains on math only, while the paper compares on all
+  domains; this recipe trains on all of data.train.
   """
   _train(c)
   c.reward = 'sparse'
@@ -121,8 +121,8 @@ def self_distill(c: ConfigDict) -> None:
 
   --config=configs/qwen3_8b_mixed.py:self_distill
 
-  The teacher's prompt is rendered like the policy's, with thinking switched
-  off; the authors' is not.
+  The teacher's prompt is rendered like the policy's, with thinking disabled;
+  the authors' is not.
   """
   _train(c)
   c.reward = 'teacher'

@@ -1,12 +1,13 @@
-r"""Rubrics for your problems, written by the judge from their solutions.
+r"""Has the judge write rubrics for your problems, from their solutions.
 
   python -m exprl_jax.main --config=configs/rubrics.py \
     --config.judge.init=MODEL --config.data.train=IN.jsonl \
     --config.rubrics.out=OUT.jsonl
 
-Called again after an interruption it writes what is missing. A run takes them
-with --config.data.rubrics=OUT.jsonl and --config.judge.reference=rubric (or
-both), or --config.judge.judgment=rubric_items.
+After an interruption, the same command writes the missing rubrics. To use them
+in a run, set --config.data.rubrics=OUT.jsonl and
+--config.judge.reference=rubric (or both), or
+--config.judge.judgment=rubric_items.
 """
 
 from ml_collections import ConfigDict

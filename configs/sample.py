@@ -1,12 +1,12 @@
-r"""Completions of your prompts by any Hugging Face model.
+r"""Samples completions of your prompts from any Hugging Face model.
 
   python -m exprl_jax.main --config=configs/sample.py \
     --config.policy.init=MODEL --config.sample.prompts=IN.jsonl \
     --config.sample.out=OUT.jsonl --config.rollout.temperature=0.7
 
-A line in has `id` and one of `prompt` (text), `messages` (chat) or `tokens`; a
-line out has `id`, `sample`, `tokens`, `text`, `logprobs`, `ended`. As it is,
-it asks the shipped tiny policy three questions.
+An input line has `id` and one of `prompt` (text), `messages` (chat) or
+`tokens`; an output line has `id`, `sample`, `tokens`, `text`, `logprobs` and
+`ended`. Without flags, the config asks the shipped tiny policy three questions.
 """
 
 from ml_collections import ConfigDict

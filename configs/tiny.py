@@ -2,16 +2,16 @@ r"""The tiny world: every recipe on a laptop, with shipped models and problems.
 
   python -m exprl_jax.main --config=configs/tiny.py
 
-trains by ExpRL-Process, then by sparse GRPO for comparison; without that:
---config.compare=''. configs/tiny.py:ARGUMENT is another recipe: a function
-below, whose docstring has its command. docs/results.md has the results of all.
+trains with ExpRL-Process, then with sparse GRPO for comparison
+(--config.compare='' skips it). configs/tiny.py:ARGUMENT selects another recipe,
+a function below whose docstring has its command. docs/results.md has results.
 """
 
 from ml_collections import ConfigDict
 
 
 def _base() -> ConfigDict:
-  """The shipped policy, and what its prompts and samples may take."""
+  """Sets the shipped policy, and the limits of prompts and samples."""
   c = ConfigDict()
   c.seed = 0
   c.policy = ConfigDict(dict(init='asset:tiny_policy'))
@@ -27,7 +27,7 @@ def _held_out(c: ConfigDict) -> None:
 
 
 def _train(c: ConfigDict) -> None:
-  """Reinforcement learning: 16 problems of 4 samples a step."""
+  """Sets up RL: 16 problems x 4 samples per step."""
   _held_out(c)
   c.run = 'train'
   c.steps = 120
@@ -52,7 +52,7 @@ def process(c: ConfigDict) -> None:
   c.judge = ConfigDict(
       dict(init='asset:tiny_judge', template='tiny', delimiter='###',
            max_steps=8, max_prompt_tokens=96))
-  # The tiny judge scores progress, so the telescoping form: docs/method.md.
+  # The tiny judge scores progress: use the telescoping form (docs/method.md).
   c.credit = ConfigDict(dict(rule='delta', first='zero'))
 
 
@@ -70,16 +70,16 @@ def outcome(c: ConfigDict) -> None:
   c.data.batch = 8
   c.rollout.group_size = 8
   c.credit = ConfigDict(dict(rule='group'))
-  # With 1e-3 one policy of three wanders off and fools the judge a little.
+  # With 1e-3, one policy of three drifts and fools the judge a little.
   c.loss.kl_coef = 0.03
 
 
 def grpo(c: ConfigDict) -> None:
-  """Sparse GRPO: reward 1 for a right final answer, else 0.
+  """Sparse GRPO: reward 1 for a correct final answer, else 0.
 
   python -m exprl_jax.main --config=configs/tiny.py:grpo
 
-  The learning rate was chosen as that of ExpRL was: docs/results.md.
+  The learning rate was chosen like ExpRL's: docs/results.md.
   """
   _train(c)
   c.reward = 'sparse'
@@ -91,8 +91,8 @@ def sft(c: ConfigDict) -> None:
 
   python -m exprl_jax.main --config=configs/tiny.py:sft
 
-  The references are right but leave out the working that the policy needs, as
-  human experts do; imitating them teaches it to guess.
+  The references are correct but omit the working that the policy needs, as
+  human experts do; imitating them teaches the policy to guess.
   """
   _held_out(c)
   c.run = 'sft'
@@ -109,10 +109,11 @@ def self_distill(c: ConfigDict) -> None:
 
   python -m exprl_jax.main --config=configs/tiny.py:self_distill
 
-  The starting policy, shown the solution, is the teacher. The tiny policy has
-  never seen a solution in a prompt, so it has little to teach: the recipe runs,
-  accuracy does not rise (docs/results.md). --config.loss.kind=exact_kl takes
-  the exact reverse KL over the vocabulary instead of sampled tokens.
+  The teacher is the starting policy with the solution in its prompt. The tiny
+  policy has never seen a solution in a prompt, so it has little to teach: the
+  recipe runs, but accuracy does not rise (docs/results.md).
+  --config.loss.kind=exact_kl uses the exact reverse KL over the vocabulary
+  instead of sampled tokens.
   """
   _train(c)
   c.reward = 'teacher'
@@ -132,8 +133,8 @@ def stage2(c: ConfigDict) -> None:
   python -m exprl_jax.main --config=configs/tiny.py:stage2 \
     --config.policy.init=/tmp/stage1
 
-  policy.init is any workdir, WORKDIR@STEP or model folder. Without the flag it
-  is the untrained policy, from which sparse rewards starve.
+  policy.init is any workdir, WORKDIR@STEP or model folder. The default is the
+  shipped policy, from which sparse rewards starve.
   """
   grpo(c)
   c.steps = 60
@@ -148,19 +149,19 @@ def evaluate(c: ConfigDict) -> None:
   python -m exprl_jax.main --config=configs/tiny.py:evaluate \
     --config.eval.models="('WORKDIR', 'WORKDIR@40')"
 
-  WORKDIR is that of a run, such as configs/tiny.py has made; @40 its checkpoint
-  of step 40. It prints pass@1, pass@16 and maj@16 of all of them, the
-  differences from the shipped policy with paired intervals, how many problems
-  were unlocked and how many would be by chance, entropy, KL and steps, and
-  writes samples/, comparison.json and metrics.jsonl into its workdir.
-  docs/evaluation.md says what the numbers mean. Called again with the same
-  --workdir it samples what is missing.
+  WORKDIR is the workdir of a run, such as that of configs/tiny.py; @40 selects
+  its checkpoint of step 40. Prints pass@1, pass@16 and maj@16 of every model,
+  differences from the shipped policy with paired intervals, the number of newly
+  solved problems and its null, entropy, KL and steps. Writes samples/,
+  newly_solved/, comparison.json and metrics.jsonl into its own workdir.
+  docs/evaluation.md explains the numbers. The same command with the same
+  --workdir samples only what is missing.
 
-  As it is, it compares the shipped policy with itself: all differences are 0,
-  since both have the same draws.
+  Without flags, it compares the shipped policy with itself: all differences are
+  0, since both use the same random draws.
 
-  On models that write prose also: --config.eval.behaviors=words, or =judge
-  with --config.judge.init=MODEL.
+  For models that write prose, add --config.eval.behaviors=words, or =judge with
+  --config.judge.init=MODEL.
   """
   _held_out(c)
   c.run = 'evaluate'
@@ -175,7 +176,7 @@ def evaluate(c: ConfigDict) -> None:
 
 
 def policy(c: ConfigDict) -> None:
-  """How the tiny policy was made: pre-training on misread worked traces.
+  """Makes the tiny policy: pre-training on misread worked traces.
 
   python -m exprl_jax.main --config=configs/tiny.py:policy --workdir=/tmp/p
   cp /tmp/p/model/* exprl_jax/assets/tiny_policy/
@@ -193,11 +194,11 @@ def policy(c: ConfigDict) -> None:
 
 
 def judge(c: ConfigDict) -> None:
-  """How the tiny judge was made (exprl_jax/runs/train_judge.py).
+  """Makes the tiny judge (exprl_jax/runs/train_judge.py).
 
   python -m exprl_jax.main --config=configs/tiny.py:judge
 
-  is the first of five passes; docs/tiny.md has all commands.
+  runs the first of five passes; docs/tiny.md has all commands.
   """
   c.run = 'train_judge'
   c.steps = 2400
