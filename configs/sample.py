@@ -6,7 +6,8 @@ r"""Samples completions of your prompts from any Hugging Face model.
 
 An input line has `id` and one of `prompt` (text), `messages` (chat) or
 `tokens`; an output line has `id`, `sample`, `tokens`, `text`, `logprobs` and
-`ended`. Without flags, the config asks the shipped tiny policy three questions.
+`finish_reason`. Without flags, the config asks the shipped tiny policy three
+questions.
 """
 
 from ml_collections import ConfigDict

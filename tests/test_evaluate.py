@@ -14,11 +14,11 @@ from exprl_jax import config as config_lib
 from exprl_jax import main
 from exprl_jax.data.steps import Segmenter
 from exprl_jax.evals import (
-  candidates,
-  comparison,
-  estimators,
-  held_out,
-  policy_statistics,
+    candidates,
+    comparison,
+    estimators,
+    held_out,
+    policy_statistics,
 )
 from exprl_jax.models import head, hf, lora, references
 from exprl_jax.rollout.requests import Sample

@@ -12,7 +12,8 @@ import pytest
 
 from exprl_jax import config as config
 from exprl_jax.grading import grader as grading
-from exprl_jax.grading.grader import boxed, final_answer, grade
+from exprl_jax.grading.answers import LONGEST, boxed, final_answer
+from exprl_jax.grading.equality import grade
 from exprl_jax.types import InputError, Problem
 
 CODE = pathlib.Path(__file__).parents[1] / 'docs/examples/code_grader.py'
@@ -60,7 +61,7 @@ def gone(pids, seconds=10):
 
 def pids(grader):
   """Of the worker processes that run now."""
-  return {w._process.pid for w in grader._free.queue if w._process}
+  return {w._process.pid for w in grader._pool._free.queue if w._process}
 
 
 @pytest.mark.parametrize(
@@ -97,7 +98,7 @@ def test_boxed(text, want):
         (r'<think>\boxed{5}</think> \boxed{6}', '6'),
         (r'\boxed{4}</think> \boxed{6}', '6'),  # <think> was in the prompt
         (r'<think> it may be \boxed{5}', None),  # it never stopped thinking
-        (r'\boxed{5}' + 'x' * grading.LONGEST, None),
+        (r'\boxed{5}' + 'x' * LONGEST, None),
     ])
 def test_final_answer(text, want):
   assert final_answer(text) == want
@@ -392,10 +393,11 @@ def test_workers_end_with_the_grader_and_with_the_parent():
   del grader
   gc.collect()
   assert gone(left)
-  script = ('from exprl_jax import config, grading\n'
+  script = ('from exprl_jax import config\n'
+            'from exprl_jax.grading import grader as grading\n'
             f'g = grading.Grader(config.Grading(grader={str(CODE)!r} '
             '+ ":grade"))\n'
-            'print(g._free.queue[-1]._process.pid, flush=True)\n')
+            'print(g._pool._free.queue[-1]._process.pid, flush=True)\n')
   for end in ('', 'import os; os._exit(0)'):  # as a killed process ends
     done = subprocess.run([sys.executable, '-c', script + end],
                           capture_output=True, text=True, check=True)

@@ -42,8 +42,8 @@ def test_text_chats_and_tokens(tmp_path, policy, capsys):
   for row in rows:  # greedy: all the same
     assert row['tokens'] == rows[0]['tokens']
     assert row['text'] == tokenizer.decode(row['tokens'])
-    assert row['ended'] == ('eos' if row['tokens'][-1] in tokenizer.eos_ids else
-                            'length')
+    assert row['finish_reason'] == ('eos' if row['tokens'][-1]
+                                    in tokenizer.eos_ids else 'length')
   whole = np.array([ids + rows[0]['tokens']])
   lp, _ = head.token_logprobs(cfg, params, whole, np.ones_like(whole))
   np.testing.assert_allclose(lp[0, len(ids):], rows[0]['logprobs'], atol=1e-4)

@@ -10,7 +10,7 @@ import pytest
 from exprl_jax import config as config_lib
 from exprl_jax import main
 from exprl_jax.data import tiny_world as world
-from exprl_jax.grading import grader as grading
+from exprl_jax.grading.equality import grade
 from exprl_jax.judge import factory, hacking
 from exprl_jax.tiny import assets, traces
 from exprl_jax.types import Problem
@@ -76,7 +76,7 @@ def test_problem_sets_do_not_overlap():
 def test_references_are_right_and_answers_are_theirs():
   for story in world.stories('test'):
     problem = story.problem('')
-    assert grading.grade(problem.solution, problem.answer)
+    assert grade(problem.solution, problem.answer)
     assert world.progress(problem.solution,
                           world.segments_of(story.worked()))[-1] == 1.0
     assert all(0 < v <= world.LARGEST for v in story.values())

@@ -30,7 +30,7 @@ def grade(text: str, problem: dict) -> str:
     problem: `id`, `question`, `answer`, `domain` and `solution`, all strings.
 
   Returns:
-    A status of `exprl_jax.grading.STATUSES`.
+    A status of `exprl_jax.grading.grader.STATUSES`.
   """
   try:
     tests = [

@@ -19,6 +19,7 @@ import jinja2
 import jinja2.ext
 import jinja2.parser
 import jinja2.sandbox
+import numpy as np
 import tokenizers
 
 from exprl_jax.data.sentencepiece import SentencePiece
@@ -85,7 +86,8 @@ class Tokenizer:
     """
     return self._tokenizer.encode(text, special)
 
-  def decode(self, ids: Sequence[int], special: bool = False) -> str:
+  def decode(self, ids: Sequence[int] | np.ndarray,
+             special: bool = False) -> str:
     """Decodes token ids, special tokens only if asked for."""
     return self._tokenizer.decode(list(map(int, ids)), special)
 

@@ -1,1 +1,1 @@
-"""Grading of final answers."""
+"""Grades final answers (docs/grading.md)."""

@@ -1,14 +1,16 @@
-"""A process that grades answers: `python -m exprl_jax.grading.worker SETTINGS`.
+"""Grades answers in a process: `python -m exprl_jax.grading.worker SETTINGS`.
 
-Algebra and code of others may hang, take all memory or crash, so they run
-here, and `grading.Grader` kills what hangs. A line of JSON comes in for every
-question, `{"grader": ..., "args": {...}}`, and a line goes out: `[status,
-answer, note]`. The first line out is `""`, or why the process cannot start.
+Algebra and plug-ins may hang, take all memory or crash. They run here, and the
+parent, `grading.pool`, kills the process. Protocol: the first line out is `""`,
+or says as JSON why the process cannot start. After that each line in is a
+question, `{"grader": ..., "args": {...}}`, and each line out its reply,
+`[status, answer, note]`.
 
-It is run, never imported by the package, and imports nothing of it: jax takes
-seconds to import and more memory than a worker may have.
+Imports nothing of the package: jax takes seconds to import and more memory than
+a worker may have.
 """
 
+from collections.abc import Callable
 import functools
 import importlib
 import importlib.util
@@ -19,47 +21,62 @@ import re
 import resource
 import signal
 import sys
+from types import FrameType
+from typing import Any, TextIO
 
-_DIGITS = 30  # of values that are compared
-_EXACT = 1e-20  # they may differ by so much of the larger one
-_ROUNDED = 1e-4  # where one of them is a decimal fraction
+_DIGITS = 30  # to which two values are computed
+_EXACT = 1e-20  # relative difference that two exact values may have
+_ROUNDED = 1e-4  # the same if one of them is a decimal
+_PERCENT = re.compile(r'%|\bper ?cent|\bpct\b', re.I)
+
+_Reply = tuple[str, str, str]  # status, answer, note
+_Grader = Callable[..., _Reply]
 
 
 class _Late(BaseException):
-  """Time is up. Not an Exception, so that libraries do not swallow it."""
+  """Time is up. No Exception, so that libraries do not swallow it."""
 
 
 def main() -> None:
   """Answers questions until stdin is closed."""
   settings = json.loads(sys.argv[1])
-  # What a plug-in prints or reads must not reach the parent's lines.
-  questions, answers = os.fdopen(os.dup(0)), os.fdopen(os.dup(1), 'w')
-  os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-  os.dup2(2, 1)
-  signal.signal(signal.SIGALRM, _late)
+  questions, replies = _take_pipes()
+  signal.signal(signal.SIGALRM, _raise_late)
   resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
   memory = settings['memory_mb'] << 20
   resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
-  graders, problem = {}, ''
+  graders: dict[str, _Grader] = {}
+  problem = ''
   for spec in settings['graders']:
     try:
       graders[spec] = _load(spec)
     except BaseException as e:
       problem = f'{spec}: {type(e).__name__}: {e}'
-  print(json.dumps(problem), file=answers, flush=True)
+  print(json.dumps(problem), file=replies, flush=True)
   for line in questions:
     question = json.loads(line)
-    answer = _answer(graders[question['grader']], question['args'],
-                     settings['seconds'])
-    print(json.dumps(answer), file=answers, flush=True)
+    reply = _answer(graders[question['grader']], question['args'],
+                    settings['seconds'])
+    print(json.dumps(reply), file=replies, flush=True)
 
 
-def _late(*_):
+def _take_pipes() -> tuple[TextIO, TextIO]:
+  """Moves stdin and stdout to new files, out of reach of plug-ins.
+
+  They read nothing from stdin afterwards, and print to stderr.
+  """
+  questions, replies = os.fdopen(os.dup(0)), os.fdopen(os.dup(1), 'w')
+  os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+  os.dup2(2, 1)
+  return questions, replies
+
+
+def _raise_late(signum: int, frame: FrameType | None) -> None:
   raise _Late
 
 
-def _answer(grader, args, seconds) -> tuple[str, str, str]:
-  """Runs a grader: (status, answer, what went wrong)."""
+def _answer(grader: _Grader, args: dict[str, Any], seconds: float) -> _Reply:
+  """Runs a grader, for `seconds` at most."""
   try:
     signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
@@ -68,26 +85,30 @@ def _answer(grader, args, seconds) -> tuple[str, str, str]:
       signal.setitimer(signal.ITIMER_REAL, 0)
   except _Late:
     return 'timeout', '', ''
-  except BaseException as e:  # sys.exit of a plug-in, too
+  except BaseException as e:  # includes sys.exit in a plug-in
     return 'error', '', f'{type(e).__name__}: {e}'[:500]
 
 
-def _load(spec):
+def _load(spec: str) -> _Grader:
+  """Loads `math`, FILE.py:FUNCTION or MODULE:FUNCTION."""
   if spec == 'math':
     return _load_math()
   path, _, name = spec.rpartition(':')
   if path.endswith('.py'):
-    sys.path.append(str(pathlib.Path(path).resolve().parent))
-    module = importlib.util.module_from_spec(
-        found := importlib.util.spec_from_file_location(
-            pathlib.Path(path).stem, path))
+    file = pathlib.Path(path)
+    sys.path.append(str(file.resolve().parent))
+    found = importlib.util.spec_from_file_location(file.stem, path)
+    assert found and found.loader  # every .py file has a loader
+    module = importlib.util.module_from_spec(found)
     found.loader.exec_module(module)
   else:
     module = importlib.import_module(path)
   return functools.partial(_plug_in, getattr(module, name))
 
 
-def _plug_in(function, text, problem) -> tuple[str, str, str]:
+def _plug_in(function: Callable[[str, dict[str, str]], Any], text: str,
+             problem: dict[str, str]) -> _Reply:
+  """Calls a plug-in, which returns a bool, a status or (either, answer)."""
   verdict, answer = function(text, problem), ''
   if isinstance(verdict, (tuple, list)):
     verdict, answer = verdict
@@ -96,69 +117,76 @@ def _plug_in(function, text, problem) -> tuple[str, str, str]:
   return verdict, str(answer), ''
 
 
-def _load_math():
+def _load_math() -> _Grader:
   import math_verify
   import sympy
   _tighten(math_verify.grader, sympy)
   config = [math_verify.LatexExtractionConfig(boxed_match_priority=0)]
 
   @functools.lru_cache(4096)
-  def parse(text):
-    """One expression, or None. Time is kept by `_answer`, not the library."""
-    return next(
-        iter(
-            math_verify.parse(text, config, 'no_fallback',
-                              parsing_timeout=None)), None)
+  def parse(text: str) -> Any:
+    # `_answer` limits the time, not the library.
+    parsed = math_verify.parse(text, config, 'no_fallback',
+                               parsing_timeout=None)
+    return next(iter(parsed), None)
 
-  def grade(gold, answer, percent):
-    """Whether `answer` is `gold`; without an answer, whether gold is read.
+  def equal(expected: Any, given: Any) -> bool:
+    return not _absurd(given, sympy) and math_verify.verify(
+        expected, given, timeout_seconds=None)
 
-    An answer in percent is right only if the gold answer is given so, too.
-    """
-    expected = parse(_gold(gold))
-    if answer is None:
-      return ('gold_unparsable' if expected is None else 'correct'), '', ''
-    words, others = _word(answer), _word(gold)
-    if words and others:
-      return ('correct' if words == others else 'wrong'), words, ''
-    if expected is None:
-      return 'gold_unparsable', '', ''
-    given = parse(_anchor(answer))
-    if given is None:
-      return 'unparsable', '', ''
-    right = ((percent or not _PERCENT.search(answer))
-             and not _other_base(answer, gold) and not _absurd(given, sympy)
-             and math_verify.verify(expected, given, timeout_seconds=None))
-    return ('correct' if right else 'wrong'), str(given)[:1000], ''
-
-  return grade
+  return functools.partial(_grade_math, parse, equal)
 
 
-_PERCENT = re.compile(r'%|\bper ?cent|\bpct\b', re.I)
+def _grade_math(parse: Callable[[str], Any], equal: Callable[[Any, Any], bool],
+                gold: str, answer: str | None, percent: bool) -> _Reply:
+  """Compares an answer with the gold answer; None: only parses the gold one.
+
+  Args:
+    parse: returns an expression, or None if it cannot read the formula.
+    equal: compares the gold expression with another.
+    gold: as in the data set.
+    answer: content of the box.
+    percent: whether the gold answer is in percent. If not, one in percent is
+      wrong.
+  """
+  expected = parse(_gold(gold))
+  if answer is None:
+    return ('gold_unparsable' if expected is None else 'correct'), '', ''
+  word, gold_word = _word(answer), _word(gold)
+  if word and gold_word:
+    return ('correct' if word == gold_word else 'wrong'), word, ''
+  if expected is None:
+    return 'gold_unparsable', '', ''
+  given = parse(_anchor(answer))
+  if given is None:
+    return 'unparsable', '', ''
+  right = ((percent or not _PERCENT.search(answer))
+           and not _other_base(answer, gold) and equal(expected, given))
+  return ('correct' if right else 'wrong'), str(given)[:1000], ''
 
 
-def _anchor(text) -> str:
-  """`text` as one formula, of which the library must read all or nothing."""
+def _anchor(text: str) -> str:
+  """Makes one formula of a text; the library must read all of it or nothing."""
   text = re.sub(r'(?<!\\)\$|\\[()\[\]]', ' ', text)
-  # Upright e, i and d are constants; the library takes them for words, and
-  # then reads 1-1/e and 1+1/e alike.
+  # Upright e, i and d are constants. The library takes them for words, and
+  # would read 1-1/e and 1+1/e alike.
   text = re.sub(r'\\(?:mathrm|text|operatorname)\s*\{([eid])\}', r'{\1}', text)
   return f'${" ".join(text.split())}$'
 
 
-def _gold(text) -> str:
-  """A gold answer may be a sentence with formulas in it."""
+def _gold(text: str) -> str:
+  """Makes one formula of a gold answer, unless it is a sentence with some."""
   if re.search(r'(?<!\\)\$.*[^$\s].*\$|\\\(|\\\[', text, re.S):
     inner = re.fullmatch(r'\s*(\$\$?)([^$]*)\1[\s.]*', text)
     return _anchor(inner[2]) if inner else text
   return _anchor(text)
 
 
-def _word(text) -> str:
-  """A name or word, in lower case; '' for formulas.
+def _word(text: str) -> str:
+  """Returns a name or word in lower case; '' for formulas.
 
-  The library reads letters as factors, so that AB = BA and no = on. Two or
-  three small letters are left to it: ab = ba.
+  The library reads letters as factors, by which AB = BA and no = on. Leaves two
+  or three lower-case letters to it: ab = ba.
   """
   text = text.replace('$', ' ').strip(' .')
   bare = re.sub(r'\\(?:text|mathrm|mbox|textbf)\s*\{([^{}]*)\}', r'\1', text)
@@ -166,15 +194,15 @@ def _word(text) -> str:
   return bare.lower() if word or bare != text and bare.isalpha() else ''
 
 
-def _other_base(a, b) -> bool:
-  """204_5 and 204_6, of which the library reads the digits only."""
-  bases = [re.search(r'[0-9A-Z]_\{?(\d+)\W*$', text) for text in (a, b)]
-  return all(bases) and bases[0][1] != bases[1][1]
+def _other_base(a: str, b: str) -> bool:
+  """True for 204_5 and 204_6, of which the library reads only the digits."""
+  base_a, base_b = (
+      re.search(r'[0-9A-Z]_\{?(\d+)\W*$', text) for text in (a, b))
+  return bool(base_a and base_b and base_a[1] != base_b[1])
 
 
-def _absurd(given, sympy) -> bool:
-  """6 = 5 and x = 6 = 5, of which the library would take the right hand side.
-  """
+def _absurd(given: Any, sympy: Any) -> bool:
+  """True for 6 = 5 and x = 6 = 5; the library reads the right-hand side."""
   if not isinstance(given, (sympy.Eq, sympy.And)):
     return False
   sides = [
@@ -184,31 +212,31 @@ def _absurd(given, sympy) -> bool:
   return not all(_agree(sides[0], side, sympy) for side in sides)
 
 
-def _tighten(library, sympy) -> None:
+def _tighten(library: Any, sympy: Any) -> None:
   """Adds a second rule where Math-Verify 0.9.0 compares two expressions.
 
-  It compares to 15 digits after the point, by which 1/2^99 = 1/2^98, and two
-  equations without a solution are equal to it. All its comparisons of sets,
-  tuples and relations come down to these functions, or are exact.
+  By its own rule, 15 digits after the point, 1/2^99 = 1/2^98, and any two
+  equations without a solution are equal. All its comparisons of sets, tuples
+  and relations end in the two functions replaced here, or are exact.
   """
   numeric, solve = library.sympy_numeric_eq, library.sympy_solve_and_compare
   agree = functools.partial(_agree, sympy=sympy)
 
-  def percent_agree(a, b):  # 28% = 28, if the gold answer is given so
+  def percent_agree(a: Any, b: Any) -> bool:  # 28% = 28, if gold is in percent
     return agree(a, b) or agree(library.get_pct_val(a, a),
                                 library.get_pct_val(b, b))
 
-  def solvable(a):
-    return not isinstance(a, sympy.Eq) or sympy.solve(a, a.free_symbols)
+  def solvable(a: Any) -> bool:
+    return not isinstance(a, sympy.Eq) or bool(sympy.solve(a, a.free_symbols))
 
   library.sympy_numeric_eq = (
       lambda a, b, *rest: numeric(a, b, *rest) and percent_agree(a, b))
   library.sympy_solve_and_compare = (
-      lambda a, b, *rest: bool(solvable(a)) and solve(a, b, *rest))
+      lambda a, b, *rest: solvable(a) and solve(a, b, *rest))
 
 
-def _agree(a, b, sympy) -> bool:
-  """No point is known at which the two have clearly different values."""
+def _agree(a: Any, b: Any, sympy: Any) -> bool:
+  """Compares two expressions at three points; False if one clearly differs."""
   if isinstance(a, sympy.MatrixBase) and isinstance(b, sympy.MatrixBase):
     return a.shape == b.shape and all(
         _agree(x, y, sympy) for x, y in zip(a.flat(), b.flat()))
@@ -225,11 +253,11 @@ def _agree(a, b, sympy) -> bool:
   return True
 
 
-def _value(expression, at):
-  """The value at a point, or None where it is not known to all its digits.
+def _value(expression: Any, at: dict[Any, Any]) -> Any:
+  """Returns the value at a point; None if not all its digits are certain.
 
-  So it is for an exact zero that is a difference of roots: there the library's
-  algebra decides.
+  An exact zero that is a difference of roots is such a case, where the algebra
+  of the library decides.
   """
   try:
     value = expression.subs(at).doit().evalf(_DIGITS, strict=True)

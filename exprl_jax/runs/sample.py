@@ -1,9 +1,10 @@
-"""run='sample': prompts from a JSONL file, completions into another."""
+"""run='sample': completes the prompts of one JSONL file, into another."""
 
 from collections.abc import Sequence
 import dataclasses
 import json
 import time
+from typing import Any
 
 from etils import epath
 import jax
@@ -12,7 +13,7 @@ from exprl_jax.config import Config, resolve
 from exprl_jax.data.tokenizer import Tokenizer
 from exprl_jax.models import references as source
 from exprl_jax.rollout import sampler as sampler_lib
-from exprl_jax.rollout.requests import Request, Sample
+from exprl_jax.rollout.requests import Request, Sample, Sampling
 from exprl_jax.runtime import jsonl
 from exprl_jax.runtime import mesh as mesh_lib
 from exprl_jax.types import InputError
@@ -20,7 +21,7 @@ from exprl_jax.types import InputError
 
 @dataclasses.dataclass(frozen=True)
 class Prompt:
-  """One line of the input."""
+  """A line of sample.prompts."""
 
   id: str
   tokens: list[int]
@@ -29,87 +30,86 @@ class Prompt:
 def sample(config: Config) -> None:
   """Samples `rollout.group_size` completions of every line of sample.prompts.
 
-  Each is written to sample.out as it ends, one JSON object a line: id, sample
-  (0..group_size - 1), tokens, text, logprobs, ended. Called again after an
-  interruption it samples what is missing; a sample does not depend on when it
+  Appends a row to sample.out as each ends: id, sample (0..group_size - 1),
+  tokens, text, logprobs, finish_reason. Resumes; no sample depends on when it
   is drawn.
 
   Raises:
-    InputError: a line of either file is not as it should be.
+    InputError: a line of either file is malformed.
   """
-  mesh = mesh_lib.make_mesh(config.mesh)
-  sampling = mesh_lib.rollout_mesh(mesh, config.mesh.rollout_tensor)
+  # 1. Read the prompts, and find out which samples exist.
+  mesh = mesh_lib.rollout_mesh(mesh_lib.make_mesh(config.mesh),
+                               config.mesh.rollout_tensor)
   origin = source.find(config.policy.init)
   tokenizer = Tokenizer(origin.folder)
-  width = config.rollout.max_prompt_tokens
-  prompts = read_prompts(resolve(config.sample.prompts), tokenizer, width)
+  prompts = read_prompts(resolve(config.sample.prompts), tokenizer,
+                         config.rollout.max_prompt_tokens)
   out = epath.Path(config.sample.out)
   there = _already(out)
-  _, model, params = source.load(origin, sampling, config.policy.dtype,
-                                 frozen=True)
-  sampler = sampler_lib.Sampler(config, model, tokenizer, sampling)
+  # 2. Load the model.
+  _, model, params = source.load(origin, mesh, config.policy.dtype, frozen=True)
+  sampler = sampler_lib.Sampler(config, model, tokenizer, mesh)
   group = config.rollout.group_size
-  requests = [
-      Request(p.tokens, i * group, group, sampler.sampling)
-      for i, p in enumerate(prompts)
-  ]
-  wanted = [
-      r for i, r in enumerate(requests)
-      for r in _missing(r, {s for id_, s in there if id_ == prompts[i].id})
-  ]
   print(f'{config.policy.init}: {len(prompts)} prompts, {group} samples each' +
         (f', {len(there)} of them in {out} already' if there else ''))
-  start, count = time.perf_counter(), 0
+  # 3. Draw the missing samples.
+  wanted = _wanted(prompts, group, sampler.sampling, there)
+  start = time.perf_counter()
   with jsonl.Writer(out) as write:
 
     def done(id_: int, sample: Sample) -> None:
-      nonlocal count
-      count += len(sample.tokens)
-      i, number = divmod(id_, group)
-      write({
-          'id': prompts[i].id, 'sample': number,
-          'tokens': sample.tokens.tolist(),
-          'text': tokenizer.decode(sample.tokens),
-          'logprobs': [round(float(x), 6) for x in sample.logprobs],
-          'ended': sample.finish_reason
-      })
+      write(_row(prompts[id_ // group].id, id_ % group, sample, tokenizer))
 
-    sampler.engine.generate(params, wanted, jax.random.key(config.seed), done)
+    samples = sampler.engine.generate(params, wanted,
+                                      jax.random.key(config.seed), done)
   seconds = time.perf_counter() - start
-  print(f'{sum(r.samples for r in wanted)} samples, {count} tokens in '
-        f'{seconds:.1f} s, {count / seconds:.0f} tokens/s -> {out}')
+  count = sum(len(s.tokens) for s in samples)
+  print(f'{len(samples)} samples, {count} tokens in {seconds:.1f} s, '
+        f'{count / seconds:.0f} tokens/s -> {out}')
+
+
+def _row(id_: str, number: int, sample: Sample,
+         tokenizer: Tokenizer) -> dict[str, Any]:
+  """Makes a line of sample.out."""
+  tokens = sample.tokens.tolist()
+  return {
+      'id': id_, 'sample': number, 'tokens': tokens,
+      'text': tokenizer.decode(tokens),
+      'logprobs': [round(float(x), 6) for x in sample.logprobs],
+      'finish_reason': sample.finish_reason
+  }
 
 
 def read_prompts(path: epath.PathLike, tokenizer: Tokenizer,
                  width: int) -> list[Prompt]:
-  """Reads the lines: `id`, and one of `prompt`, `messages` and `tokens`.
+  """Reads lines of `id` and one of `prompt`, `messages` and `tokens`.
 
-  `prompt` is text, taken as it is; `messages` a chat for the model's template.
+  `prompt` is a text, used as it is; `messages` a chat, which the model's
+  template renders. Without `id` a line is known by its number.
+
+  Args:
+    path: the JSONL file.
+    tokenizer: the model's.
+    width: tokens that a prompt may have.
 
   Raises:
-    InputError: no such file, or a bad line; names file and line.
+    InputError: there is no such file, it is empty, or a line is malformed.
+      Names file and line.
   """
   file = epath.Path(path)
   if not file.is_file():
     raise InputError(f'config.sample.prompts={path}: no such file')
-  prompts, seen = [], set()
+  prompts: list[Prompt] = []
+  seen: set[str] = set()
   for number, line in enumerate(file.read_text().split('\n'), 1):
     if not line.strip():
       continue
     where = f'{path}:{number}'
-    try:
-      row = json.loads(line)
-      id_ = str(row.get('id', number))
-      kinds = [k for k in ('prompt', 'messages', 'tokens') if k in row]
-    except (json.JSONDecodeError, AttributeError) as e:
-      raise InputError(f'{where}: not a JSON object ({e})') from None
-    if len(kinds) != 1:
-      raise InputError(f'{where}: has {kinds or "none"} of prompt, messages '
-                       'and tokens; give one')
+    id_, kind, value = _parse(line, number, where)
     if id_ in seen:
       raise InputError(f'{where}: id {id_!r} stands there twice')
     seen.add(id_)
-    tokens = _tokens(kinds[0], row[kinds[0]], tokenizer, where)
+    tokens = _tokens(kind, value, tokenizer, where)
     if not 0 < len(tokens) <= width:
       raise InputError(f'{where}: {len(tokens)} tokens; config.rollout.'
                        f'max_prompt_tokens={width}')
@@ -119,7 +119,23 @@ def read_prompts(path: epath.PathLike, tokenizer: Tokenizer,
   return prompts
 
 
-def _tokens(kind: str, value, tokenizer: Tokenizer, where: str) -> list[int]:
+def _parse(line: str, number: int, where: str) -> tuple[str, str, Any]:
+  """Parses a line; returns its id, the kind of prompt and the prompt."""
+  try:
+    row = json.loads(line)
+    id_ = str(row.get('id', number))
+    kinds = [k for k in ('prompt', 'messages', 'tokens') if k in row]
+  except (json.JSONDecodeError, AttributeError) as e:
+    raise InputError(f'{where}: not a JSON object ({e})') from None
+  if len(kinds) != 1:
+    raise InputError(f'{where}: has {kinds or "none"} of prompt, messages '
+                     'and tokens; give one')
+  return id_, kinds[0], row[kinds[0]]
+
+
+def _tokens(kind: str, value: Any, tokenizer: Tokenizer,
+            where: str) -> list[int]:
+  """Checks and encodes the prompt of a line."""
   good = {
       'prompt': lambda: isinstance(value, str),
       'messages': lambda: isinstance(value, list) and all(
@@ -140,10 +156,11 @@ def _tokens(kind: str, value, tokenizer: Tokenizer, where: str) -> list[int]:
 
 
 def _already(out: epath.Path) -> set[tuple[str, int]]:
-  """(id, sample) of the lines that are there."""
-  there = set()
+  """Returns (id, sample) of the lines that exist."""
+  there: set[tuple[str, int]] = set()
 
-  def note(row):  # before the file is touched: it may be somebody else's
+  def note(row: dict[str, Any]) -> bool:
+    # Fails before `resume` changes a file that holds something else.
     there.add((row['id'], row['sample']))
     return True
 
@@ -155,7 +172,18 @@ def _already(out: epath.Path) -> set[tuple[str, int]]:
                      'fresh file') from None
 
 
+def _wanted(prompts: Sequence[Prompt], group: int, sampling: Sampling,
+            there: set[tuple[str, int]]) -> list[Request]:
+  """Requests the missing samples. Their ids are prompt * group + sample."""
+  wanted: list[Request] = []
+  for i, prompt in enumerate(prompts):
+    request = Request(prompt.tokens, i * group, group, sampling)
+    wanted += _missing(request, {s for id_, s in there if id_ == prompt.id})
+  return wanted
+
+
 def _missing(request: Request, there: set[int]) -> Sequence[Request]:
+  """Splits a request into the samples that are not there."""
   if not there:
     return [request]
   return [

@@ -48,8 +48,8 @@ class Program(NamedTuple):
         compiler_options=dict(options) if options else None)
 
 
-def abstract(mesh: Mesh, shape: tuple[int, ...], dtype: Any,
-             *axes: str | None) -> Any:
+def abstract(mesh: Mesh, shape: tuple[int, ...], dtype: Any, *axes:
+             str | None) -> Any:
   """A ShapeDtypeStruct in place of an array; without axes it is replicated."""
   spec = mesh_lib.spec(axes or (None,) * len(shape), shape, mesh)
   return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, spec))
