@@ -80,6 +80,8 @@ def test_every_recipe_is_a_fresh_config():
      'configs/qwen3_4b.py:grpo$'),
     ('configs/qwen3_8b_mixed/exprl_mixed.py', 'configs/qwen3_8b_mixed.py:'
      'exprl_mixed$'),
+    ('configs/prepare.py', 'configs/prepare.py was renamed to configs/'
+     'rubrics.py$'),
     ('configs/tiny_nothing.py', 'tiny_nothing.py: no such file'),
     ('configs/nothing.py:grpo', 'nothing.py:grpo: no such file'),
 ])

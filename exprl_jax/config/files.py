@@ -109,6 +109,8 @@ def _renames(file: pathlib.Path) -> Iterator[str]:
 
   DIR/NAME_ARGUMENT.py and DIR/NAME/ARGUMENT.py are now DIR/NAME.py:ARGUMENT.
   """
+  if file.stem == 'prepare' and file.with_stem('rubrics').is_file():
+    yield str(file.with_stem('rubrics'))
   stem, folder = file.stem, file.parent
   candidates = [(folder / f'{stem[:i]}.py', stem[i + 1:])
                 for i, letter in enumerate(stem)
