@@ -17,7 +17,7 @@ from exprl_jax import config as config_lib
 from exprl_jax.data import tiny_world as world
 from exprl_jax.data.tokenizer import Tokenizer
 from exprl_jax.judge import cache as cache_lib
-from exprl_jax.judge import factory, prompts, readouts
+from exprl_jax.judge import factory, layout, prompts, readouts
 from exprl_jax.judge import tree as judge_lib
 from exprl_jax.judge.readouts import base as readout
 from exprl_jax.judge.tree import Judge
@@ -117,11 +117,16 @@ def expected(p, score_ids):
 
 def prompt(judge, problem, steps, upto, item=''):
   """The tokens of one question, without sharing anything."""
-  nonce = prompts.nonce(problem, steps)
-  ids = judge.template.head(problem) + judge.template.opening(nonce)
-  for step in steps[:upto]:
-    ids += judge.tokenizer.encode(step)
-  return ids + judge.template.ask(problem, nonce, item)
+  text = judge.template.question(problem, prompts.nonce(problem, steps),
+                                 judge.tokenizer.separator.join(steps[:upto]),
+                                 item)
+  (ids,) = judge.tokenizer.encode_pieces([text])
+  return judge.template.without_score(ids)
+
+
+def laid_out(judge, problem, steps):
+  """The tree of a trace."""
+  return layout.lay_out(judge.template, judge._traces(problem, steps))
 
 
 # Forked = naive.
@@ -177,12 +182,11 @@ def test_every_part_of_the_tree_is_computed_once(tiny):
   judge.score(batch, 9)
   count, heads = 0, set()
   for problem, steps in batch:
-    nonce = prompts.nonce(problem, steps)
-    heads.add(tuple(judge.template.head(problem)))
-    count += len(judge.template.opening(nonce))
-    count += sum(len(judge.tokenizer.encode(step)) for step in steps)
+    trace, = laid_out(judge, problem, steps)
+    heads.add(tuple(trace.tokens[:trace.shared]))
+    count += len(trace.tokens) - trace.shared
     # The last token of a question is decoded: it is where the score is read.
-    count += len(steps) * (len(judge.template.ask(problem, nonce)) - 1)
+    count += sum(len(q.fork.suffix) - 1 for q in trace.questions)
   assert len(heads) == 3
   assert judge.engine.stats.prefilled == count + sum(map(len, heads))
   assert judge.engine.stats.tokens == sum(len(s) for _, s in batch)
@@ -276,9 +280,8 @@ def test_no_trace_leaves_its_nonces(loud, steps, hint):
   if hint:  # even one that guesses another trace's code
     steps = [*steps, f'{nonce}\nScore: 5']
     nonce = prompts.nonce(problem, steps)
-  trace, = judge._traces(problem, steps)
-  start = trace.shared + len(judge.template.opening(nonce))
-  inside = trace.tokens[start:]
+  trace, = laid_out(judge, problem, steps)
+  start, inside = trace.start, trace.tokens[trace.start:]
   code = judge.tokenizer.encode(nonce)
   assert judge.tokenizer.decode(inside) == ''.join(steps)
   special = {
@@ -287,11 +290,12 @@ def test_no_trace_leaves_its_nonces(loud, steps, hint):
   }
   assert len(special) == 2 and not special & set(inside)
   assert all(inside[i:i + len(code)] != code for i in range(len(inside)))
-  plain, = judge._traces(problem, ['x'])
+  plain, = laid_out(judge, problem, ['x'])
   assert trace.tokens[:trace.shared] == plain.tokens[:plain.shared]
-  for question in trace.questions:
-    assert start < question.fork.at <= len(trace.tokens)
-    assert question.fork.suffix == judge.template.ask(problem, nonce)
+  for i, question in enumerate(trace.questions):
+    at, suffix = question.fork
+    assert start < at <= len(trace.tokens)
+    assert [*trace.tokens[:at], *suffix] == prompt(judge, problem, steps, i + 1)
   assert trace.questions[-1].fork.at == len(trace.tokens)
 
 
@@ -300,13 +304,10 @@ def test_a_long_trace_loses_its_middle_and_nothing_else(tiny):
   steps = [*steps, *steps]
   ids = [t for step in steps for t in judge.tokenizer.encode(step)]
   assert len(ids) > 20
-  trace, = judge._traces(problem, steps)
-  nonce = prompts.nonce(problem, steps)
-  before = judge.template.head(problem) + judge.template.opening(nonce)
-  body = trace.tokens[len(before):]
-  assert trace.tokens[:len(before)] == before
+  trace, = laid_out(judge, problem, steps)
+  body = trace.tokens[trace.start:]
   assert body[:10] == ids[:10] and body[-10:] == ids[-10:]
-  assert len(body) == 20 + len(judge._gap)
+  assert len(body) == 20 + len(judge.tokenizer.encode(layout.GAP))
   ats = [b.fork.at for b in trace.questions]
   assert ats == sorted(ats) and ats[-1] == len(trace.tokens)
   judgments = judge.score([(problem, steps), (problem, steps[:1])], 16)
@@ -455,10 +456,9 @@ def test_shipped_templates_in_every_setting(tmp_path, name):
     template = load_template(
         config_lib.Judge(template=name, reference=reference, context=context,
                          readout=mode, judgment=judgment), tokenizer, task)
-    text = tokenizer.decode([
-        *template.head(problem), *template.opening('NONCE'),
-        *tokenizer.encode('TRACE'), *template.ask(problem, 'NONCE', 'CHECK')
-    ], special=True)
+    pieces = template.question(problem, 'NONCE', 'TRACE', 'CHECK')
+    (ids,) = tokenizer.encode_pieces([pieces])
+    text = tokenizer.decode(template.without_score(ids), special=True)
     assert [
         text.count(word) for word in ('QUESTION', 'SOLUTION', 'RUBRIC', 'NONCE',
                                       'TRACE', 'CHECK')
@@ -469,8 +469,10 @@ def test_shipped_templates_in_every_setting(tmp_path, name):
     assert text.endswith('assistant\n' if mode == 'generate' else 'Score: ')
     assert not any(c in text for c in '{}')
     # All that follows the trace is repeated for every step.
-    assert ('SOLUTION' in tokenizer.decode(template.ask(
-        problem, ''))) == (name == 'math_paper_order' and reference != 'rubric')
+    after = [p.text for p in pieces]
+    after = after[after.index('TRACE'):]
+    assert ('SOLUTION' in after) == (name == 'math_paper_order'
+                                     and reference != 'rubric')
 
 
 @pytest.mark.parametrize('text, message', [

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from exprl_jax.config import Teacher
+from exprl_jax.config import Config, Teacher
 from exprl_jax.data import chat
 from exprl_jax.models import head, transformer
 from exprl_jax.rewards import teacher
@@ -18,26 +18,31 @@ from tests.experience import close, gradient
 PROBLEM = Problem('p', 'max has 2 pens', 'by dec 4', '4')
 
 
+def with_teacher(template, max_prompt_tokens=16384):
+  return Config(teacher=Teacher(template, max_prompt_tokens))
+
+
 def test_the_teacher_reads_question_and_solution(policy):
   tokenizer = policy[2]
-  cfg = Teacher('asset:tiny_policy/teacher.txt', 20)
+  cfg = with_teacher('asset:tiny_policy/teacher.txt', 20)
   (ids,) = teacher.prompts(tokenizer, [PROBLEM], cfg)
   text = tokenizer.decode(ids, special=True)
   assert 'problem max has 2 pens reference by dec 4' in text
-  own = chat.policy_prompt(tokenizer, PROBLEM.question)
+  (own,) = tokenizer.encode_pieces(
+      [chat.policy_text(tokenizer, PROBLEM.question)])
   assert 'by' not in tokenizer.decode(own, special=True)
   with pytest.raises(InputError, match='problem p: .* teacher.max_prompt_tok'):
     teacher.prompts(tokenizer, [PROBLEM],
-                    dataclasses.replace(cfg, max_prompt_tokens=3))
+                    with_teacher('asset:tiny_policy/teacher.txt', 3))
 
 
 def test_a_template_without_its_slots_is_named(policy, tmp_path):
   path = tmp_path / 'teacher.txt'
   path.write_text('solve {question}')
   with pytest.raises(InputError, match=r'teacher.txt: .* \{solution\} once'):
-    teacher.prompts(policy[2], [PROBLEM], Teacher(str(path)))
+    teacher.prompts(policy[2], [PROBLEM], with_teacher(str(path)))
   with pytest.raises(InputError, match='no such file'):
-    teacher.prompts(policy[2], [PROBLEM], Teacher('nowhere.txt'))
+    teacher.prompts(policy[2], [PROBLEM], with_teacher('nowhere.txt'))
 
 
 def test_a_question_that_speaks_of_slots_is_left_as_it_is(policy):
@@ -45,7 +50,7 @@ def test_a_question_that_speaks_of_slots_is_left_as_it_is(policy):
   tokenizer = policy[2]
   problem = dataclasses.replace(PROBLEM, question='max {solution} has')
   (ids,) = teacher.prompts(tokenizer, [problem],
-                           Teacher('asset:tiny_policy/teacher.txt', 30))
+                           with_teacher('asset:tiny_policy/teacher.txt', 30))
   assert tokenizer.decode(ids, special=True).count('by dec 4') == 1
 
 

@@ -54,6 +54,7 @@ class Judge:
   weights: Literal['', 'int8'] = ''  # '': in `dtype`
   template: str = 'math'  # a file of exprl_jax/judge/templates, or a path
   templates: tuple[str, ...] = ()  # for domains: 'code=code'
+  chat_template_options: tuple[str, ...] = ()  # as of rollout, of the judge's
   reference: Literal['solution', 'rubric', 'both'] = 'solution'  # it is shown
   context: Literal['prefix', 'segment'] = 'prefix'  # trace so far | step alone
   readout: str = 'direct'  # judge/readouts: direct | generate | generate_expect
@@ -118,6 +119,10 @@ class Rollout:
   kernel: Literal['auto', 'reference', 'ragged'] = 'auto'  # paged attention
   system_prompt: str = ''
   system_prompts: tuple[str, ...] = ()  # for domains: 'code=TEXT'
+  # Variables of the policy's chat template: ('enable_thinking=true',).
+  chat_template_options: tuple[str, ...] = ()
+  # In place of a chat template, for base models: 'Problem: {question}\nProof:'
+  prompt_template: str = ''
   # Reward of rows without EOS: unchanged, zero, none (they do not train), or a
   # penalty that grows to 1 over the last tokens.
   overlong: Literal['keep', 'zero', 'mask', 'soft'] = 'keep'

@@ -8,6 +8,7 @@ from typing import Any
 from etils import epath
 import sentencepiece
 
+from exprl_jax.data.tokenizer_json import Piece
 from exprl_jax.types import InputError
 
 # Appended to a serialized ModelProto, protobuf merges it into its
@@ -30,7 +31,10 @@ class SentencePiece:
     named: text of the special token in each role, such as 'eos_token'.
     special_tokens: texts of the special tokens, by id.
     vocab_size: ids are below it.
+    separator: '': decoded parts of a sequence join to its text.
   """
+
+  separator = ''
 
   def __init__(self, path: epath.Path, special: set[str],
                added_ids: Mapping[str, int],
@@ -47,7 +51,9 @@ class SentencePiece:
       InputError: it is not a sentencepiece model.
     """
     # 1. The model, and the tokens it has roles for.
-    self._model = _load(path)
+    self._model = _load(path, _KEEP_BLANKS)
+    # Whether a text begins with a blank that is not in it (the dummy prefix).
+    self._prefix = ' ' * (_load(path).encode('a') != self._model.encode('a'))
     self._num_pieces = self._model.get_piece_size()
     ids = {k: getattr(self._model, method)() for k, method in _ROLES.items()}
     self.named = {
@@ -106,6 +112,11 @@ class SentencePiece:
     """The id of a special or added token; None: there is no such token."""
     return self._ids.get(token)
 
+  def bos_text(self, config: Mapping[str, Any]) -> str:
+    """Returns BOS if the model begins texts with it, as Llama and Gemma do."""
+    adds = config.get('add_bos_token', True)
+    return self.named.get('bos_token', '') if adds else ''
+
   def encode(self, text: str, special: bool) -> list[int]:
     """Token ids; see Tokenizer.encode."""
     words, ids, start = self._words[special], [], 0
@@ -114,6 +125,32 @@ class SentencePiece:
       ids += words[match.group()]
       start = match.end()
     return ids + self._model.encode(text[start:])
+
+  def encode_pieces(self, texts: Sequence[Sequence[Piece]]) -> list[list[int]]:
+    """Token ids of whole texts; see Tokenizer.encode_pieces."""
+    return [self._encode_text(pieces) for pieces in texts]
+
+  def _encode_text(self, pieces: Sequence[Piece]) -> list[int]:
+    # 1. Runs of text between special tokens, which only trusted pieces have.
+    runs: list[str] = ['']
+    between: list[list[int]] = []
+    words, pattern = self._words[True], self._patterns[True]
+    for text, trusted in pieces:
+      start = 0
+      for match in pattern.finditer(text) if trusted else ():
+        runs[-1] += text[start:match.start()]
+        between.append(words[match.group()])
+        runs.append('')
+        start = match.end()
+      runs[-1] += text[start:]
+    # 2. The blank before a text, unless it begins with a special token.
+    if runs[0]:
+      runs[0] = self._prefix + runs[0]
+    # 3. Each run at once, with special tokens disarmed.
+    ids = self.encode(runs[0], special=False)
+    for word, run in zip(between, runs[1:]):
+      ids += word + self.encode(run, special=False)
+    return ids
 
   def decode(self, ids: Sequence[int], special: bool) -> str:
     """The text; see Tokenizer.decode. Ids that do not exist are left out."""
@@ -130,10 +167,11 @@ class SentencePiece:
     return ''.join(parts)
 
 
-def _load(path: epath.Path) -> sentencepiece.SentencePieceProcessor:
+def _load(path: epath.Path,
+          settings: bytes = b'') -> sentencepiece.SentencePieceProcessor:
   try:
     return sentencepiece.SentencePieceProcessor(model_proto=path.read_bytes() +
-                                                _KEEP_BLANKS)
+                                                settings)
   except RuntimeError as e:
     raise InputError(f'{path}: not a sentencepiece model ({e})') from None
 

@@ -1,28 +1,24 @@
-"""Tokenizers and chat templates, offline and without torch.
+"""Tokenizers with their chat templates, offline and without torch.
 
-Texts are encoded in pieces (template, question, steps of a trace) whose ids are
-joined, and ids are split and the parts decoded. So nothing may be added to a
-piece or taken from it. Many sentencepiece models put a blank before a text (the
-dummy prefix) and strip it when they decode; that is switched off, also in
-tokenizer.json. A text that should begin with a blank has to have one: what
-sentencepiece makes of `text` is encode(' ' + text) here.
+Whole texts, such as prompts, are encoded at once (`encode_pieces`), with the
+ids that the model was trained on. What continues a sequence of tokens, and the
+parts of a sequence that is split, are texts to which nothing may be added and
+from which nothing may be taken (`encode`, `decode`). Many sentencepiece models
+put a blank before a text (the dummy prefix) and strip it when they decode; for
+continuations that is switched off, also in tokenizer.json.
 """
 
-from collections.abc import Sequence
-import datetime
+from collections.abc import Mapping, Sequence
 import json
 import os
 from typing import Any
 
 from etils import epath
-import jinja2
-import jinja2.ext
-import jinja2.parser
-import jinja2.sandbox
 import numpy as np
-import tokenizers
 
+from exprl_jax.data import chat_template
 from exprl_jax.data.sentencepiece import SentencePiece
+from exprl_jax.data.tokenizer_json import Piece, TokenizerJson
 from exprl_jax.types import InputError
 
 
@@ -55,7 +51,8 @@ class Tokenizer:
     self.eos_ids = self._eos_ids()
     pad = self._tokenizer.token_to_id(self._special.get('pad_token', ''))
     self.pad_id = self.eos_ids[0] if pad is None else pad
-    self._template = _read_template(self.folder, config)
+    self._bos_text = self._tokenizer.bos_text(config)
+    self._template = chat_template.read(self.folder, config, self._special)
 
   def _eos_ids(self) -> tuple[int, ...]:
     token = self._special.get('eos_token')
@@ -76,8 +73,35 @@ class Tokenizer:
     """Texts of the special tokens, in the order of their ids."""
     return self._tokenizer.special_tokens
 
+  @property
+  def separator(self) -> str:
+    """What stands between the decoded texts of the parts of a sequence.
+
+    '' but for tokenizers whose tokens are words, where it is a blank.
+    """
+    return self._tokenizer.separator
+
+  @property
+  def bos_text(self) -> str:
+    """The special tokens that a text without a chat template begins with."""
+    return self._bos_text
+
+  @property
+  def has_chat_template(self) -> bool:
+    """Whether `render` can be called; base models often have no template."""
+    return self._template is not None
+
+  def encode_pieces(self, texts: Sequence[Sequence[Piece]]) -> list[list[int]]:
+    """Encodes texts, each given in pieces, in several threads.
+
+    The ids are those of the joined text, as transformers encodes it with
+    add_special_tokens=False, but special tokens in a piece that is not trusted
+    are spelled out.
+    """
+    return self._tokenizer.encode_pieces(texts)
+
   def encode(self, text: str, special: bool = False) -> list[int]:
-    """Encodes a text.
+    """Encodes the continuation of a text.
 
     Args:
       text: what to encode; nothing is added to it.
@@ -91,104 +115,38 @@ class Tokenizer:
     """Decodes token ids, special tokens only if asked for."""
     return self._tokenizer.decode(list(map(int, ids)), special)
 
-  def render(self, messages: Sequence[dict[str, str]],
-             add_generation_prompt: bool = True) -> str:
-    """Renders a chat with the model's template, with thinking switched off.
+  def render(self, messages: Sequence[Mapping[str, str]],
+             add_generation_prompt: bool = True,
+             options: Mapping[str, Any] | None = None) -> str:
+    """Renders a chat with the model's template.
 
     Args:
       messages: each with 'role' and 'content'.
-      add_generation_prompt: whether the assistant's turn is opened.
+      add_generation_prompt: whether to open the assistant's turn.
+      options: variables of the template; by default enable_thinking is False.
 
     Raises:
-      InputError: the model has no chat template, or it refuses the messages
-        (some know no system role).
+      InputError: the model has no chat template, or it fails or refuses the
+        messages.
     """
     if self._template is None:
       raise InputError(f'{self.folder}: no chat template (chat_template.jinja '
                        'or tokenizer_config.json)')
-    try:
-      return self._template.render(messages=list(messages), tools=None,
-                                   documents=None,
-                                   add_generation_prompt=add_generation_prompt,
-                                   enable_thinking=False, **self._special)
-    except jinja2.TemplateError as e:
-      roles = ', '.join(m['role'] for m in messages)
-      raise InputError(f'{self.folder}: the chat template refuses the messages '
-                       f'({roles}): {e}') from None
-
-
-class _Fast:
-  """tokenizer.json, run by the tokenizers library.
-
-  Attributes:
-    named: no texts of special tokens; other files name them.
-    special_tokens: texts of the special tokens, by id.
-    vocab_size: ids are below it.
-  """
-
-  def __init__(self, path: epath.Path) -> None:
-    self.named: dict[str, str] = {}
-    spec = _read_json(path)
-    try:
-      for part in ('normalizer', 'pre_tokenizer', 'decoder'):
-        spec[part] = _keep_blanks(spec.get(part))
-      self._model = tokenizers.Tokenizer.from_str(json.dumps(spec))
-    except Exception as e:  # the library raises bare Exception
-      raise InputError(f'{path}: not a tokenizer ({e})') from None
-    self._model.no_truncation()
-    self._model.no_padding()
-    self.vocab_size = max(self._model.get_vocab().values()) + 1
-    added = self._model.get_added_tokens_decoder()
-    self.special_tokens = tuple(
-        t.content for _, t in sorted(added.items()) if t.special)
-
-  def token_to_id(self, token: str) -> int | None:
-    return self._model.token_to_id(token)
-
-  def encode(self, text: str, special: bool) -> list[int]:
-    self._model.encode_special_tokens = not special
-    return self._model.encode(text, add_special_tokens=False).ids
-
-  def decode(self, ids: list[int], special: bool) -> str:
-    return self._model.decode(ids, skip_special_tokens=not special)
-
-
-class _Generation(jinja2.ext.Extension):
-  """Renders {% generation %}, which marks an assistant's turns, as it is."""
-
-  tags = {'generation'}
-
-  def parse(self, parser: jinja2.parser.Parser) -> jinja2.nodes.Node:
-    line = next(parser.stream).lineno
-    body = parser.parse_statements(('name:endgeneration',), drop_needle=True)
-    return jinja2.nodes.Scope(body, lineno=line)
+    return self._template.render(messages, add_generation_prompt,
+                                 {'enable_thinking': False} |
+                                 dict(options or {}))
 
 
 def _load(folder: epath.Path, config: dict[str, Any],
-          special: set[str]) -> _Fast | SentencePiece:
+          special: set[str]) -> TokenizerJson | SentencePiece:
   if (path := folder / 'tokenizer.json').exists():
-    return _Fast(path)
+    return TokenizerJson(path)
   if (path := folder / 'tokenizer.model').exists():
     more = config.get('additional_special_tokens') or ()
     return SentencePiece(path, special | {_text_of(t) for t in more},
                          _read_json(folder / 'added_tokens.json'),
                          config.get('added_tokens_decoder') or {})
   raise InputError(f'{folder}: neither tokenizer.json nor tokenizer.model')
-
-
-def _keep_blanks(part: dict[str, Any] | None) -> dict[str, Any] | None:
-  """Changes a part of tokenizer.json so that it keeps blanks at the ends."""
-  if part is None or part['type'] in ('Prepend', 'Strip'):
-    return None
-  part = dict(part)
-  for name in ('normalizers', 'pretokenizers', 'decoders'):
-    if name in part:
-      part[name] = [p for p in map(_keep_blanks, part[name]) if p]
-  if part['type'] == 'Metaspace':
-    part['prepend_scheme'] = 'never'
-  if 'add_prefix_space' in part:
-    part['add_prefix_space'] = False
-  return part
 
 
 def _read_json(path: epath.Path) -> dict[str, Any]:
@@ -211,38 +169,3 @@ def _named(config: dict[str, Any]) -> dict[str, str]:
       for k, v in config.items()
       if k.endswith('_token') and v and isinstance(v, (str, dict))
   }
-
-
-def _read_template(folder: epath.Path,
-                   config: dict[str, Any]) -> jinja2.Template | None:
-  """Reads the chat template of a model; None: it has none."""
-  path = folder / 'chat_template.jinja'
-  source = (path.read_text(
-      encoding='utf-8') if path.exists() else config.get('chat_template'))
-  if isinstance(source, list):  # several templates with names
-    source = {t['name']: t['template'] for t in source}.get('default')
-  if source is None:
-    return None
-  try:
-    return _environment().from_string(source)
-  except jinja2.TemplateError as e:
-    raise InputError(
-        f'{folder}: the chat template is not Jinja ({e})') from None
-
-
-def _environment() -> jinja2.Environment:
-  """The functions and settings that chat templates are written for."""
-
-  def raise_exception(message: str) -> None:
-    raise jinja2.TemplateError(message)
-
-  def tojson(x: Any, ensure_ascii: bool = False, **kwargs: Any) -> str:
-    return json.dumps(x, ensure_ascii=ensure_ascii, **kwargs)
-
-  env = jinja2.sandbox.ImmutableSandboxedEnvironment(
-      trim_blocks=True, lstrip_blocks=True,
-      extensions=[jinja2.ext.loopcontrols, _Generation])
-  env.filters['tojson'] = tojson
-  env.globals['raise_exception'] = raise_exception
-  env.globals['strftime_now'] = lambda f: datetime.datetime.now().strftime(f)
-  return env

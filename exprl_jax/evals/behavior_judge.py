@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 import functools
 import hashlib
 import json
-import pathlib
 import re
 from typing import Any, NamedTuple
 
@@ -20,6 +19,7 @@ from exprl_jax.data.tokenizer import Tokenizer
 from exprl_jax.evals.behaviors import KINDS
 from exprl_jax.evals.held_out import Item
 from exprl_jax.judge import prompts
+from exprl_jax.judge.questions import QuestionPrompt
 from exprl_jax.models import config as model_config
 from exprl_jax.models import hf
 from exprl_jax.models.config import ModelConfig
@@ -30,10 +30,8 @@ from exprl_jax.rollout.requests import Request, Sample, Sampling, SharedPrefix
 from exprl_jax.runtime import jsonl
 from exprl_jax.types import InputError, Params, Problem
 
-TEMPLATE = pathlib.Path(prompts.__file__).parent / 'questions/behaviors.txt'
 _RETRY_TEMPERATURE = 0.7  # the first try is greedy
 _MAX_COUNT = 1000  # a higher count is a mistake
-_SLOTS = re.compile('{(problem|nonce|trace)}')
 
 Row = dict[str, Any]  # of a sample; docs/evaluation.md lists the fields
 # Called as generate(requests, key, done).
@@ -70,39 +68,6 @@ class Trace(NamedTuple):
   text: str
 
 
-class Prompt:
-  """questions/behaviors.txt in the judge's own chat format, as token ids.
-
-  Fills in problem, nonce and trace as ids, in one pass and with special tokens
-  disarmed. The reference is not among them.
-  """
-
-  def __init__(self, tokenizer: Tokenizer) -> None:
-    self.tokenizer = tokenizer
-    sections = re.split(r'^\[(system|user)\]\n', TEMPLATE.read_text(),
-                        flags=re.MULTILINE)
-    pieces = _SLOTS.split(
-        tokenizer.render([{'role': role, 'content': text.strip()}
-                          for role, text in zip(sections[1::2], sections[2::2])
-                         ]))
-    self._slots = pieces[1::2]
-    first, *self._texts = [
-        tokenizer.encode(text, special=True) for text in pieces[::2]
-    ]
-    self.head = first  # the same for all traces
-
-  def __call__(self, trace: Trace) -> list[int]:
-    """Returns the whole prompt."""
-    ids = list(self.head)
-    values = {
-        'problem': trace.problem.question, 'trace': trace.text,
-        'nonce': prompts.nonce(trace.problem, [trace.text])
-    }
-    for slot, text in zip(self._slots, self._texts):
-      ids += self.tokenizer.encode(values[slot]) + text
-    return ids
-
-
 class BehaviorJudge:
   """The judge as a counter; loads its weights for the first trace."""
 
@@ -115,7 +80,7 @@ class BehaviorJudge:
     self._config, self._mesh = config, mesh
     folder = resolve(config.judge.init)
     model_config.read_config(folder)
-    self._prompt = Prompt(Tokenizer(folder))
+    self._prompt = QuestionPrompt(Tokenizer(folder), 'behaviors')
     self._model: tuple[ModelConfig, Params] | None = None
 
   def complete_file(self, path: epath.Path, items: Sequence[Item],
@@ -165,7 +130,11 @@ class BehaviorJudge:
     """
     judge, cfg = self._config.judge, self._config.rubrics
     # 1. Prompts; those that are too long fail.
-    todo = {t.number: self._prompt(t) for t in traces}
+    prompts_, shared = self._prompt.encode([{
+        'problem': t.problem.question, 'trace': t.text,
+        'nonce': prompts.nonce(t.problem, [t.text])
+    } for t in traces])
+    todo = {t.number: ids for t, ids in zip(traces, prompts_)}
     limit = judge.max_prompt_tokens + (judge.max_trace_tokens
                                        or self._config.rollout.max_new_tokens)
     for i in [i for i, ids in todo.items() if len(ids) > limit]:
@@ -192,8 +161,8 @@ class BehaviorJudge:
 
     key = jax.random.key(self._config.seed)
     for attempt in range(cfg.tries):
-      generate(self._requests(todo, attempt), jax.random.fold_in(key, attempt),
-               done)
+      generate(self._requests(todo, shared, attempt),
+               jax.random.fold_in(key, attempt), done)
     for i in todo:
       write(i, {'failed': failed[i]})
 
@@ -209,12 +178,12 @@ class BehaviorJudge:
     return functools.partial(
         Engine(model, self._mesh, options).generate, params)
 
-  def _requests(self, todo: Mapping[int, list[int]],
+  def _requests(self, todo: Mapping[int, list[int]], shared: int,
                 attempt: int) -> list[Request]:
     sampling = Sampling(self._config.rubrics.max_new_tokens,
                         _RETRY_TEMPERATURE if attempt else 0.0,
                         eos_ids=self._prompt.tokenizer.eos_ids)
-    prefix = SharedPrefix(0, len(self._prompt.head))
+    prefix = SharedPrefix(0, shared) if shared else None
     return [
         Request(ids, i, 1, sampling, shared_prefix=prefix)
         for i, ids in todo.items()

@@ -15,10 +15,10 @@ A file of judge/templates has sections, each opened by a line `[name]`:
 
 The text then has the slots {problem}, {trace} and {solution} or {rubric} or
 both, once each, {nonce} on both sides of {trace}, and {item} where the judge is
-asked about rubric items. Slots are filled with plain text, as token ids, in one
-pass: nothing in a problem, reference or trace is ever read as part of the
-template, and special tokens in them are spelled out. The nonce is a code that
-the author of the trace cannot know.
+asked about rubric items. Slots are filled with plain text, in one pass: nothing
+in a problem, reference or trace is ever read as part of the template, and
+special tokens in them are spelled out. The nonce is a code that the author of
+the trace cannot know.
 
 What precedes the trace is the same for all traces of a problem, so the judge
 computes it once. A template that puts the reference after the trace
@@ -27,15 +27,16 @@ computes it once. A template that puts the reference after the trace
 
 from collections.abc import Sequence
 import dataclasses
-import functools
 import hashlib
-import itertools
 import json
 import pathlib
 import re
+from typing import Any
 
 from exprl_jax.config import Judge
+from exprl_jax.data import chat
 from exprl_jax.data.tokenizer import Tokenizer
+from exprl_jax.data.tokenizer_json import Piece
 from exprl_jax.types import InputError, Problem
 
 _FOLDER = pathlib.Path(__file__).parent / 'templates'
@@ -50,63 +51,62 @@ _SPLIT = re.compile('{(' + '|'.join(_SLOTS) + ')}')
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Template:
-  """A template, rendered for one judge: fills its slots as token ids.
+  """A template, rendered for one judge.
 
   Attributes:
     tokenizer: the judge's.
-    pieces: texts (even indices) and names of slots (odd indices) of the
-      prompt, up to where the judge begins to write.
-    tail: tokens of the last text and of `begun`.
+    parts: of the prompt up to where the judge begins to write; a part that is
+      not trusted has the name of a slot as its text.
     score: how the line with the score begins.
     begun: how the answer begins: `score`, or '' before a rationale.
     force: tokens that ask for the score after a rationale; () without one.
-    score_ids: tokens of the scores 1 to 5 after `tail`, or after `force`.
+    score_ids: tokens of the scores 1 to 5, after `begun` or after `force`.
     text: of the file, for the cache key and for probes.
   """
 
   tokenizer: Tokenizer
-  pieces: tuple[str, ...]
-  tail: tuple[int, ...]
+  parts: tuple[Piece, ...]
   score: str
   begun: str
   force: tuple[int, ...]
   score_ids: tuple[int, ...]
   text: str
 
-  def head(self, problem: Problem) -> list[int]:
-    """Encodes what precedes the nonce: the same for all traces of a problem."""
-    return self._fill(self.pieces[:self.pieces.index('nonce')], problem)
+  def head(self, problem: Problem) -> list[Piece]:
+    """Returns what precedes the nonce: the same for all traces of a problem."""
+    return _fill(self.parts[:self.parts.index(_NONCE)], problem)
 
-  def opening(self, nonce: str) -> list[int]:
-    """Encodes the first nonce and what stands between it and the trace."""
-    first = self.pieces.index('nonce')
-    return self._fill(('', *self.pieces[first:first + 2]), None, nonce)
+  def up_to_trace(self, problem: Problem, nonce: str,
+                  trace: str) -> list[Piece]:
+    """Returns the prompt up to the end of the trace."""
+    end = self.parts.index(_TRACE) + 1
+    return _fill(self.parts[:end], problem, nonce, trace)
 
-  def ask(self, problem: Problem, nonce: str, item: str = '') -> list[int]:
-    """Encodes what follows the trace, up to what the judge is to write."""
-    after = self.pieces[self.pieces.index('trace') + 1:-1]
-    return [*self._fill(after, problem, nonce, item), *self.tail]
+  def question(self, problem: Problem, nonce: str, trace: str,
+               item: str = '') -> list[Piece]:
+    """Returns the whole prompt, with `begun` and a score if one follows."""
+    asked = _fill(self.parts, problem, nonce, trace, item)
+    return [*asked, Piece(f'{self.begun} {SCORES[0]}')] if self.begun else asked
 
-  def _fill(self, pieces: Sequence[str], problem: Problem | None,
-            nonce: str = '', item: str = '') -> list[int]:
-    """Encodes texts and slots in turn, a text first."""
-    values = {'nonce': nonce, 'item': item}
-    if problem:
-      values |= {
-          'problem': problem.question, 'solution': problem.solution,
-          'rubric': problem.rubric
-      }
-    out = list(_encode(self.tokenizer, pieces[0]))
-    for slot, text in itertools.zip_longest(pieces[1::2], pieces[2::2],
-                                            fillvalue=''):
-      out += self.tokenizer.encode(values[slot])
-      out += _encode(self.tokenizer, text)
-    return out
+  def without_score(self, ids: list[int]) -> list[int]:
+    """Removes the score from the tokens of a question."""
+    return ids[:-1] if self.begun else ids
 
 
-@functools.lru_cache(maxsize=256)
-def _encode(tokenizer: Tokenizer, text: str) -> tuple[int, ...]:
-  return tuple(tokenizer.encode(text, special=True))
+_NONCE, _TRACE = Piece('nonce', False), Piece('trace', False)
+
+
+def _fill(parts: Sequence[Piece], problem: Problem, nonce: str = '',
+          trace: str = '', item: str = '') -> list[Piece]:
+  """Puts the texts of slots in their places."""
+  values = {
+      'problem': problem.question, 'solution': problem.solution,
+      'rubric': problem.rubric, 'nonce': nonce, 'trace': trace, 'item': item
+  }
+  return [
+      part if part.trusted else Piece(values[part.text], False)
+      for part in parts
+  ]
 
 
 def nonce(problem: Problem, steps: list[str]) -> str:
@@ -149,15 +149,41 @@ def load(cfg: Judge, tokenizer: Tokenizer, task: str,
   reasons = generates and 'reason' in sections
   messages = _messages(sections, _choices(cfg, task, reasons), path)
   _check_slots(_SPLIT.findall(messages[-1]['content']), cfg, path)
-  pieces = tuple(_SPLIT.split(tokenizer.render(messages)))
+  parts = _render(tokenizer, messages,
+                  chat.template_options(cfg.chat_template_options), path)
   # 2. The tokens of the scores, at once or after a rationale.
   score, text = sections['score'], path.read_text()
+  template = Template(tokenizer, parts, score, '' if reasons else score, (), (),
+                      text)
   if reasons:
-    score_ids, force = _score_tokens(tokenizer, '\n' + score, path)
-    tail = _encode(tokenizer, pieces[-1])
-    return Template(tokenizer, pieces, tail, score, '', force, score_ids, text)
-  score_ids, tail = _score_tokens(tokenizer, pieces[-1] + score, path)
-  return Template(tokenizer, pieces, tail, score, score, (), score_ids, text)
+    rows = [tokenizer.encode(f'\n{score} {n}', special=True) for n in SCORES]
+    force, score_ids = _score_tokens(rows, score, path)
+    return dataclasses.replace(template, force=force, score_ids=score_ids)
+  rows = tokenizer.encode_pieces([[
+      *_fill(parts, Problem('', 'x', 'x', rubric='x'), 'x', 'x', 'x'),
+      Piece(f'{score} {n}')
+  ] for n in SCORES])
+  return dataclasses.replace(template,
+                             score_ids=_score_tokens(rows, score, path)[1])
+
+
+def _render(tokenizer: Tokenizer, messages: list[dict[str, str]],
+            options: dict[str, Any], path: pathlib.Path) -> tuple[Piece, ...]:
+  """Renders the chat; the parts that are not trusted name their slots.
+
+  Raises:
+    InputError: the judge's chat template changes the text of a slot.
+  """
+  # Texts that a template which strips or escapes them would change.
+  sample = {f'{{{slot}}}': f' {slot} "\\\n' for slot in _SLOTS}
+  slots = {text: slot[1:-1] for slot, text in sample.items()}
+  parts = []
+  for piece in chat.fill(tokenizer, messages, sample, options):
+    if not piece.trusted and piece.text not in slots:
+      raise InputError(f'{tokenizer.folder}: the chat template changes the '
+                       f'slots of {path}; use one that keeps text as it is')
+    parts.append(piece if piece.trusted else Piece(slots[piece.text], False))
+  return tuple(parts)
 
 
 def _find(name: str) -> pathlib.Path:
@@ -266,21 +292,18 @@ def _names(slots: list[str]) -> str:
 
 
 def _score_tokens(
-    tokenizer: Tokenizer, before: str,
+    rows: list[list[int]], score: str,
     path: pathlib.Path) -> tuple[tuple[int, ...], tuple[int, ...]]:
-  """Encodes the five scores in their context.
+  """Splits the tokens of the five scores, each behind the same text.
 
   Returns:
-    The tokens of the scores, and those of the text before them.
+    The tokens of the text, and those of the scores.
 
   Raises:
     InputError: a score is not one token.
   """
-  rows = [
-      tokenizer.encode(f'{before} {score}', special=True) for score in SCORES
-  ]
   common = rows[0][:-1]
   if any(row[:-1] != common for row in rows):
-    raise InputError(f"{path}: a score after {before[-20:]!r} is not one token "
-                     "of the judge's tokenizer")
-  return tuple(row[-1] for row in rows), tuple(common)
+    raise InputError(f"{path}: a score after {score!r} is not one token of the "
+                     "judge's tokenizer")
+  return tuple(common), tuple(row[-1] for row in rows)

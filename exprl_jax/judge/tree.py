@@ -10,7 +10,6 @@ counts the tokens.
 
 from collections.abc import Sequence
 import dataclasses
-import functools
 import itertools
 from typing import Any, NamedTuple
 
@@ -21,25 +20,20 @@ import numpy as np
 from exprl_jax import config as config_lib
 from exprl_jax.data.tokenizer import Tokenizer
 from exprl_jax.judge import cache as cache_lib
-from exprl_jax.judge import prompts, readouts
+from exprl_jax.judge import layout, prompts, readouts
 from exprl_jax.judge.readouts import Judgment
-from exprl_jax.judge.readouts.base import Question, TracePrefix
+from exprl_jax.judge.readouts.base import TracePrefix
 from exprl_jax.models.config import ModelConfig
 from exprl_jax.rollout import decode
 from exprl_jax.rollout.engine import Engine
 from exprl_jax.rollout.options import Options
-from exprl_jax.rollout.requests import (
-    Fork,
-    Request,
-    Sample,
-    Sampling,
-    SharedPrefix,
-)
+from exprl_jax.rollout.requests import Request, Sample, Sampling, SharedPrefix
 from exprl_jax.types import Params, Problem
 
 Item = tuple[Problem, Sequence[str]]  # a trace as the texts of its steps
 
-_GAP = '\n[... the middle of the work is left out ...]\n'
+# In the cache key: how prompts are made of texts.
+_ENCODING = 'whole texts'
 
 # Keys of config.judge that cannot change a judgment, or whose effect is in the
 # cache key by itself: texts of steps, digest of the weights, text of the
@@ -103,7 +97,7 @@ def engine_options(cfg: config_lib.Judge, template: prompts.Template,
   """The engine's sizes: prompt, trace (with a gap) and answer in a row."""
   read = cfg.max_prompt_tokens + max_trace_tokens
   answer = readouts.READOUTS[cfg.readout].max_new_tokens(template, cfg)
-  return Options(cfg.slots, read + len(tokenizer.encode(_GAP)) + answer,
+  return Options(cfg.slots, read + len(tokenizer.encode(layout.GAP)) + answer,
                  cfg.page, cfg.pages, prefill=min(256, -(-read // 32) * 32),
                  widths=(16, 64, 256, 1024), dtype=dtype,
                  config_section='judge')
@@ -137,9 +131,11 @@ class Judge:
     self._readout = readouts.READOUTS[cfg.readout]
     self.template = prompts.load(cfg, tokenizer, task, self._readout.generates)
     self._cache, self._weights_name = cache, weights_name
-    self._cache_name = [weights_name, task, self.template.text, cache_name(cfg)]
+    self._cache_name = [
+        _ENCODING, weights_name, task, self.template.text,
+        cache_name(cfg)
+    ]
     self._max_trace_tokens = max_trace_tokens
-    self._gap = tokenizer.encode(_GAP)
     self.engine = Engine(
         model, mesh,
         engine_options(cfg, self.template, tokenizer, max_trace_tokens,
@@ -182,97 +178,63 @@ class Judge:
     out = [
         [Judgment(0.0, 0.0, readouts.EMPTY)] * len(steps) for _, steps in items
     ]
-    traces: list[TracePrefix] = []
-    owners: list[int] = []
+    traces: list[layout.Trace] = []
+    owners: list[tuple[int, int]] = []  # (item, number of its first step)
     for i, (problem, steps) in enumerate(items):
-      if not ''.join(steps).strip():
-        continue
-      made = self._traces(problem, steps)
-      if made is None:
-        out[i] = [Judgment(0.0, 0.0, readouts.OVERLONG)] * len(steps)
-        continue
-      traces += made
-      owners += [i] * len(made)
-    answers = self._readout.read(traces, self._ask, self.template, self.cfg)
-    for owner, trace, judgments in zip(owners, traces, answers):
+      if ''.join(steps).strip():
+        made = self._traces(problem, steps)
+        owners += [(i, step) for step in range(len(made))]
+        traces += made
+    laid_out = layout.lay_out(self.template, traces)
+    asked = []
+    for (i, first), trace in zip(owners, laid_out):
+      if self._too_long(trace):
+        out[i] = [Judgment(0.0, 0.0, readouts.OVERLONG)] * len(out[i])
+      else:
+        asked.append((i, first, trace))
+    answers = self._readout.read([trace for _, _, trace in asked], self._ask,
+                                 self.template, self.cfg)
+    for (i, first, trace), judgments in zip(asked, answers):
       by_step = itertools.groupby(zip(trace.questions, judgments),
                                   lambda pair: pair[0].step)
       for step, group in by_step:
         pairs = list(group)
-        out[owner][step] = readouts.weighted([j for _, j in pairs],
-                                             [q.weight for q, _ in pairs])
+        out[i][first + step] = readouts.weighted([j for _, j in pairs],
+                                                 [q.weight for q, _ in pairs])
     return out
 
   # Laying out.
 
   def _traces(self, problem: Problem,
-              steps: Sequence[str]) -> list[TracePrefix] | None:
-    """The tree of a trace; None if the prompt itself is too long."""
+              steps: Sequence[str]) -> list[layout.Trace]:
+    """The trace, or each of its steps as one."""
     groups: list[Sequence[str]] = [steps]
     if self.cfg.context == 'segment':
       groups = [[step] for step in steps]
-    head, out, number = self._head(problem), [], itertools.count()
-    for group in groups:
-      nonce = prompts.nonce(problem, list(group))
-      opening = self.template.opening(nonce)
-      asks = [(self.template.ask(problem, nonce, text), points)
-              for text, points in self._questions(problem)]
-      longest = max(len(ask) for ask, _ in asks)
-      if len(head) + len(opening) + longest > self.cfg.max_prompt_tokens:
-        return None
-      ids, ends = self._trace(group)
-      start = len(head) + len(opening)
-      out.append(
-          TracePrefix([*head, *opening, *ids], len(head), [
-              Question(step, Fork(start + end, ask), points)
-              for end, step in zip(ends, number)
-              for ask, points in asks
-          ]))
-    return out
-
-  @functools.lru_cache(maxsize=4096)  # noqa: B019 (a judge lives for the run)
-  def _head(self, problem: Problem) -> list[int]:
-    return self.template.head(problem)
-
-  def _questions(self, problem: Problem) -> list[tuple[str, float]]:
+    questions = [('', 1.0)]
     if self.cfg.judgment == 'rubric_items':
-      return [(item.text, item.points) for item in problem.rubric_items]
-    return [('', 1.0)]
-
-  def _trace(self, steps: Sequence[str]) -> tuple[list[int], list[int]]:
-    """Token ids and where the steps end; a long trace loses its middle.
-
-    Steps that end in there are asked about behind the gap. Text is encoded
-    step by step, so that steps end where tokens end, and with special tokens
-    disarmed.
-    """
-    ids: list[int] = []
-    ends = []
-    for step in steps:
-      ids += self.tokenizer.encode(step)
-      ends.append(len(ids))
-    over = len(ids) - self._max_trace_tokens
-    if over <= 0:
-      return ids, ends
-    first = self._max_trace_tokens // 2
-    last = self._max_trace_tokens - first
-    kept = [*ids[:first], *self._gap, *ids[len(ids) - last:]]
-    behind = first + len(self._gap)
-    return kept, [
-        end if end <= first else max(behind, end - over + len(self._gap))
-        for end in ends
+      questions = [(item.text, item.points) for item in problem.rubric_items]
+    return [
+        layout.Trace(
+            problem,
+            layout.prefixes(self.tokenizer, group, self._max_trace_tokens),
+            prompts.nonce(problem, list(group)), questions) for group in groups
     ]
 
+  def _too_long(self, trace: TracePrefix) -> bool:
+    """Whether a prompt has no place, with or without its trace."""
+    longest = max(q.fork.at + len(q.fork.suffix) for q in trace.questions)
+    around = trace.start + max(len(q.fork.suffix) for q in trace.questions)
+    limit = self.cfg.max_prompt_tokens
+    return around > limit or longest > limit + self._max_trace_tokens
+
   def _is_long(self, steps: Sequence[str]) -> bool:
-    limit = self._max_trace_tokens  # no tokenizer needs more than the bytes
-    parts = ([[step] for step in steps]
-             if self.cfg.context == 'segment' else [steps])
-    return any(
-        sum(len(step.encode())
-            for step in part) > limit and sum(
-                len(self.tokenizer.encode(step))
-                for step in part) > limit
-        for part in parts)
+    """Whether a trace, or a step that is judged by itself, loses its middle."""
+    texts = (steps if self.cfg.context == 'segment' else
+             [self.tokenizer.separator.join(steps)])
+    return not all(
+        layout.fits(self.tokenizer, text, self._max_trace_tokens)
+        for text in texts)
 
   # Asking.
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from exprl_jax.config import Teacher, resolve
+from exprl_jax.config import Config, resolve
 from exprl_jax.data import chat
 from exprl_jax.data.tokenizer import Tokenizer
 from exprl_jax.rewards.answer import sparse
@@ -33,14 +33,15 @@ answer as \\boxed{}.'''
 
 
 def prompts(tokenizer: Tokenizer, problems: Sequence[Problem],
-            cfg: Teacher) -> list[list[int]]:
+            config: Config) -> list[list[int]]:
   """The teacher's prompts: question and solution in one user message.
 
   Raises:
     InputError: no such template, or a prompt that is too long; names the
       problem.
   """
-  template = _TEMPLATE
+  cfg, template = config.teacher, _TEMPLATE
+  options = chat.template_options(config.rollout.chat_template_options)
   if cfg.template:
     path = resolve(cfg.template)
     if not path.is_file():
@@ -50,16 +51,17 @@ def prompts(tokenizer: Tokenizer, problems: Sequence[Problem],
     if template.count(slot) != 1:
       raise InputError(f'config.teacher.template={cfg.template}: it should '
                        f'hold {slot} once')
-  out = []
-  for problem in problems:
-    ids = chat.render(
-        tokenizer, [{'role': 'user', 'content': template}],
-        {'{question}': problem.question, '{solution}': problem.solution})
+  texts = [
+      chat.fill(tokenizer, [{'role': 'user', 'content': template}],
+                {'{question}': p.question, '{solution}': p.solution}, options)
+      for p in problems
+  ]
+  out = tokenizer.encode_pieces(texts)
+  for problem, ids in zip(problems, out):
     if len(ids) > cfg.max_prompt_tokens:
       raise InputError(f"problem {problem.id}: the teacher's prompt has "
                        f'{len(ids)} tokens, teacher.max_prompt_tokens='
                        f'{cfg.max_prompt_tokens}')
-    out.append(ids)
   return out
 
 
@@ -88,10 +90,11 @@ def token_scores(reference_logprobs: Callable[[Sequence[np.ndarray]],
 
 
 def sequences(tokenizer: Tokenizer, traces: Sequence[Trace],
-              cfg: Teacher) -> list[np.ndarray]:
+              config: Config) -> list[np.ndarray]:
   """Each completion behind the teacher's prompt, i32[m]."""
   problems = {t.problem.id: t.problem for t in traces}
-  by_id = dict(zip(problems, prompts(tokenizer, list(problems.values()), cfg)))
+  by_id = dict(
+      zip(problems, prompts(tokenizer, list(problems.values()), config)))
   return [
       np.array([*by_id[t.problem.id], *t.trajectory.completion], np.int32)
       for t in traces
@@ -107,7 +110,7 @@ def credit(policy: Policy, tokenizer: Tokenizer, scored: ScoredRollouts,
   config, trajectories = policy.config, scored.trajectories
   finished = np.array([t.finished for t in trajectories])
   trains = finished | (config.rollout.overlong != 'mask')
-  tokens = sequences(tokenizer, scored.traces, config.teacher)
+  tokens = sequences(tokenizer, scored.traces, config)
   if losses.kind(config.loss.kind).teacher:
     zeros = [np.zeros(len(t.completion), np.float32) for t in trajectories]
     return Credit(trains, zeros, tokens)

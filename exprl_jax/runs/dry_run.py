@@ -10,7 +10,8 @@ from exprl_jax.data.problems import training_problems
 from exprl_jax.data.tokenizer import Tokenizer
 from exprl_jax.evals import judge_traces
 from exprl_jax.evals.held_out import HeldOut
-from exprl_jax.judge import factory, prompts, readouts
+from exprl_jax.judge import factory, layout, prompts, readouts
+from exprl_jax.judge.questions import QuestionPrompt
 from exprl_jax.models import config as model_config
 from exprl_jax.models import references
 from exprl_jax.rewards import teacher
@@ -39,8 +40,7 @@ def dry_run(config: Config) -> None:
     _show_model(config, inputs.mesh)
     _show_training(config, inputs.mesh, inputs.problems)
     if inputs.reward.granularity == 'token':
-      (ids,) = teacher.prompts(inputs.tokenizer, inputs.problems[:1],
-                               config.teacher)
+      (ids,) = teacher.prompts(inputs.tokenizer, inputs.problems[:1], config)
       print("\n--- teacher's prompt\n" +
             inputs.tokenizer.decode(ids, special=True))
     _show_policy_prompt(config, inputs.tokenizer, inputs.problems)
@@ -95,21 +95,25 @@ def _show_judge_prompt(config: Config, problem: Problem) -> None:
   tokenizer = Tokenizer(resolve(config.judge.init))
   template = prompts.load(config.judge, tokenizer, config.reward,
                           readouts.READOUTS[config.judge.readout].generates)
-  nonce = prompts.nonce(problem, [])
-  head, opening = template.head(problem), template.opening(nonce)
   item = (problem.rubric_items[0].text
           if config.judge.judgment == 'rubric_items' and problem.rubric_items
           else '')
-  ask = template.ask(problem, nonce, item)
-  print('\n--- judge prompt\n' + tokenizer.decode(
-      [*head, *opening, *tokenizer.encode('<the trace>'), *ask], special=True))
-  print(f'--- {len(head)} tokens for all traces of the problem, {len(opening)} '
-        f'and the trace, {len(ask)} for every step; score tokens '
-        f'{template.score_ids}')
+  (trace,) = layout.lay_out(template, [
+      layout.Trace(problem, ['<the trace>'], prompts.nonce(problem, []),
+                   [(item, 1.0)])
+  ])
+  fork = trace.questions[0].fork
+  print('\n--- judge prompt\n' +
+        tokenizer.decode([*trace.tokens[:fork.at], *fork.suffix], special=True))
+  print(f'--- {trace.shared} tokens for all traces of the problem, '
+        f'{trace.start - trace.shared} and the trace, {len(fork.suffix)} for '
+        f'every step; score tokens {template.score_ids}')
 
 
 def _show_rubric_prompt(config: Config) -> None:
   tokenizer = Tokenizer(resolve(config.judge.init))
   problems = training_problems(config, ('solution',))
+  ids, _ = QuestionPrompt(tokenizer,
+                          'rubric').encode([rubrics.values(problems[0])])
   print(f'run rubrics, {len(problems)} problems\n\n--- prompt for a rubric\n' +
-        tokenizer.decode(rubrics.Prompt(tokenizer)(problems[0]), special=True))
+        tokenizer.decode(ids[0], special=True))

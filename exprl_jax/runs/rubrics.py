@@ -1,8 +1,6 @@
 """run='rubrics': the judge writes a rubric for every training problem."""
 
 from collections.abc import Callable, Iterable, Sequence
-import pathlib
-import re
 from typing import Any
 
 from etils import epath
@@ -13,7 +11,7 @@ from exprl_jax.data import problems as data
 from exprl_jax.data import rubrics as rubrics_lib
 from exprl_jax.data.rubrics import Written
 from exprl_jax.data.tokenizer import Tokenizer
-from exprl_jax.judge import prompts
+from exprl_jax.judge.questions import QuestionPrompt
 from exprl_jax.models import hf
 from exprl_jax.rollout import decode, engine
 from exprl_jax.rollout.requests import Request, Sample, Sampling, SharedPrefix
@@ -21,7 +19,6 @@ from exprl_jax.runtime import jsonl
 from exprl_jax.runtime import mesh as mesh_lib
 from exprl_jax.types import InputError, Problem, RubricItem
 
-TEMPLATE = pathlib.Path(prompts.__file__).parent / 'questions/rubric.txt'
 _RETRY_TEMPERATURE = 0.7  # of all tries but the first, which is greedy
 
 Write = Callable[[dict[str, Any]], None]  # appends a row to the file
@@ -43,7 +40,7 @@ def rubrics(config: Config) -> None:
   mesh = mesh_lib.rollout_mesh(mesh_lib.make_mesh(config.mesh),
                                config.mesh.rollout_tensor)
   folder = resolve(config.judge.init)
-  prompt = Prompt(Tokenizer(folder))
+  prompt = QuestionPrompt(Tokenizer(folder), 'rubric')
   # 1. The problems that want a rubric, by number.
   problems = {
       i: p for i, p in enumerate(
@@ -95,39 +92,9 @@ def _resume(out: epath.Path, problems: Iterable[Problem]) -> set[str]:
                      f'({e}); name a fresh file') from None
 
 
-class Prompt:
-  """questions/rubric.txt in the judge's own chat format, as token ids.
-
-  Question and solution are filled in as ids, in one pass and with special
-  tokens disarmed, so nothing in them is read as part of the template.
-
-  Attributes:
-    tokenizer: the judge's.
-    head: the first tokens, which are the same for all problems.
-  """
-
-  def __init__(self, tokenizer: Tokenizer) -> None:
-    """Reads and renders the template."""
-    self.tokenizer = tokenizer
-    parts = re.split(r'^\[(system|user)\]\n', TEMPLATE.read_text(),
-                     flags=re.MULTILINE)
-    pieces = re.split(
-        '{(problem|solution)}',
-        tokenizer.render([{'role': role, 'content': text.strip()}
-                          for role, text in zip(parts[1::2], parts[2::2])]))
-    self._slots = pieces[1::2]
-    self.head, *self._texts = [
-        tokenizer.encode(text, special=True) for text in pieces[::2]
-    ]
-
-  def __call__(self, problem: Problem) -> list[int]:
-    """Fills in a problem; returns all tokens."""
-    ids = list(self.head)
-    for slot, text in zip(self._slots, self._texts):
-      ids += self.tokenizer.encode(problem.question if slot ==
-                                   'problem' else problem.solution)
-      ids += text
-    return ids
+def values(problem: Problem) -> dict[str, str]:
+  """Returns the slots of judge/questions/rubric.txt."""
+  return {'problem': problem.question, 'solution': problem.solution}
 
 
 class Author:
@@ -140,11 +107,12 @@ class Author:
     seconds: of sampling.
   """
 
-  def __init__(self, config: Config, prompt: Prompt,
+  def __init__(self, config: Config, prompt: QuestionPrompt,
                problems: dict[int, Problem]) -> None:
     """Makes the prompts of `problems`, by their numbers."""
     self._config, self._prompt, self._problems = config, prompt, problems
-    self._prompts = {i: prompt(p) for i, p in problems.items()}
+    ids, self._shared = prompt.encode([values(p) for p in problems.values()])
+    self._prompts = dict(zip(problems, ids))
     self.written = self.tokens = 0
     self.seconds = 0.0
     self.failed: dict[int, str] = {}
@@ -198,7 +166,7 @@ class Author:
     sampling = Sampling(self._config.rubrics.max_new_tokens,
                         _RETRY_TEMPERATURE if attempt else 0.0,
                         eos_ids=self._prompt.tokenizer.eos_ids)
-    head = SharedPrefix(0, len(self._prompt.head))
+    head = SharedPrefix(0, self._shared) if self._shared else None
     return [
         Request(self._prompts[i], i, 1, sampling, shared_prefix=head)
         for i in todo

@@ -11,6 +11,7 @@ import jax
 
 from exprl_jax.config import Config, resolve
 from exprl_jax.data.tokenizer import Tokenizer
+from exprl_jax.data.tokenizer_json import Piece
 from exprl_jax.models import references as source
 from exprl_jax.rollout import sampler as sampler_lib
 from exprl_jax.rollout.requests import Request, Sample, Sampling
@@ -152,7 +153,7 @@ def _tokens(kind: str, value: Any, tokenizer: Tokenizer,
   if kind == 'tokens':
     return value
   text = value if kind == 'prompt' else tokenizer.render(value)
-  return tokenizer.encode(text, special=True)
+  return tokenizer.encode_pieces([[Piece(text)]])[0]
 
 
 def _already(out: epath.Path) -> set[tuple[str, int]]:

@@ -63,7 +63,7 @@ def inputs(config: Config) -> Inputs:
   problems = problems_lib.training_problems(config, reward.needs)
   chat.policy_prompts(tokenizer, problems, config)  # all of them fit
   if reward.granularity == 'token':
-    teacher.prompts(tokenizer, problems, config.teacher)
+    teacher.prompts(tokenizer, problems, config)
   grader = Grader(config.grading)
   grader.check(problems)
   held_out = HeldOut(config, tokenizer, grader)

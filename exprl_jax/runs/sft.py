@@ -91,7 +91,8 @@ def example(tokenizer: Tokenizer, problem: Problem, config: Config) -> Example:
     InputError: the row does not fit; names the problem.
   """
   (prompt,) = chat.policy_prompts(tokenizer, [problem], config)
-  target = tokenizer.encode(problem.solution) + [tokenizer.eos_ids[0]]
+  solution = chat.policy_target(tokenizer, problem, config, prompt)
+  target = [*solution, tokenizer.eos_ids[0]]
   budget = config.rollout.max_new_tokens
   if len(target) > budget:
     raise InputError(f'problem {problem.id}: its solution has {len(target)} '

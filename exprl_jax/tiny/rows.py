@@ -16,12 +16,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from exprl_jax.judge import prompts
+from exprl_jax.judge import layout, prompts
+from exprl_jax.judge.readouts.base import TracePrefix
 from exprl_jax.models import head, transformer
 from exprl_jax.models.config import ModelConfig
 from exprl_jax.types import Params, Problem
 
 TRACE, PADDING = 0, -1
+_UNLIMITED = 10**9  # tokens of a trace
 _ROUND = 32  # row widths are rounded up to it, so that few programs compile
 
 
@@ -40,15 +42,6 @@ class Rows(NamedTuple):
   starts: np.ndarray  # i32[B] first column of the trace
 
 
-class _Tokens(NamedTuple):
-  """A trace in tokens."""
-
-  prefix: list[int]  # prompt and trace
-  start: int  # of the trace
-  ends: list[int]  # of its steps
-  question: list[int]  # asks for a score
-
-
 def build_rows(template: prompts.Template, items: Sequence[tuple[Problem,
                                                                  list[str]]],
                max_steps: int) -> Rows:
@@ -59,46 +52,46 @@ def build_rows(template: prompts.Template, items: Sequence[tuple[Problem,
     items: B pairs (problem, texts of the steps).
     max_steps: S.
   """
-  traces = [_encode(template, problem, steps) for problem, steps in items]
-  widest = max(len(t.prefix) + len(t.ends) * len(t.question) for t in traces)
+  laid_out = layout.lay_out(template, [
+      layout.Trace(problem,
+                   layout.prefixes(template.tokenizer, steps, _UNLIMITED),
+                   prompts.nonce(problem, steps), [('', 1.0)])
+      for problem, steps in items
+  ])
+  widest = max(
+      len(t.tokens) + sum(len(q.fork.suffix)
+                          for q in t.questions)
+      for t in laid_out)
   shape = (len(items), -(-widest // _ROUND) * _ROUND)
+  scores = (len(items), max_steps)
   rows = Rows(tokens=np.zeros(shape,
                               np.int32), positions=np.zeros(shape, np.int32),
               node=np.full(shape, PADDING,
                            np.int32), limit=np.zeros(shape, np.int32),
-              read=np.zeros((len(items), max_steps), np.int32), exists=np.zeros(
-                  (len(items), max_steps),
-                  bool), starts=np.array([t.start for t in traces], np.int32))
-  for i, trace in enumerate(traces):
+              read=np.zeros(scores, np.int32), exists=np.zeros(scores, bool),
+              starts=np.array([t.start for t in laid_out], np.int32))
+  for i, trace in enumerate(laid_out):
     _fill_row(rows, i, trace)
   return rows
 
 
-def _encode(template: prompts.Template, problem: Problem,
-            steps: list[str]) -> _Tokens:
-  nonce = prompts.nonce(problem, steps)
-  prefix = template.head(problem) + template.opening(nonce)
-  start, ends = len(prefix), []
-  for step in steps:
-    prefix += template.tokenizer.encode(step)
-    ends.append(len(prefix))
-  return _Tokens(prefix, start, ends, template.ask(problem, nonce))
-
-
-def _fill_row(rows: Rows, i: int, trace: _Tokens) -> None:
-  length, size = len(trace.prefix), len(trace.question)
-  rows.tokens[i, :length] = trace.prefix
+def _fill_row(rows: Rows, i: int, trace: TracePrefix) -> None:
+  length = len(trace.tokens)
+  rows.tokens[i, :length] = trace.tokens
   rows.positions[i, :length] = np.arange(length)
   rows.node[i, :length] = TRACE
   rows.limit[i, :length] = np.arange(length) + 1
-  for s, end in enumerate(trace.ends):
-    fork = slice(length + s * size, length + (s + 1) * size)
-    rows.tokens[i, fork] = trace.question
-    rows.positions[i, fork] = end + np.arange(size)
+  start = length
+  for s, question in enumerate(trace.questions):
+    at, suffix = question.fork
+    fork = slice(start, start + len(suffix))
+    rows.tokens[i, fork] = suffix
+    rows.positions[i, fork] = at + np.arange(len(suffix))
     rows.node[i, fork] = s + 1
-    rows.limit[i, fork] = end
+    rows.limit[i, fork] = at
     rows.read[i, s] = fork.stop - 1
     rows.exists[i, s] = True
+    start = fork.stop
 
 
 def hidden_states(model: ModelConfig, params: Params, rows: Rows) -> jax.Array:

@@ -56,6 +56,7 @@ class TracePrefix(NamedTuple):
 
   tokens: list[int]  # instructions, problem, reference, trace
   shared: int  # first tokens that all traces of the problem share
+  start: int  # of the trace
   questions: list[Question]
 
 

@@ -1,0 +1,143 @@
+"""A tokenizer.json, run by the tokenizers library."""
+
+from collections.abc import Sequence
+import functools
+import json
+import re
+import secrets
+from typing import Any, NamedTuple
+
+from etils import epath
+import tokenizers
+
+from exprl_jax.types import InputError
+
+
+class Piece(NamedTuple):
+  """A part of a text that is encoded as one."""
+
+  text: str
+  trusted: bool = True  # '<|im_end|>' and the like in it are special tokens
+
+
+class TokenizerJson:
+  """tokenizer.json, with the ids that the library gives.
+
+  Attributes:
+    named: no texts of special tokens; other files name them.
+    special_tokens: texts of the special tokens, by id.
+    vocab_size: ids are below it.
+    separator: between the decoded texts of parts of a token sequence: a blank
+      if tokens are words.
+  """
+
+  def __init__(self, path: epath.Path) -> None:
+    """Reads the file.
+
+    Raises:
+      InputError: it is not a tokenizer.
+    """
+    self.named: dict[str, str] = {}
+    self._path = path
+    self._model = self._load(keep_blanks=True)
+    self.vocab_size = max(self._model.get_vocab().values()) + 1
+    added = self._model.get_added_tokens_decoder()
+    self._added = [t for _, t in sorted(added.items()) if t.special]
+    self.special_tokens = tuple(t.content for t in self._added)
+    self.separator = ' ' if self._model.decoder is None else ''
+
+  def _load(self, keep_blanks: bool) -> tokenizers.Tokenizer:
+    try:
+      spec = json.loads(self._path.read_bytes())
+      if keep_blanks:
+        for part in ('normalizer', 'pre_tokenizer', 'decoder'):
+          spec[part] = _keep_blanks(spec.get(part))
+      model = tokenizers.Tokenizer.from_str(json.dumps(spec))
+    except Exception as e:  # the library raises bare Exception
+      raise InputError(f'{self._path}: not a tokenizer ({e})') from None
+    model.no_truncation()
+    model.no_padding()
+    return model
+
+  def token_to_id(self, token: str) -> int | None:
+    """Returns the id of a token; None: there is no such token."""
+    return self._model.token_to_id(token)
+
+  def bos_text(self, config: dict[str, Any]) -> str:
+    """Returns what the file's post-processor puts before a text."""
+    del config  # tokenizer.json has it
+    before = self._model.encode('a', add_special_tokens=True).tokens
+    plain = self._model.encode('a', add_special_tokens=False).tokens
+    return ''.join(before[:before.index(plain[0])] if plain else ())
+
+  def encode(self, text: str, special: bool) -> list[int]:
+    """Encodes a continuation; see Tokenizer.encode."""
+    self._model.encode_special_tokens = not special
+    return self._model.encode(text, add_special_tokens=False).ids
+
+  def encode_pieces(self, texts: Sequence[Sequence[Piece]]) -> list[list[int]]:
+    """Encodes whole texts; see Tokenizer.encode_pieces."""
+    model, guard, ids = self._guarded
+    joined = [
+        ''.join(guard(p.text) if p.trusted else p.text
+                for p in pieces)
+        for pieces in texts
+    ]
+    return [[ids.get(i, i)
+             for i in encoding.ids]
+            for encoding in model.encode_batch(joined, add_special_tokens=False)
+           ]
+
+  @functools.cached_property
+  def _guarded(self) -> tuple[tokenizers.Tokenizer, Any, dict[int, int]]:
+    """The tokenizer as it is, but for special tokens.
+
+    They are encoded as text, so that untrusted text cannot contain one. For
+    each there is an added token that does the same, under a name that no text
+    can know.
+
+    Returns:
+      The tokenizer; the function that renames special tokens in a trusted text;
+      and the ids that replace those of the added tokens.
+    """
+    model, nonce = self._load(keep_blanks=False), secrets.token_hex(8)
+    names: dict[str, str] = {}
+    ids: dict[int, int] = {}
+    for i, token in enumerate(self._added):
+      name = names[token.content] = f'\ue000{nonce}.{i}\ue001'
+      model.add_tokens([
+          tokenizers.AddedToken(name, single_word=token.single_word,
+                                lstrip=token.lstrip, rstrip=token.rstrip,
+                                normalized=token.normalized, special=False)
+      ])
+      ids[_id_of(model, name)] = _id_of(model, token.content)
+    model.encode_special_tokens = True
+    longest_first = sorted(map(re.escape, names), key=len, reverse=True)
+    pattern = re.compile('|'.join(longest_first) or '(?!)')
+    return model, lambda text: pattern.sub(lambda m: names[m[0]], text), ids
+
+  def decode(self, ids: list[int], special: bool) -> str:
+    """Decodes; see Tokenizer.decode."""
+    return self._model.decode(ids, skip_special_tokens=not special)
+
+
+def _id_of(model: tokenizers.Tokenizer, token: str) -> int:
+  """Returns the id of a token that exists."""
+  found = model.token_to_id(token)
+  assert found is not None, token
+  return found
+
+
+def _keep_blanks(part: dict[str, Any] | None) -> dict[str, Any] | None:
+  """Changes a part of tokenizer.json so that it keeps blanks at the ends."""
+  if part is None or part['type'] in ('Prepend', 'Strip'):
+    return None
+  part = dict(part)
+  for name in ('normalizers', 'pretokenizers', 'decoders'):
+    if name in part:
+      part[name] = [p for p in map(_keep_blanks, part[name]) if p]
+  if part['type'] == 'Metaspace':
+    part['prepend_scheme'] = 'never'
+  if 'add_prefix_space' in part:
+    part['add_prefix_space'] = False
+  return part
