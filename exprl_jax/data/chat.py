@@ -110,11 +110,7 @@ def policy_text(tokenizer: Tokenizer, question: str, system_prompt: str = '',
   slot = '{question}'
   if prompt_template:
     before, _, after = prompt_template.partition(slot)
-    return [
-        Piece(tokenizer.bos_text + before),
-        Piece(question, False),
-        Piece(after)
-    ]
+    return [Piece(before), Piece(question, False), Piece(after)]
   if not tokenizer.has_chat_template:
     raise InputError(f'{tokenizer.folder}: no chat template; for a base model '
                      "set config.rollout.prompt_template, such as 'Problem: "
@@ -133,7 +129,9 @@ def policy_prompts(tokenizer: Tokenizer, problems: Sequence[Problem],
     InputError: a question does not fit; names the problem.
   """
   budget = config.rollout.max_prompt_tokens
-  prompts = tokenizer.encode_pieces(_policy_texts(tokenizer, problems, config))
+  before = tokenizer.bos_ids if config.rollout.prompt_template else ()
+  prompts = [[*before, *ids] for ids in tokenizer.encode_pieces(
+      _policy_texts(tokenizer, problems, config))]
   for problem, ids in zip(problems, prompts):
     if len(ids) > budget:
       raise InputError(f'problem {problem.id}: its prompt has {len(ids)} '
@@ -150,6 +148,8 @@ def policy_target(tokenizer: Tokenizer, problem: Problem, config: Config,
   """
   (text,) = _policy_texts(tokenizer, [problem], config)
   (ids,) = tokenizer.encode_pieces([[*text, Piece(problem.solution, False)]])
+  before = tokenizer.bos_ids if config.rollout.prompt_template else ()
+  ids = [*before, *ids]
   if ids[:len(prompt)] == prompt:
     return ids[len(prompt):]
   return tokenizer.encode(problem.solution)

@@ -112,10 +112,11 @@ class SentencePiece:
     """The id of a special or added token; None: there is no such token."""
     return self._ids.get(token)
 
-  def bos_text(self, config: Mapping[str, Any]) -> str:
+  def bos_ids(self, config: Mapping[str, Any]) -> tuple[int, ...]:
     """Returns BOS if the model begins texts with it, as Llama and Gemma do."""
+    bos = self.token_to_id(self.named.get('bos_token', ''))
     adds = config.get('add_bos_token', True)
-    return self.named.get('bos_token', '') if adds else ''
+    return () if bos is None or not adds else (bos,)
 
   def encode(self, text: str, special: bool) -> list[int]:
     """Token ids; see Tokenizer.encode."""

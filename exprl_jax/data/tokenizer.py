@@ -29,6 +29,7 @@ class Tokenizer:
     folder: where it was loaded from.
     eos_ids: tokens that end a turn: those of generation_config.json, else the
       tokenizer's eos_token, which comes first in any case.
+    bos_ids: tokens before a text that no chat template renders.
     pad_id: fills up arrays, behind a mask.
     vocab_size: ids are below it.
   """
@@ -51,7 +52,7 @@ class Tokenizer:
     self.eos_ids = self._eos_ids()
     pad = self._tokenizer.token_to_id(self._special.get('pad_token', ''))
     self.pad_id = self.eos_ids[0] if pad is None else pad
-    self._bos_text = self._tokenizer.bos_text(config)
+    self.bos_ids = self._tokenizer.bos_ids(config)
     self._template = chat_template.read(self.folder, config, self._special)
 
   def _eos_ids(self) -> tuple[int, ...]:
@@ -80,11 +81,6 @@ class Tokenizer:
     '' but for tokenizers whose tokens are words, where it is a blank.
     """
     return self._tokenizer.separator
-
-  @property
-  def bos_text(self) -> str:
-    """The special tokens that a text without a chat template begins with."""
-    return self._bos_text
 
   @property
   def has_chat_template(self) -> bool:

@@ -1,6 +1,6 @@
 """A tokenizer.json, run by the tokenizers library."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import functools
 import json
 import re
@@ -63,12 +63,12 @@ class TokenizerJson:
     """Returns the id of a token; None: there is no such token."""
     return self._model.token_to_id(token)
 
-  def bos_text(self, config: dict[str, Any]) -> str:
+  def bos_ids(self, config: Mapping[str, Any]) -> tuple[int, ...]:
     """Returns what the file's post-processor puts before a text."""
     del config  # tokenizer.json has it
-    before = self._model.encode('a', add_special_tokens=True).tokens
-    plain = self._model.encode('a', add_special_tokens=False).tokens
-    return ''.join(before[:before.index(plain[0])] if plain else ())
+    ids = self._model.encode('a', add_special_tokens=True).ids
+    plain = self._model.encode('a', add_special_tokens=False).ids
+    return tuple(ids[:ids.index(plain[0])] if plain else ())
 
   def encode(self, text: str, special: bool) -> list[int]:
     """Encodes a continuation; see Tokenizer.encode."""
