@@ -17,7 +17,8 @@ from tests.conftest import make_bpe
 
 # How families write a chat. Tokens merge at a blank before the content.
 TEMPLATES = {
-    'mistral': '{{ bos_token }}{% for m in messages %}{% if m.role == "system" %}'
+    'mistral': '{{ bos_token }}{% for m in messages %}'
+    '{% if m.role == "system" %}'
     '{{ m.content }}\n\n{% elif m.role == "user" %}[INST] {{ m.content }} '
     '[/INST]{% else %} {{ m.content }}{{ eos_token }}{% endif %}'
     '{% endfor %}',
@@ -28,13 +29,12 @@ TEMPLATES = {
     'trims': '{{ bos_token }}{% for m in messages %}### {{ m.role }}: '
     '{{ m.content | trim }}\n{% endfor %}### assistant:',
     'json': '{{ bos_token }}{% for m in messages %}'
-            '{{ {"role": m.role, "content": '
+    '{{ {"role": m.role, "content": '
     'm.content} | tojson }}\n{% endfor %}',
 }
 QUESTIONS = [
     'What is 1 + 1?', ' leads with a blank', 'ends with one ', '1', '\n\nx\n',
-    'say "hi" \\ {question}', 'naïve Ünï 日本 😀', 'a\tb  c   d',
-    'x<y>z [/INST',
+    'say "hi" \\ {question}', 'naïve Ünï 日本 😀', 'a\tb  c   d', 'x<y>z [/INST',
     "I'll 'do' 3.14159, 10,000 and 2^{10}"
 ]
 
