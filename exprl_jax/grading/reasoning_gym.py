@@ -9,6 +9,7 @@ Runs in workers, so it imports nothing that imports jax, and raises ValueError
 instead of InputError.
 """
 
+import dataclasses
 import functools
 import json
 import os
@@ -21,9 +22,11 @@ from exprl_jax.grading import answers
 # Families whose tasks depend on the order of sets of texts, which is another in
 # every process unless PYTHONHASHSEED is set (reasoning-gym 0.1.25).
 UNSTABLE = frozenset({
-    'isomorphic_strings', 'knight_swap', 'polynomial_multiplication',
-    'ransom_note', 'word_ladder'
+    'intermediate_integration', 'isomorphic_strings', 'knight_swap',
+    'polynomial_multiplication', 'ransom_note', 'word_ladder'
 })
+# These draw from Python's global generator, whatever their seed.
+UNSEEDED = frozenset({'list_functions'})
 
 _TAGS = re.compile(r'<answer>(.*?)</answer>', re.S)
 _TEXT = re.compile(r'\\(?:text|mathrm|texttt)\s*\{(.*)\}', re.S)
@@ -81,14 +84,21 @@ def dataset(name: str) -> Any:
     ImportError: reasoning-gym is not installed.
     ValueError: there is no such family, or it does not take the options.
   """
-  reasoning_gym = _library()
+  library = _library()
   family, options = parse(name)
+  if family in UNSEEDED:
+    raise ValueError(f'{family} ignores its seed, so that its tasks cannot be '
+                     'made again to be scored; choose another family')
   if family in UNSTABLE and os.environ.get('PYTHONHASHSEED',
                                            'random') == 'random':
     raise ValueError(f'{family} makes other tasks in every process; set the '
                      'environment variable PYTHONHASHSEED=0')
+  known = [f.name for f in dataclasses.fields(library.DATASETS[family][1])]
+  if unknown := sorted(options.keys() - set(known)):
+    raise ValueError(f'{family} has no option {unknown[0]!r}, only '
+                     f'{", ".join(known)}')
   try:
-    return reasoning_gym.create_dataset(family, **options)
+    return library.create_dataset(family, **options)
   except (AssertionError, TypeError, ValueError) as e:
     raise ValueError(f'{family} does not take {options} '
                      f'({type(e).__name__}: {e})') from None
@@ -131,14 +141,13 @@ def families() -> list[str]:
   Raises:
     ImportError: reasoning-gym is not installed.
   """
-  return sorted(_library().factory.DATASETS)
+  return sorted(_library().DATASETS)
 
 
 def _library() -> Any:
   try:
-    import reasoning_gym
-    import reasoning_gym.factory
+    from reasoning_gym import factory
   except ImportError as e:
     raise ImportError("reasoning-gym is not installed: pip install "
                       f"'exprl_jax[reasoning_gym]' ({e})") from None
-  return reasoning_gym
+  return factory
