@@ -9,6 +9,7 @@ pytest.importorskip('reasoning_gym')
 
 from exprl_jax import config
 from exprl_jax.data.problems import read_problems
+from exprl_jax.evals import held_out
 from exprl_jax.grading import reasoning_gym
 from exprl_jax.grading.grader import Grader
 from exprl_jax.types import InputError
@@ -124,6 +125,15 @@ def test_tasks_are_a_sequence_of_the_size_that_is_asked_for():
   with pytest.raises(IndexError):
     problems[9]
   assert len(read_problems('reasoning_gym:gcd?size=9', (), 4)) == 4
+
+
+def test_a_family_is_a_held_out_set():
+  cfg = config.Eval(
+      problems='sums=reasoning_gym:chain_sum?size=3&seed=1,'
+      'gcd=reasoning_gym:gcd', limit=2)
+  items = held_out.read_items(cfg)
+  assert [item.set for item in items] == ['sums', 'sums', 'gcd', 'gcd']
+  assert items[0].problem == tasks('chain_sum?size=3&seed=1')[0]
 
 
 def test_only_a_family_that_shows_its_working_has_solutions():

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 import hashlib
+import math
 import random
 import re
 from typing import Any
@@ -41,13 +42,18 @@ def field(row: Row, *names: str) -> Any:
 
 
 def text(row: Row, *names: str) -> str:
-  """Returns the first of these fields as text; '' for None.
+  """Returns the first of these fields as text; '' for None and NaN.
 
   Raises:
-    InputError: the row has none of them.
+    InputError: the row has none of them, or it is a list or an object.
   """
   value = field(row, *names)
-  return '' if value is None else str(value).strip()
+  if value is None or isinstance(value, float) and math.isnan(value):
+    return ''
+  if not isinstance(value, (str, int, float)):
+    raise InputError(f'config.data.convert: one of the fields {list(names)} '
+                     f'should be text, it is {type(value).__name__}')
+  return str(value).strip()
 
 
 def optional(row: Row, *names: str) -> str:

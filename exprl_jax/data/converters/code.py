@@ -48,20 +48,27 @@ def livecodebench(row: Row) -> dict[str, str] | None:
 
 
 def _private(packed: str) -> list[dict[str, Any]]:
-  """Unpacks the private tests."""
+  """Unpacks the private tests.
+
+  Raises:
+    InputError: they are packed in another way.
+  """
   if not packed or packed.startswith('['):
     return json.loads(packed or '[]')
-  unpickler = _Texts(io.BytesIO(zlib.decompress(base64.b64decode(packed))))
-  return json.loads(unpickler.load())
+  try:
+    data = zlib.decompress(base64.b64decode(packed))
+    return json.loads(_Texts(io.BytesIO(data)).load())
+  except (ValueError, TypeError, zlib.error, pickle.UnpicklingError) as e:
+    raise InputError('config.data.convert=livecodebench: private_test_cases '
+                     f'is no packed text ({type(e).__name__}: {e}); get the '
+                     'data set from its authors') from None
 
 
 class _Texts(pickle.Unpickler):
   """Unpickles texts only; another pickle may run any code."""
 
   def find_class(self, module_name: str, global_name: str, /) -> Any:
-    raise InputError('config.data.convert=livecodebench: private_test_cases '
-                     f'is no packed text, it imports {module_name}; get the '
-                     'data set from its authors')
+    raise pickle.UnpicklingError(f'imports {module_name}.{global_name}')
 
 
 CONVERTERS = {'livecodebench': livecodebench}
