@@ -248,7 +248,7 @@ def test_livecodebench_runs_no_code_from_its_tests(tmp_path):
   assert not (tmp_path / 'attacked').exists()
 
 
-@pytest.mark.parametrize('packed', ['?', 'QUJD', pack(['a list'])])
+@pytest.mark.parametrize('packed', ['?', 'QUJD', '[1', pack(['a list'])])
 def test_livecodebench_names_tests_that_it_cannot_unpack(packed):
   with pytest.raises(InputError, match='private_test_cases'):
     convert('livecodebench', LIVECODEBENCH[0] | {'private_test_cases': packed})

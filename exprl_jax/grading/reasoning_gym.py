@@ -25,8 +25,12 @@ UNSTABLE = frozenset({
     'intermediate_integration', 'isomorphic_strings', 'knight_swap',
     'polynomial_multiplication', 'ransom_note', 'word_ladder'
 })
-# These draw from Python's global generator, whatever their seed.
-UNSEEDED = frozenset({'list_functions'})
+# Families whose scores mean nothing (0.1.25), and why.
+REFUSED = {
+    'coin_flip': 'its scorer accepts 0 for every probability',
+    'game_of_life_halting': 'its scorer accepts any text',
+    'list_functions': 'it ignores its seed, so that no task can be made again'
+}
 
 _TAGS = re.compile(r'<answer>(.*?)</answer>', re.S)
 _TEXT = re.compile(r'\\(?:text|mathrm|texttt)\s*\{(.*)\}', re.S)
@@ -86,9 +90,8 @@ def dataset(name: str) -> Any:
   """
   library = _library()
   family, options = parse(name)
-  if family in UNSEEDED:
-    raise ValueError(f'{family} ignores its seed, so that its tasks cannot be '
-                     'made again to be scored; choose another family')
+  if family in REFUSED:
+    raise ValueError(f'{REFUSED[family]}; choose another family')
   if family in UNSTABLE and os.environ.get('PYTHONHASHSEED',
                                            'random') == 'random':
     raise ValueError(f'{family} makes other tasks in every process; set the '

@@ -53,14 +53,16 @@ def _private(packed: str) -> list[dict[str, Any]]:
   Raises:
     InputError: they are packed in another way.
   """
-  if not packed or packed.startswith('['):
-    return json.loads(packed or '[]')
+  if not packed:
+    return []
   try:
+    if packed.startswith('['):
+      return json.loads(packed)
     data = zlib.decompress(base64.b64decode(packed))
     return json.loads(_Texts(io.BytesIO(data)).load())
   except (ValueError, TypeError, zlib.error, pickle.UnpicklingError) as e:
     raise InputError('config.data.convert=livecodebench: private_test_cases '
-                     f'is no packed text ({type(e).__name__}: {e}); get the '
+                     f'cannot be unpacked ({type(e).__name__}: {e}); get the '
                      'data set from its authors') from None
 
 
