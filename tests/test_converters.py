@@ -98,7 +98,7 @@ def test_rows_have_different_ids(name):
 
 @each_row
 def test_rows_of_another_set_are_refused_with_the_missing_field(name, row):
-  with pytest.raises(InputError, match=r'data\.convert: .* none of the fields'):
+  with pytest.raises(InputError, match='none of the fields'):
     convert(name, {'text': 'What is 1+1?'})
 
 

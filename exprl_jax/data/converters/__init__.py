@@ -14,15 +14,16 @@ CONVERTERS: dict[str, Converter] = registry.collect('exprl_jax.data.converters',
 __all__ = ['CONVERTERS', 'Converter', 'Row', 'lookup']
 
 
-def lookup(name: str) -> Converter:
+def lookup(name: str, key: str = 'data.convert') -> Converter:
   """Finds a converter by its name or import path.
 
   Args:
     name: an entry of CONVERTERS, FILE.py:FUNCTION or MODULE:FUNCTION.
+    key: of the config, for errors.
 
   Raises:
     InputError: there is no such converter.
   """
   if ':' in name:
-    return registry.load_function(name, 'data.convert')
-  return registry.lookup(CONVERTERS, name, 'data.convert')
+    return registry.load_function(name, key)
+  return registry.lookup(CONVERTERS, name, key)

@@ -17,7 +17,7 @@ Row = Mapping[str, Any]
 # of them text; None drops the row. A function of the row alone, which it does
 # not change. A row has a question that is not empty, and an id: the published
 # one where it is unique, else a digest, so that a row keeps it in any subset
-# and order.
+# and order. The caller names file and row in errors.
 Converter = Callable[[Row], dict[str, str] | None]
 
 # Domains of the problems, for templates, system prompts and graders.
@@ -36,9 +36,8 @@ def field(row: Row, *names: str) -> Any:
   for name in names:
     if name in row:
       return row[name]
-  raise InputError(
-      f'config.data.convert: the row has none of the fields {list(names)}, '
-      f'only {sorted(row)[:20]}; choose the converter of this data set')
+  raise InputError(f'the row has none of the fields {list(names)}, only '
+                   f'{sorted(row)[:20]}; choose the converter of this data set')
 
 
 def text(row: Row, *names: str) -> str:
@@ -51,8 +50,8 @@ def text(row: Row, *names: str) -> str:
   if value is None or isinstance(value, float) and math.isnan(value):
     return ''
   if not isinstance(value, (str, int, float)):
-    raise InputError(f'config.data.convert: one of the fields {list(names)} '
-                     f'should be text, it is {type(value).__name__}')
+    raise InputError(f'one of the fields {list(names)} should be text, it is '
+                     f'{type(value).__name__}')
   return str(value).strip()
 
 

@@ -61,7 +61,7 @@ def _private(packed: str) -> list[dict[str, Any]]:
     data = zlib.decompress(base64.b64decode(packed))
     return json.loads(_Texts(io.BytesIO(data)).load())
   except (ValueError, TypeError, zlib.error, pickle.UnpicklingError) as e:
-    raise InputError('config.data.convert=livecodebench: private_test_cases '
+    raise InputError('private_test_cases '
                      f'cannot be unpacked ({type(e).__name__}: {e}); get the '
                      'data set from its authors') from None
 

@@ -39,7 +39,7 @@ def gsm8k(row: Row) -> dict[str, str] | None:
   steps = _CALCULATOR.sub('', full[:final.start()]).strip()
   answer = final[1].replace(',', '')
   return {
-      'id': base.digest_id('gsm8k', question), 'question': question,
+      'id': base.digest_id('gsm8k', question, full), 'question': question,
       'solution': f'{steps}\n\\boxed{{{answer}}}'.strip(), 'answer': answer
   }
 

@@ -35,9 +35,10 @@ def _problem(name: str, row: Row, *solution: str) -> dict[str, str] | None:
   question, answer = base.text(row, 'problem'), base.text(row, 'answer')
   if not question or not answer:
     return None
+  reference = base.optional(row, *solution)
   return {
-      'id': base.digest_id(name, question), 'question': question,
-      'solution': base.optional(row, *solution), 'answer': answer
+      'id': base.digest_id(name, question, answer, reference),
+      'question': question, 'solution': reference, 'answer': answer
   }
 
 
@@ -55,13 +56,14 @@ def verl(row: Row) -> dict[str, str] | None:
               or base.text(prompt[-1], 'content'))
   if not question:
     return None
+  solution = base.optional(extra, 'solution')
   domain = _domain(
       base.optional(row, 'ability').lower(), base.optional(extra, 'type'))
   truth = (base.optional(gold, 'ground_truth')
            or base.optional(extra, 'answer', 'answerKey'))
   return {
-      'id': base.digest_id(base.text(row, 'data_source'), question),
-      'question': question, 'solution': base.optional(extra, 'solution'),
+      'id': base.digest_id(base.text(row, 'data_source'), question, solution),
+      'question': question, 'solution': solution,
       'answer': _tests(truth) if domain == base.CODE else truth,
       'domain': domain
   }
