@@ -61,9 +61,9 @@ def _private(packed: str) -> list[dict[str, Any]]:
     data = zlib.decompress(base64.b64decode(packed))
     return json.loads(_Texts(io.BytesIO(data)).load())
   except (ValueError, TypeError, zlib.error, pickle.UnpicklingError) as e:
-    raise InputError('private_test_cases '
-                     f'cannot be unpacked ({type(e).__name__}: {e}); get the '
-                     'data set from its authors') from None
+    raise InputError('private_test_cases cannot be unpacked '
+                     f'({type(e).__name__}: {e}); get the data set from its '
+                     'authors') from None
 
 
 class _Texts(pickle.Unpickler):

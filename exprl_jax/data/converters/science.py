@@ -79,16 +79,13 @@ def olympiadbench(row: Row) -> dict[str, str] | None:
   if not question or not answer:
     return None
   unit = base.optional(row, 'unit')
-  parts = [
-      base.optional(row, 'context'), question,
-      f'Give the answer in {unit}.' if unit else ''
-  ]
+  parts = (base.optional(row, 'context'), question,
+           f'Give the answer in {unit}.' if unit else '')
+  asked = '\n\n'.join(filter(None, parts))
   physics = base.optional(row, 'subject').lower() == 'physics'
   solutions = base.field(row, 'solution') or ()
   return {
-      'id': base.digest_id('olympiadbench',
-                           *parts), 'question': '\n\n'.join(filter(None,
-                                                                   parts)),
+      'id': base.digest_id('olympiadbench', asked, answer), 'question': asked,
       'solution': '\n\n'.join(str(s).strip() for s in solutions),
       'answer': answer, 'domain': base.SCIENCE if physics else base.MATH
   }
