@@ -126,26 +126,26 @@ def _explain(error: Exception, what: str, repo_type: str) -> str:
 
   kind = 'data set' if repo_type == 'dataset' else 'model'
   where = 'datasets/' if repo_type == 'dataset' else ''
-  start = f'{what}: no such folder, and as a {kind} of the Hub'
+  start = f'{kind} {what} of the Hub'
   repo = what.partition('@')[0]
   if isinstance(error, errors.GatedRepoError):
-    return (f'{start} it needs a license: accept it at '
+    return (f'{start} needs a license: accept it at '
             f'{constants.ENDPOINT}/{where}{repo}, then `hf auth login` or set '
             'HF_TOKEN')
   if isinstance(error, errors.RepositoryNotFoundError):
-    return (f'{start} it does not exist, or is private: check the name, or '
+    return (f'{start} does not exist, or is private: check the name, or '
             '`hf auth login` (or set HF_TOKEN)')
   if isinstance(error, errors.RevisionNotFoundError):
-    return f'{start} it has no such revision; name a branch, tag or commit'
+    return f'{start} has no such revision; name a branch, tag or commit'
   if isinstance(error, errors.HFValidationError):
-    return f'{start} it has no valid name ({_first_line(error)})'
+    return f'{start} has no valid name ({_first_line(error)})'
   if isinstance(error, errors.LocalEntryNotFoundError):
     if constants.HF_HUB_OFFLINE:
-      return (f'{start} it is not in the cache ({constants.HF_HUB_CACHE}), and '
+      return (f'{start} is not in the cache ({constants.HF_HUB_CACHE}), and '
               'HF_HUB_OFFLINE is set; unset it to download')
-    return (f'{start} it is not in the cache, and {constants.ENDPOINT} cannot '
+    return (f'{start} is not in the cache, and {constants.ENDPOINT} cannot '
             f'be reached ({_first_line(error.__cause__ or error)})')
-  return f'{start} it cannot be downloaded ({_first_line(error)})'
+  return f'{start} cannot be downloaded ({_first_line(error)})'
 
 
 def _first_line(error: BaseException) -> str:
