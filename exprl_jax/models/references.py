@@ -87,7 +87,7 @@ def find(source: str) -> Reference:
   if not (folder / 'config.json').is_file() or _is_run(folder):
     if checkpoint.steps(folder):  # of a run that has not ended
       return of_checkpoint(source, 0)
-  _refuse_formats(folder)
+  safetensors.refuse_formats(folder)
   return Reference(folder)
 
 
@@ -134,20 +134,6 @@ def _of_adapters(folder: epath.Path) -> Reference:
     raise InputError(f'{folder / "adapter_config.json"}: '
                      f'base_model_name_or_path={base!r}: {e}') from None
   return Reference(under.folder, under=under, adapters=folder)
-
-
-def _refuse_formats(folder: epath.Path) -> None:
-  """Refuses what is not a model folder and looks like one."""
-  if folder.suffix == '.gguf':
-    raise InputError(f'{folder}: not a model folder' +
-                     safetensors.gguf_remedy(folder.parent, folder.name))
-  if not (folder / 'config.json').is_file():
-    if files := sorted(folder.glob('*.gguf')):
-      raise InputError(f'{folder}: no config.json' +
-                       safetensors.gguf_remedy(folder, files[0].name))
-  for name in ('tokenizer.json', 'tokenizer.model'):
-    if (folder / name).is_file():
-      safetensors.refuse_pointer(folder / name)
 
 
 def of_checkpoint(workdir: str, step: int) -> Reference:

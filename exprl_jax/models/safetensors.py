@@ -104,7 +104,7 @@ def _unindexed(folder: epath.Path) -> list[epath.Path]:
 def _remedy(folder: epath.Path) -> str:
   """Says what to do with weights in another format."""
   if any(folder.glob('*.gguf')):
-    return gguf_remedy(folder, next(iter(folder.glob('*.gguf'))).name)
+    return _gguf_remedy(folder, next(iter(folder.glob('*.gguf'))).name)
   for pattern in ('*.bin', '*.pt', '*.pth'):
     if files := sorted(f.name for f in folder.glob(pattern)):
       return (f"; convert {files[0]} with transformers: AutoModelForCausalLM."
@@ -113,23 +113,38 @@ def _remedy(folder: epath.Path) -> str:
   return ''
 
 
-def gguf_remedy(folder: epath.Path, name: str) -> str:
+def _gguf_remedy(folder: epath.Path, name: str) -> str:
   """Says how to convert a GGUF file."""
   return ("; convert GGUF with transformers: AutoModelForCausalLM."
           f"from_pretrained('{folder}', gguf_file='{name}')"
           '.save_pretrained(OUT), and its tokenizer likewise')
 
 
-def refuse_pointer(path: epath.Path) -> None:
-  """Refuses what git leaves in place of a file that git-lfs holds.
-
-  Raises:
-    InputError: it is that.
-  """
+def _refuse_pointer(path: epath.Path) -> None:
+  """Refuses what git leaves in place of a file that git-lfs holds."""
   with path.open('rb') as file:
     if file.read(len(_POINTER)) == _POINTER:
       raise InputError(f'{path}: a pointer of git-lfs, not the file; run '
                        f'`git lfs pull` in {path.parent}')
+
+
+def refuse_formats(folder: epath.Path) -> None:
+  """Refuses what looks like a model folder and is none: GGUF, and what git
+  leaves of a tokenizer.
+
+  Raises:
+    InputError: it is that; says how to convert it.
+  """
+  if folder.suffix == '.gguf':
+    raise InputError(f'{folder}: not a model folder' +
+                     _gguf_remedy(folder.parent, folder.name))
+  if not (folder / 'config.json').is_file():
+    if files := sorted(folder.glob('*.gguf')):
+      raise InputError(f'{folder}: no config.json' +
+                       _gguf_remedy(folder, files[0].name))
+  for name in ('tokenizer.json', 'tokenizer.model'):
+    if (folder / name).is_file():
+      _refuse_pointer(folder / name)
 
 
 def open_file(path: epath.Path) -> dict[str, Tensor]:
@@ -140,7 +155,7 @@ def open_file(path: epath.Path) -> dict[str, Tensor]:
   """
   try:
     size = path.stat().length
-    refuse_pointer(path)
+    _refuse_pointer(path)
     with path.open('rb') as file:
       length = int.from_bytes(file.read(8), 'little')
       if length > size - 8:
