@@ -4,10 +4,12 @@ import json
 import os
 import pathlib
 import shutil
+import socket
 import subprocess
 import sys
 
 from huggingface_hub import constants
+import jax
 import numpy as np
 import pytest
 
@@ -253,3 +255,38 @@ def test_the_command_downloads_once_and_runs_offline(server, tmp_path):
   assert offline.returncode == 0, offline.stderr
   assert offline.stdout == online.stdout
   assert len(server.requests) == count
+
+
+@pytest.mark.parametrize(
+    'shared', [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_two_processes_get_the_same_commit(server, tmp_path, shared):
+  """One download, if they share a cache; and the same error in both."""
+  with socket.socket() as s:
+    s.bind(('127.0.0.1', 0))
+    port = s.getsockname()[1]
+  children = [
+      subprocess.Popen(
+          [sys.executable, '-m', 'tests.test_hub',
+           str(port), str(i)], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+          text=True, env=os.environ | {
+              'HF_ENDPOINT': server.url, 'HF_HOME': str(
+                  tmp_path / ('all' if shared else str(i)))
+          }) for i in range(2)
+  ]
+  said = [child.communicate(timeout=100) for child in children]
+  assert [child.returncode for child in children] == [0, 0], said
+  commit = server.repositories['models/org/policy'].commit
+  for out, _ in said:
+    assert f'{commit}\n' in out
+    assert 'model org/no of the Hub does not exist' in out
+  assert server.downloads(WEIGHTS) == (1 if shared else 2)
+  assert 'Fetching' in said[0][1] and 'Fetching' not in said[1][1]
+
+
+if __name__ == '__main__':
+  jax.distributed.initialize(f'127.0.0.1:{sys.argv[1]}', 2, int(sys.argv[2]))
+  print(references.find('org/policy').folder.name)
+  try:
+    references.find('org/no')
+  except InputError as e:
+    print(e)
