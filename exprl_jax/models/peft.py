@@ -98,29 +98,41 @@ def load(folder: epath.Path, cfg: ModelConfig) -> Params:
 def _read_config(folder: epath.Path) -> dict[str, Any]:
   """Reads adapter_config.json; a key that is not implemented is an error."""
   path = folder / 'adapter_config.json'
-  merge = ('; merge them with PEFT: AutoPeftModelForCausalLM.from_pretrained('
-           f"'{folder}').merge_and_unload().save_pretrained(OUT)")
   try:
     raw = json.loads(path.read_text())
-    if not raw['base_model_name_or_path']:
-      raise KeyError('base_model_name_or_path')
-    kind, init = raw['peft_type'], raw.get('init_lora_weights', True)
-    raw['lora_alpha'], raw['r']
-  except (ValueError, TypeError) as e:
-    raise InputError(f'{path}: not a JSON object ({e})') from None
-  except KeyError as e:
-    raise InputError(f'{path}: key {e} is missing') from None
-  if kind != 'LORA':
-    raise InputError(f'{path}: peft_type {kind!r} is not implemented{merge}')
-  if init not in _INITS:
-    raise InputError(f'{path}: init_lora_weights={init!r} is not implemented, '
-                     f'it changes the base model{merge}')
+    what = _not_implemented(raw)
+    missing = [] if what else [
+        k for k in ('base_model_name_or_path', 'lora_alpha') if not raw.get(k)
+    ]
+  except (ValueError, TypeError, AttributeError) as e:
+    raise InputError(f'{path}: not an object of JSON ({e})') from None
+  if what:
+    raise InputError(f'{path}: {what} is not implemented; merge with PEFT: '
+                     f"AutoPeftModelForCausalLM.from_pretrained('{folder}')"
+                     '.merge_and_unload().save_pretrained(OUT)')
+  if missing:
+    raise InputError(f'{path}: key {missing[0]!r} is missing; add it')
+  return raw
+
+
+def _remedy(folder: epath.Path) -> str:
+  return ('merge with PEFT: AutoPeftModelForCausalLM.from_pretrained('
+          f"'{folder}').merge_and_unload().save_pretrained(OUT)")
+
+
+def _not_implemented(raw: Mapping[str, Any]) -> str:
+  """Returns the first key of adapter_config.json that is not implemented."""
+  if raw.get('peft_type') != 'LORA':
+    return f'peft_type={raw.get("peft_type")!r}'
   if raw.get('bias', 'none') != 'none':
-    raise InputError(f'{path}: bias={raw["bias"]!r} is not implemented{merge}')
+    return f'bias={raw["bias"]!r}'
+  init = raw.get('init_lora_weights', True)
+  if init not in _INITS:
+    return f'init_lora_weights={init!r}'
   for key in sorted(set(raw) - _IRRELEVANT - _READ):
     if raw[key]:  # null, false and {} are off
-      raise InputError(f'{path}: {key}={raw[key]!r} is not implemented{merge}')
-  return raw
+      return f'{key}={raw[key]!r}'
+  return ''
 
 
 # A [r, in] and B [out, r] of a part of the model.
@@ -151,8 +163,9 @@ def _open(folder: epath.Path, cfg: ModelConfig) -> _Pairs:
                        f'wants (r, {inputs}) and ({outputs}, r)')
     pairs[part] = a, b
   if tensors:
-    raise InputError(f'{next(iter(tensors.values()))} is not implemented; '
-                     f'adapters may be on {", ".join(lora.INPUTS)} of a layer')
+    raise InputError(f'{next(iter(tensors.values()))} is not of '
+                     f'{", ".join(lora.INPUTS)} of a layer, which alone are '
+                     f'implemented; {_remedy(folder)}')
   if not pairs:
     raise InputError(f'{folder / _WEIGHTS}: no adapters in it')
   return pairs
