@@ -187,6 +187,14 @@ def test_a_model_that_is_not_implemented_is_not_downloaded(server):
   fails('org/policy', 'has no config.json')
 
 
+def test_a_model_of_torch_files_says_how_to_convert(server):
+  files = server.repositories['models/org/policy'].files
+  files['pytorch_model.bin'] = files.pop(WEIGHTS)
+  fails('org/policy', 'has no *.safetensors', "from_pretrained('org/policy')",
+        'safe_serialization=True')
+  assert not server.downloads('pytorch_model.bin')
+
+
 def test_adapters_and_their_base_come_from_the_hub(server, tmp_path):
   (tmp_path / 'lora').mkdir()
   (tmp_path / 'lora/adapter_config.json').write_text(

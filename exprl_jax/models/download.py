@@ -38,6 +38,12 @@ def model(source: str, id_: hub.Id) -> epath.Path:
                          'name a repository in the format of transformers')
       config.read_config(folder)
     # By its commit: a branch may move meanwhile.
-    return hub.snapshot(id_.repo, folder.name, (*_SMALL_FILES, *_WEIGHTS))
+    folder = hub.snapshot(id_.repo, folder.name, (*_SMALL_FILES, *_WEIGHTS))
+    if not any(folder.glob('*.safetensors')):
+      raise InputError(
+          f'model {id_.repo} of the Hub has no *.safetensors; convert it with '
+          f"transformers: AutoModelForCausalLM.from_pretrained('{id_.repo}')"
+          '.save_pretrained(OUT, safe_serialization=True)')
+    return folder
   except InputError as e:
     raise InputError(f'{source}: there is no such folder, and {e}') from None

@@ -81,7 +81,6 @@ def _download(repo_id: str, revision: str | None, patterns: tuple[str, ...],
               repo_type: str) -> epath.Path:
   """Downloads in this process; tries again if the Hub has failed."""
   import huggingface_hub
-  from huggingface_hub import errors
 
   bar = None if jax.process_index() == 0 else _silent_bar()
   for wait in (*_WAITS, None):
@@ -91,7 +90,7 @@ def _download(repo_id: str, revision: str | None, patterns: tuple[str, ...],
                                             repo_type=repo_type,
                                             allow_patterns=list(patterns),
                                             tqdm_class=bar))
-    except (OSError, errors.HTTPError, errors.HFValidationError) as e:
+    except Exception as e:  # of network, disk, names and a native client
       if wait is None or not _is_transient(e):
         what = repo_id + (f'@{revision}' if revision else '')
         raise InputError(_explain(e, what, repo_type)) from None
