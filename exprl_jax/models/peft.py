@@ -86,11 +86,12 @@ def load(folder: epath.Path, cfg: ModelConfig) -> Params:
     a_shape, b_shape = next((a.shape, b.shape) for a, b in mine.values())
     a = np.zeros((cfg.num_layers, a_shape[1], rank), np.float32)
     b = np.zeros((cfg.num_layers, rank, b_shape[0]), np.float32)
-    for layer, (down, up) in mine.items():
-      r = down.shape[0]
-      a[layer, :, :r] = down.rows(0, r).astype(np.float32).T
-      b[layer, :r] = up.rows(0, up.shape[0]).astype(np.float32).T * _scale(
-          config, _module(down.name), r)
+    for layer, (stored_a, stored_b) in mine.items():
+      r = stored_a.shape[0]
+      scale = _scale(config, _module(stored_a.name), r)
+      a[layer, :, :r] = stored_a.rows(0, r).astype(np.float32).T
+      b[layer, :r] = scale * stored_b.rows(0, stored_b.shape[0]).astype(
+          np.float32).T
     out[key] = {'a': a, 'b': b}
   return {'layers': out}
 
@@ -107,9 +108,7 @@ def _read_config(folder: epath.Path) -> dict[str, Any]:
   except (ValueError, TypeError, AttributeError) as e:
     raise InputError(f'{path}: not an object of JSON ({e})') from None
   if what:
-    raise InputError(f'{path}: {what} is not implemented; merge with PEFT: '
-                     f"AutoPeftModelForCausalLM.from_pretrained('{folder}')"
-                     '.merge_and_unload().save_pretrained(OUT)')
+    raise InputError(f'{path}: {what} is not implemented; {_remedy(folder)}')
   if missing:
     raise InputError(f'{path}: key {missing[0]!r} is missing; add it')
   return raw
