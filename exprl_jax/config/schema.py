@@ -26,7 +26,8 @@ Dtype = Literal['float32', 'bfloat16']
 class Model:
   """The policy, whose starting point is also the KL reference."""
 
-  init: str = ''  # Hugging Face directory, workdir, WORKDIR@STEP, asset:NAME
+  init: str = ''  # model folder, ORG/NAME[@REVISION] of the Hub, adapters of
+  # PEFT, workdir, WORKDIR@STEP, asset:NAME
   random: bool = False  # random weights; config.json and tokenizer from `init`
   random_std: float = 0.0  # their standard deviation; 0: 1 / sqrt(fan-in)
   dtype: Dtype = 'float32'  # of matrix products; parameters stay float32
@@ -49,7 +50,7 @@ class Teacher:
 class Judge:
   """The frozen language model that scores traces (docs/judge.md)."""
 
-  init: str = ''
+  init: str = ''  # model folder, ORG/NAME[@REVISION] of the Hub, asset:NAME
   dtype: Dtype = 'float32'
   weights: Literal['', 'int8'] = ''  # '': in `dtype`
   template: str = 'math'  # a file of exprl_jax/judge/templates, or a path
@@ -230,7 +231,7 @@ class Eval:
   ks: tuple[int, ...] = (1, 16)  # of pass@k and, from 3 on, maj@k
   limit: int = 0  # problems of each set; 0: all
   models: tuple[str, ...] = ()  # run='evaluate': compared with policy.init;
-  # folders, workdirs, WORKDIR@STEP
+  # sources like policy.init
   wave: Positive = 64  # run='evaluate': problems sampled between two writes
   newly_solved_k: Count = 0  # run='evaluate': samples of newly solved problems;
   # 0: none

@@ -14,14 +14,14 @@ from typing import Any, NamedTuple
 from etils import epath
 import jax
 
-from exprl_jax.config import Config, resolve
+from exprl_jax.config import Config
 from exprl_jax.data.tokenizer import Tokenizer
 from exprl_jax.evals.behaviors import KINDS
 from exprl_jax.evals.held_out import Item
 from exprl_jax.judge import prompts
 from exprl_jax.judge.questions import QuestionPrompt
 from exprl_jax.models import config as model_config
-from exprl_jax.models import hf
+from exprl_jax.models import hf, references
 from exprl_jax.models.config import ModelConfig
 from exprl_jax.rollout import decode
 from exprl_jax.rollout.engine import Engine
@@ -78,7 +78,7 @@ class BehaviorJudge:
       InputError: no such model.
     """
     self._config, self._mesh = config, mesh
-    folder = resolve(config.judge.init)
+    folder = references.folder_of(config.judge.init)
     model_config.read_config(folder)
     self._prompt = QuestionPrompt(Tokenizer(folder), 'behaviors')
     self._model: tuple[ModelConfig, Params] | None = None
@@ -169,8 +169,8 @@ class BehaviorJudge:
   def _generator(self, max_tokens: int) -> Generate:
     judge = self._config.judge
     if self._model is None:
-      model, params = hf.load(resolve(judge.init), self._mesh, judge.dtype,
-                              frozen=True, weights=judge.weights)
+      model, params = hf.load(references.folder_of(judge.init), self._mesh,
+                              judge.dtype, frozen=True, weights=judge.weights)
       self._model = model, decode.prepare(model, params, self._mesh)
     model, params = self._model
     options = Options(judge.slots, max_tokens, judge.page, judge.pages,

@@ -15,7 +15,7 @@ from exprl_jax.judge import cache as cache_lib
 from exprl_jax.judge import prompts, readouts, tree
 from exprl_jax.judge.tree import Item, Judge, Judgments, concatenate
 from exprl_jax.models import config as model_config
-from exprl_jax.models import hf
+from exprl_jax.models import hf, references
 from exprl_jax.models.config import ModelConfig
 from exprl_jax.rollout.options import Options
 from exprl_jax.types import InputError, Params, Problem
@@ -85,7 +85,7 @@ def load(config: config_lib.Config, mesh: jax.sharding.Mesh,
       already: it is the judge, too, if it is the same checkpoint.
     max_trace_tokens: where the config does not say; 0: the policy's budget.
   """
-  cfg, folder = config.judge, config_lib.resolve(config.judge.init)
+  cfg, folder = config.judge, references.folder_of(config.judge.init)
   if shared and (folder, cfg.dtype, cfg.weights) == (shared[0], shared[1].dtype,
                                                      ''):
     _, model, params = shared
@@ -112,7 +112,7 @@ def load(config: config_lib.Config, mesh: jax.sharding.Mesh,
 
 def engine_options(config: config_lib.Config) -> tuple[ModelConfig, Options]:
   """The judge's model and its engine's sizes, without its weights."""
-  cfg, folder = config.judge, config_lib.resolve(config.judge.init)
+  cfg, folder = config.judge, references.folder_of(config.judge.init)
   model = dataclasses.replace(model_config.read_config(folder), dtype=cfg.dtype)
   tokenizer = Tokenizer(folder)
   task = 'process' if config.reward == 'process' else 'outcome'
@@ -131,7 +131,7 @@ def check(config: config_lib.Config, problems: Sequence[Problem]) -> None:
     InputError: no such model or template, they do not suit each other, or a
       problem has no rubric.
   """
-  folder = config_lib.resolve(config.judge.init)
+  folder = references.folder_of(config.judge.init)
   model_config.read_config(folder)
   tokenizer = Tokenizer(folder)
   task = 'process' if config.reward == 'process' else 'outcome'

@@ -96,6 +96,11 @@ def parse_config(raw: dict[str, Any], path: str) -> ModelConfig:
   """
   if not isinstance(raw, dict):
     raise InputError(f'{path}: not a JSON object')
+  if quantized := raw.get('quantization_config'):
+    method = (quantized.get('quant_method', 'unknown method') if isinstance(
+        quantized, dict) else quantized)
+    raise InputError(f'{path}: the weights are quantized ({method}), which is '
+                     'not implemented; name the model that they were made from')
   raw = {k: v for k, v in raw.items() if k not in _IRRELEVANT}
   family = raw.pop('model_type', None)
   if family not in FAMILIES:

@@ -19,7 +19,7 @@ import tqdm
 from exprl_jax.models import config, quantization, safetensors, transformer
 from exprl_jax.models.config import ModelConfig
 from exprl_jax.models.matrices import Int8
-from exprl_jax.models.stored import Part, check, stored_parts
+from exprl_jax.models.stored import Part, open_model, stored_parts
 from exprl_jax.runtime import mesh as mesh_lib
 from exprl_jax.types import Params
 
@@ -89,9 +89,7 @@ def _read(folder: epath.Path, cfg: ModelConfig, mesh: Mesh, abstract: Params,
           shardings: Params) -> Params:
   """Reads the parameters `abstract` from files; see `load`."""
   # 1. What is to be read. Nothing is, where a tensor is missing.
-  tensors = safetensors.open_folder(folder)
-  parts = list(stored_parts(cfg, abstract))
-  check(folder, cfg, tensors, parts)
+  parts, tensors = open_model(folder, cfg, abstract)
   # 2. Programs: stacked layers of zeros, and to write one layer into them.
   zeros = jax.jit(
       lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), abstract[

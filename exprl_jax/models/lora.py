@@ -16,7 +16,7 @@ from exprl_jax.models.matrices import Adapted
 from exprl_jax.types import Params
 
 # Matrices that get adapters: how many of their axes are inputs.
-_INPUTS = {'q': 1, 'k': 1, 'v': 1, 'o': 2, 'gate': 1, 'up': 1, 'down': 1}
+INPUTS = {'q': 1, 'k': 1, 'v': 1, 'o': 2, 'gate': 1, 'up': 1, 'down': 1}
 
 
 def scale(cfg: Model) -> float | None:
@@ -27,8 +27,7 @@ def scale(cfg: Model) -> float | None:
 def _names(cfg: ModelConfig) -> list[str]:
   """Returns the matrices that get adapters; experts get none."""
   return [
-      n for n in _INPUTS
-      if not (cfg.num_experts and n in ('gate', 'up', 'down'))
+      n for n in INPUTS if not (cfg.num_experts and n in ('gate', 'up', 'down'))
   ]
 
 
@@ -38,8 +37,8 @@ def init(cfg: ModelConfig, params: Params, rank: int, key: jax.Array) -> Params:
   out: dict[str, Params] = {}
   for name in _names(cfg):
     layers, *shape = params['layers'][name].shape
-    inputs = math.prod(shape[:_INPUTS[name]])
-    outputs = math.prod(shape[_INPUTS[name]:])
+    inputs = math.prod(shape[:INPUTS[name]])
+    outputs = math.prod(shape[INPUTS[name]:])
     a = jax.random.normal(jax.random.fold_in(key, len(out)),
                           (layers, inputs, rank)) * inputs**-0.5
     out[name] = {'a': a, 'b': jnp.zeros((layers, rank, outputs))}

@@ -1,7 +1,10 @@
-"""Where a model comes from: a folder, a workdir, or a checkpoint of one.
+"""Where a model comes from: a folder, the Hub, or a workdir.
 
 A config names a model by its source:
-  FOLDER           a Hugging Face directory, asset:NAME, or on gs://
+  FOLDER           a Hugging Face directory, asset:NAME, or on gs://; or LoRA
+                   adapters of PEFT, which are merged into their base model
+  ORG/NAME         the same on the Hugging Face Hub, if there is no such folder;
+                   ORG/NAME@REVISION for a branch, tag or commit
   WORKDIR          the model that its run wrote at its end, else the newest
                    checkpoint
   WORKDIR@STEP     the checkpoint of a step
@@ -19,9 +22,18 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from exprl_jax.config import Config, resolve
 from exprl_jax.models import config as model_config
-from exprl_jax.models import hf, lora, transformer
+from exprl_jax.models import (
+    download,
+    hf,
+    lora,
+    peft,
+    safetensors,
+    stored,
+    transformer,
+)
 from exprl_jax.models.config import ModelConfig
 from exprl_jax.runtime import checkpoints as checkpoint
+from exprl_jax.runtime import hub
 from exprl_jax.runtime import mesh as mesh_lib
 from exprl_jax.types import InputError, Params
 
@@ -33,29 +45,95 @@ class Reference(NamedTuple):
     folder: has config.json and the tokenizer.
     workdir: of the checkpoint that has the parameters; None: `folder` does.
     step: of the checkpoint.
-    under: the frozen model, if the checkpoint has adapters.
+    under: the model that adapters are merged into: those of the checkpoint, if
+      it has any, or of `adapters`.
+    adapters: a folder of PEFT's.
   """
 
   folder: epath.Path
   workdir: epath.Path | None = None
   step: int = 0
   under: 'Reference | None' = None
+  adapters: epath.Path | None = None
+
+  @property
+  def is_folder(self) -> bool:
+    """Whether `folder` has the weights as they are."""
+    return self.workdir is None and self.adapters is None
+
+  def __str__(self) -> str:
+    return (f'{self.workdir}@{self.step}'
+            if self.workdir else str(self.adapters or self.folder))
 
 
 def find(source: str) -> Reference:
   """Finds the model that a source names; reads no weights.
 
+  A model of the Hub is downloaded, unless it is in the cache.
+
   Raises:
-    InputError: no such checkpoint, or a workdir without its config.
+    InputError: no such folder, model or checkpoint, or a workdir without its
+      config.
   """
   workdir, at, step = source.rpartition('@')
-  if at and step.isdigit() and not epath.Path(source).exists():
-    return of_checkpoint(workdir, int(step))
-  folder = resolve(source)
+  folder, id_ = resolve(source), hub.parse(source)
+  if at and step.isdigit() and not folder.exists():
+    if id_ is None or epath.Path(workdir).exists():
+      return of_checkpoint(workdir, int(step))
+  if id_ and not folder.exists():
+    folder = download.model(source, id_)
+  if peft.is_adapters(folder):
+    return _of_adapters(folder)
   if not (folder / 'config.json').is_file() or _is_run(folder):
     if checkpoint.steps(folder):  # of a run that has not ended
       return of_checkpoint(source, 0)
+  safetensors.refuse_formats(folder)
   return Reference(folder)
+
+
+def folder_of(source: str) -> epath.Path:
+  """Finds a model that has to be a folder (or a model of the Hub), as judges.
+
+  Raises:
+    InputError: as `find`, or the source names a checkpoint or adapters.
+  """
+  reference = find(source)
+  if not reference.is_folder:
+    raise InputError(f'{source}: names {reference}, whose weights are to be '
+                     "merged first; run='export' it, and name the new folder")
+  return reference.folder
+
+
+def check(reference: Reference) -> None:
+  """Checks all that `load` can object to in a model's files, without reading
+  weights: each tensor that the model needs is there, in its shape and in a
+  dtype that is implemented. Checkpoints are taken as they are.
+
+  Raises:
+    InputError: names the file or tensor, and the remedy.
+  """
+  if reference.under:
+    check(reference.under)
+  if reference.workdir:
+    return
+  model = model_config.read_config(reference.folder)
+  if reference.adapters:
+    peft.check(reference.adapters, model)
+  else:
+    stored.open_model(reference.folder, model,
+                      transformer.abstract_params(model))
+
+
+def _of_adapters(folder: epath.Path) -> Reference:
+  """Finds the model that a folder of PEFT's belongs to."""
+  base = peft.base(folder)
+  try:
+    under = find(base)
+    model_config.read_config(under.folder)
+  except InputError as e:
+    raise InputError(f'{folder / "adapter_config.json"}: '
+                     f'base_model_name_or_path={base!r}: {e}') from None
+  return Reference(under.folder, under=under, adapters=folder)
 
 
 def of_checkpoint(workdir: str, step: int) -> Reference:
@@ -97,20 +175,22 @@ def load(source: str | Reference, mesh: jax.sharding.Mesh,
   """
   if isinstance(source, str):
     source = find(source)
-  if source.workdir is None or options.get('random_key') is not None:
+  if source.is_folder or options.get('random_key') is not None:
     return source.folder, *hf.load(source.folder, mesh, dtype, frozen=frozen, **
                                    options)
   if options.pop('weights', ''):
-    raise InputError(f'{source.workdir}@{source.step}: a checkpoint has no '
-                     "int8 weights; run='export' it first")
+    raise InputError(f'{source}: no int8 weights of a checkpoint, or of '
+                     "adapters; run='export' it first")
   model = dataclasses.replace(
       model_config.read_config(source.folder), dtype=dtype,
       **{k: v for k, v in options.items() if k in ('remat', 'attention')})
-  if source.under is None:
+  if source.adapters:
+    params = _merged(source, model, mesh)
+  elif source.under:
+    params = _merged_checkpoint(source, model, mesh)
+  else:
     params = checkpoint.restore_params(source.workdir, source.step,
                                        _abstract(model, mesh))[1]
-  else:
-    params = _merged(source, model, mesh)
   cast = functools.partial(transformer.cast, model) if frozen else lambda x: x
   return source.folder, model, _as(params, _abstract(model, mesh, cast))
 
@@ -152,6 +232,17 @@ def _as(params: Params, wanted: Params) -> Params:
 
 def _merged(source: Reference, model: ModelConfig,
             mesh: jax.sharding.Mesh) -> Params:
+  """Merges adapters of PEFT into their base model, in float32."""
+  assert source.adapters is not None and source.under is not None
+  params = load(source.under, mesh)[2]
+  adapters = jax.device_put(peft.load(source.adapters, model),
+                            NamedSharding(mesh, PartitionSpec()))
+  with jax.set_mesh(mesh):
+    return lora.merge(params, adapters, 1.0)
+
+
+def _merged_checkpoint(source: Reference, model: ModelConfig,
+                       mesh: jax.sharding.Mesh) -> Params:
   """Merges a checkpoint of adapters into the model they were trained on."""
   assert source.workdir is not None and source.under is not None
   start = _policy_of(source.workdir)

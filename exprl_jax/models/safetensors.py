@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 import dataclasses
 import json
 import math
+import re
 from typing import Any
 
 from etils import epath
@@ -20,6 +21,7 @@ import numpy as np
 from exprl_jax.types import InputError
 
 _DTYPES = {'F32': np.float32, 'F16': np.float16, 'BF16': ml_dtypes.bfloat16}
+_POINTER = b'version https://git-lfs'
 _NAMES = {np.dtype(v): k for k, v in _DTYPES.items()}
 
 
@@ -57,11 +59,12 @@ def open_folder(folder: epath.Path) -> dict[str, Tensor]:
   """Reads which tensors a model directory has, by name; not their data.
 
   model.safetensors.index.json says which files belong to the model; without
-  one it is all *.safetensors files.
+  one it is model.safetensors, else all *.safetensors files.
 
   Raises:
     InputError: there is no file, a file or tensor that the index names is
-      missing, or a file is corrupt or cut short.
+      missing, or a file is corrupt or cut short; says how to convert other
+      formats.
   """
   index = folder / 'model.safetensors.index.json'
   files: dict[str, str] = {}  # of each tensor
@@ -72,12 +75,10 @@ def open_folder(folder: epath.Path) -> dict[str, Tensor]:
       raise InputError(f'{index}: not an index of tensors ({e})') from None
     paths = [folder / name for name in sorted(set(files.values()))]
   else:
-    paths = sorted(folder.glob('*.safetensors'))
-  if not paths:
-    raise InputError(f'{folder}: no *.safetensors file in it')
+    paths = _unindexed(folder)
   tensors: dict[str, Tensor] = {}
   for path in paths:
-    tensors |= _read_header(path)
+    tensors |= open_file(path)
   for name, file in files.items():
     if name not in tensors:
       raise InputError(f'{folder / file}: tensor {name} is missing, which '
@@ -85,9 +86,76 @@ def open_folder(folder: epath.Path) -> dict[str, Tensor]:
   return tensors
 
 
-def _read_header(path: epath.Path) -> dict[str, Tensor]:
+def _unindexed(folder: epath.Path) -> list[epath.Path]:
+  """Lists the files of a model without an index."""
+  if (folder / 'model.safetensors').exists():
+    return [folder / 'model.safetensors']  # what else is there is not the model
+  paths = sorted(folder.glob('*.safetensors'))
+  if not paths:
+    raise InputError(f'{folder}: no *.safetensors file in it' + _remedy(folder))
+  for path in paths:
+    part = re.fullmatch(r'.*-of-(\d+)\.safetensors', path.name)
+    if part and int(part[1]) != len(paths):
+      raise InputError(f'{folder}: {len(paths)} of {int(part[1])} '
+                       '*.safetensors files; copy the others, and the index')
+  return paths
+
+
+def _remedy(folder: epath.Path) -> str:
+  """Says what to do with weights in another format."""
+  if any(folder.glob('*.gguf')):
+    return _gguf_remedy(folder, next(iter(folder.glob('*.gguf'))).name)
+  for pattern in ('*.bin', '*.pt', '*.pth'):
+    if files := sorted(f.name for f in folder.glob(pattern)):
+      return (f"; convert {files[0]} with transformers: AutoModelForCausalLM."
+              f"from_pretrained('{folder}').save_pretrained(OUT, "
+              'safe_serialization=True)')
+  return ''
+
+
+def _gguf_remedy(folder: epath.Path, name: str) -> str:
+  """Says how to convert a GGUF file."""
+  return ("; convert GGUF with transformers: AutoModelForCausalLM."
+          f"from_pretrained('{folder}', gguf_file='{name}')"
+          '.save_pretrained(OUT), and its tokenizer likewise')
+
+
+def _refuse_pointer(path: epath.Path) -> None:
+  """Refuses what git leaves in place of a file that git-lfs holds."""
+  with path.open('rb') as file:
+    if file.read(len(_POINTER)) == _POINTER:
+      raise InputError(f'{path}: a pointer of git-lfs, not the file; run '
+                       f'`git lfs pull` in {path.parent}')
+
+
+def refuse_formats(folder: epath.Path) -> None:
+  """Refuses what looks like a model folder and is none: GGUF, and what git
+  leaves of a tokenizer.
+
+  Raises:
+    InputError: it is that; says how to convert it.
+  """
+  if folder.suffix == '.gguf':
+    raise InputError(f'{folder}: not a model folder' +
+                     _gguf_remedy(folder.parent, folder.name))
+  if not (folder / 'config.json').is_file():
+    if files := sorted(folder.glob('*.gguf')):
+      raise InputError(f'{folder}: no config.json' +
+                       _gguf_remedy(folder, files[0].name))
+  for name in ('tokenizer.json', 'tokenizer.model'):
+    if (folder / name).is_file():
+      _refuse_pointer(folder / name)
+
+
+def open_file(path: epath.Path) -> dict[str, Tensor]:
+  """Reads which tensors one file has, by name; not their data.
+
+  Raises:
+    InputError: there is no such file, or it is corrupt or cut short.
+  """
   try:
     size = path.stat().length
+    _refuse_pointer(path)
     with path.open('rb') as file:
       length = int.from_bytes(file.read(8), 'little')
       if length > size - 8:

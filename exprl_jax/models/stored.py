@@ -8,7 +8,7 @@ from etils import epath
 
 from exprl_jax.models.config import ModelConfig
 from exprl_jax.models.families import FAMILIES
-from exprl_jax.models.safetensors import Tensor
+from exprl_jax.models.safetensors import Tensor, open_folder
 from exprl_jax.types import InputError, Params
 
 
@@ -89,27 +89,51 @@ def _stored_shape(key: str, shape: tuple[int, ...]) -> tuple[int, ...]:
   return (size // shape[0], shape[0])
 
 
-def check(folder: epath.Path, cfg: ModelConfig, tensors: Mapping[str, Tensor],
-          parts: list[Part]) -> None:
+def open_model(folder: epath.Path, cfg: ModelConfig,
+               params: Params) -> tuple[list[Part], dict[str, Tensor]]:
+  """Opens the files of a model; reads their headers and checks them.
+
+  Returns:
+    All parts of the parameters, and the tensors by name.
+
+  Raises:
+    InputError: as safetensors.open_folder, or the tensors are not those of the
+      model.
+  """
+  tensors = open_folder(folder)
+  parts = list(stored_parts(cfg, params))
+  _check(folder, cfg, tensors, parts)
+  return parts, tensors
+
+
+def _check(folder: epath.Path, cfg: ModelConfig, tensors: Mapping[str, Tensor],
+           parts: list[Part]) -> None:
   """Checks that the files have all tensors in their shapes, and no others.
 
   Raises:
     InputError: names the first tensor that is missing, of another shape, or
       not of the model.
   """
-  for part in parts:
-    for name in part.names:
-      if name not in tensors:
-        raise InputError(f'{folder}: tensor {name} is missing')
-      if tensors[name].shape != part.stored_shape:
-        raise InputError(f'{tensors[name]}: shape {tensors[name].shape}, '
-                         f'config.json says {part.stored_shape}')
-  used = {name for part in parts for name in part.names}
-  # A tied head may be stored beside the embedding; it is the same matrix.
+  wanted = {name: part.stored_shape for part in parts for name in part.names}
   head = FAMILIES[cfg.family].tensors['head']
-  ignored = {head} if cfg.tied_embedding else set()
+  for name, shape in wanted.items():
+    if name not in tensors:
+      raise InputError(f'{folder}: tensor {name} is missing' + (
+          '; if the embedding is the head as well, config.json has to say '
+          '"tie_word_embeddings": true' if name == head else ''))
+    _check_shape(tensors[name], shape)
+  # A tied head may be stored beside the embedding; it is the same matrix.
+  ignored = {head} & set(tensors) if cfg.tied_embedding else set()
+  for name in ignored:
+    _check_shape(tensors[name], (cfg.vocab_size, cfg.embed_dim))
   # Older files store the frequencies of the rotary embedding, too.
   ignored |= {n for n in tensors if n.endswith('.rotary_emb.inv_freq')}
-  if extra := sorted(set(tensors) - used - ignored):
+  if extra := sorted(set(tensors) - set(wanted) - ignored):
     raise InputError(f'{tensors[extra[0]]}: the model of config.json does not '
                      f'have it ({len(extra)} such tensors)')
+
+
+def _check_shape(tensor: Tensor, shape: tuple[int, ...]) -> None:
+  if tensor.shape != shape:
+    raise InputError(f'{tensor}: shape {tensor.shape}, config.json says '
+                     f'{shape}')

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import jax
 
-from exprl_jax.config import Config, resolve
+from exprl_jax.config import Config
 from exprl_jax.data import chat
 from exprl_jax.data.problems import training_problems
 from exprl_jax.data.tokenizer import Tokenizer
@@ -27,10 +27,11 @@ def dry_run(config: Config) -> None:
   Raises:
     InputError: whatever the run itself would stumble over at its start.
   """
+  _check_weights(config)
   if config.run == 'rubrics':
     _show_rubric_prompt(config)
   elif recipes.judges_traces(config):
-    tokenizer = Tokenizer(resolve(config.judge.init))
+    tokenizer = Tokenizer(references.folder_of(config.judge.init))
     traces = judge_traces.read_traces(config, tokenizer)
     factory.check(config, [t.problem for t in traces])
     print(f'run judge, {len(traces)} traces')
@@ -48,6 +49,21 @@ def dry_run(config: Config) -> None:
       _show_judge_prompt(config, inputs.problems[0])
   else:
     _dry_run_other(config)
+
+
+def _check_weights(config: Config) -> None:
+  """Reads the headers of all weights that the run would load."""
+  judged = (config.run in ('rubrics', 'judge')
+            or config.run == 'train' and recipes.uses_judge(config)
+            or config.run == 'evaluate' and config.eval.behaviors == 'judge')
+  sources = [config.judge.init] if judged else []
+  if not (config.run == 'rubrics' or recipes.judges_traces(config)
+          or config.policy.random):
+    sources.append(config.policy.init)
+  if config.run == 'evaluate':
+    sources += config.eval.models
+  for source in sources:
+    references.check(references.find(source))
 
 
 def _dry_run_other(config: Config) -> None:
@@ -92,7 +108,7 @@ def _show_policy_prompt(config: Config, tokenizer: Tokenizer,
 
 
 def _show_judge_prompt(config: Config, problem: Problem) -> None:
-  tokenizer = Tokenizer(resolve(config.judge.init))
+  tokenizer = Tokenizer(references.folder_of(config.judge.init))
   template = prompts.load(config.judge, tokenizer, config.reward,
                           readouts.READOUTS[config.judge.readout].generates)
   item = (problem.rubric_items[0].text
@@ -111,7 +127,7 @@ def _show_judge_prompt(config: Config, problem: Problem) -> None:
 
 
 def _show_rubric_prompt(config: Config) -> None:
-  tokenizer = Tokenizer(resolve(config.judge.init))
+  tokenizer = Tokenizer(references.folder_of(config.judge.init))
   problems = training_problems(config, ('solution',))
   ids, _ = QuestionPrompt(tokenizer,
                           'rubric').encode([rubrics.values(problems[0])])

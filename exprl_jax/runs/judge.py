@@ -7,13 +7,14 @@ import time
 
 import jax
 
-from exprl_jax.config import Config, resolve
+from exprl_jax.config import Config
 from exprl_jax.data import problems
 from exprl_jax.data.tokenizer import Tokenizer
 from exprl_jax.evals import judge_calibration, judge_traces
 from exprl_jax.evals.judge_traces import Trace, TraceSampler
 from exprl_jax.judge import calibration_report, factory
 from exprl_jax.judge.tree import Judgments
+from exprl_jax.models import references
 from exprl_jax.runtime import mesh as mesh_lib
 from exprl_jax.runtime import metrics
 from exprl_jax.runtime import workdir as workdir_lib
@@ -35,7 +36,7 @@ def judge(config: Config, workdir: pathlib.Path) -> list[metrics.Row]:
   mesh = mesh_lib.rollout_mesh(mesh_lib.make_mesh(config.mesh),
                                config.mesh.rollout_tensor)
   main = jax.process_index() == 0
-  tokenizer = Tokenizer(resolve(config.judge.init))
+  tokenizer = Tokenizer(references.folder_of(config.judge.init))
   # 1. Traces of a file or of the policy; all that can fail on input.
   traces, sampler = _traces(config, mesh, tokenizer)
   # 2. The judge, with space for the longest trace of a file.

@@ -12,7 +12,7 @@ from exprl_jax.data import rubrics as rubrics_lib
 from exprl_jax.data.rubrics import Written
 from exprl_jax.data.tokenizer import Tokenizer
 from exprl_jax.judge.questions import QuestionPrompt
-from exprl_jax.models import hf
+from exprl_jax.models import hf, references
 from exprl_jax.rollout import decode, engine
 from exprl_jax.rollout.requests import Request, Sample, Sampling, SharedPrefix
 from exprl_jax.runtime import jsonl
@@ -39,7 +39,7 @@ def rubrics(config: Config) -> None:
   """
   mesh = mesh_lib.rollout_mesh(mesh_lib.make_mesh(config.mesh),
                                config.mesh.rollout_tensor)
-  folder = resolve(config.judge.init)
+  folder = references.folder_of(config.judge.init)
   prompt = QuestionPrompt(Tokenizer(folder), 'rubric')
   # 1. The problems that want a rubric, by number.
   problems = {
@@ -135,8 +135,8 @@ class Author:
            write: Write) -> None:
     """Samples rubrics, and samples those again that cannot be read."""
     cfg = self._config.judge
-    model, params = hf.load(resolve(cfg.init), mesh, cfg.dtype, frozen=True,
-                            weights=cfg.weights)
+    model, params = hf.load(references.folder_of(cfg.init), mesh, cfg.dtype,
+                            frozen=True, weights=cfg.weights)
     params = decode.prepare(model, params, mesh)
     longest = max(len(self._prompts[i]) for i in todo)
     generator = engine.Engine(

@@ -157,7 +157,7 @@ def start(inputs: Inputs, workdir: pathlib.Path) -> tuple[Run, int, TrainState]:
   judge = None
   if inputs.reward.uses_judge:
     shared = None
-    if not inputs.origin.workdir and not config.policy.random:
+    if inputs.origin.is_folder and not config.policy.random:
       shared = inputs.origin.folder, policy.model, policy.reference
     judge = factory.load(config, inputs.sampling_mesh, workdir, shared)
   scorer = inputs.reward.make(config, judge)

@@ -38,12 +38,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from exprl_jax.config import Config, Optim, resolve
+from exprl_jax.config import Config, Optim
 from exprl_jax.data import tiny_world as world
 from exprl_jax.data.tokenizer import Tokenizer
 from exprl_jax.judge.tree import Judge
 from exprl_jax.models import config as model_config
-from exprl_jax.models import head, hf, transformer
+from exprl_jax.models import head, hf, references, transformer
 from exprl_jax.models.config import ModelConfig
 from exprl_jax.rl import optimizer
 from exprl_jax.runtime import mesh as mesh_lib
@@ -65,14 +65,14 @@ def train_judge(config: Config, workdir: pathlib.Path) -> list[metrics.Row]:
   # 1. The judge, grown from its start.
   mesh = mesh_lib.make_mesh(config.mesh)
   cfg = config.judge_training
-  folder = resolve(config.judge.init)
+  folder = references.folder_of(config.judge.init)
   tokenizer = Tokenizer(folder)
   makers = judge_data.Makers(config, mesh)
   workdir_lib.claim(workdir, config)
   model = model_config.read_config(folder)
   start = makers.base
   if cfg.start:
-    _, start = hf.load(resolve(cfg.start), mesh)
+    _, start = hf.load(references.folder_of(cfg.start), mesh)
   params = grown(model, start, jax.random.key(config.seed))
   judge = Judge(config.judge, model, params, tokenizer, mesh, 'process',
                 config.rollout.max_new_tokens)

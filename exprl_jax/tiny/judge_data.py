@@ -9,14 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from exprl_jax.config import Config, Credit, Optim, resolve
+from exprl_jax.config import Config, Credit, Optim
 from exprl_jax.data import chat
 from exprl_jax.data import tiny_world as world
 from exprl_jax.data.steps import Segmenter
 from exprl_jax.data.tokenizer import Tokenizer
 from exprl_jax.grading.grader import Grader
 from exprl_jax.judge.tree import Judge
-from exprl_jax.models import hf
+from exprl_jax.models import hf, references
 from exprl_jax.rewards import base
 from exprl_jax.rewards.judge import dense
 from exprl_jax.rl import credit, experience, learner, optimizer
@@ -72,7 +72,7 @@ class Makers:
   def __init__(self, config: Config, mesh: jax.sharding.Mesh):
     """Loads the base policy."""
     self._config, self._mesh = config, mesh
-    folder = resolve(config.policy.init)
+    folder = references.folder_of(config.policy.init)
     self._tokenizer = Tokenizer(folder)
     self._model, self.base = hf.load(folder, mesh)
     self._segment = Segmenter(self._tokenizer, config.judge.delimiter,

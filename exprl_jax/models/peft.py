@@ -1,0 +1,185 @@
+"""LoRA adapters of PEFT: adapter_config.json and adapter_model.safetensors.
+
+The matrix of a module becomes W + scale * B A, with A [r, in], B [out, r] and
+scale = alpha / r, or alpha / sqrt(r) with use_rslora (arXiv 2312.03732).
+"""
+
+from collections.abc import Mapping
+import json
+import math
+import re
+from typing import Any
+
+from etils import epath
+import numpy as np
+
+from exprl_jax.models import lora, safetensors, stored, transformer
+from exprl_jax.models.config import ModelConfig
+from exprl_jax.types import InputError, Params
+
+_WEIGHTS = 'adapter_model.safetensors'
+# Keys of adapter_config.json that say nothing about what the adapters compute,
+# or only what the names of the tensors say again.
+_IRRELEVANT = frozenset({
+    'auto_mapping', 'ensure_weight_tying', 'eva_config', 'exclude_modules',
+    'inference_mode', 'layers_pattern', 'layers_to_transform', 'loftq_config',
+    'lora_dropout', 'megatron_core', 'peft_version', 'qalora_group_size',
+    'runtime_config', 'target_modules', 'task_type'
+})
+_READ = frozenset({
+    'alpha_pattern', 'base_model_name_or_path', 'bias', 'init_lora_weights',
+    'lora_alpha', 'peft_type', 'r', 'rank_pattern', 'revision', 'use_rslora'
+})
+# Others change the base model when they draw the adapters.
+_INITS = (True, False, 'gaussian', 'eva', 'orthogonal')
+
+
+def is_adapters(folder: epath.Path) -> bool:
+  """Whether a folder has adapters, to be added to a model elsewhere."""
+  return (folder / 'adapter_config.json').is_file()
+
+
+def base(folder: epath.Path) -> str:
+  """Returns the source of the model that adapters belong to.
+
+  Raises:
+    InputError: they are of a kind that is not implemented.
+  """
+  raw = _read_config(folder)
+  name, revision = raw['base_model_name_or_path'], raw.get('revision')
+  if revision and not epath.Path(name).exists():
+    return f'{name}@{revision}'
+  return name
+
+
+def check(folder: epath.Path, cfg: ModelConfig) -> None:
+  """Checks adapters against the base model's config; reads no weights.
+
+  Raises:
+    InputError: they are of a kind that is not implemented, or a tensor is not
+      as it should be; names it.
+  """
+  _read_config(folder)
+  _open(folder, cfg)
+
+
+def load(folder: epath.Path, cfg: ModelConfig) -> Params:
+  """Reads adapters as `lora.merge` takes them, with scale 1.
+
+  Args:
+    folder: has adapter_config.json and adapter_model.safetensors.
+    cfg: of the base model.
+
+  Returns:
+    {'layers': {'q': {'a': f32[L, in, r], 'b': f32[L, r, out]}, ...}}, with
+    r the largest rank of any layer; the scale is in b, and what has no adapter
+    is 0.
+
+  Raises:
+    InputError: as `check`.
+  """
+  config, pairs = _read_config(folder), _open(folder, cfg)
+  out: dict[str, dict[str, np.ndarray]] = {}
+  for key in sorted({part.key for part in pairs}):
+    mine = {p.layer: pair for p, pair in pairs.items() if p.key == key}
+    rank = max(a.shape[0] for a, _ in mine.values())
+    a_shape, b_shape = next((a.shape, b.shape) for a, b in mine.values())
+    a = np.zeros((cfg.num_layers, a_shape[1], rank), np.float32)
+    b = np.zeros((cfg.num_layers, rank, b_shape[0]), np.float32)
+    for layer, (stored_a, stored_b) in mine.items():
+      r = stored_a.shape[0]
+      scale = _scale(config, _module(stored_a.name), r)
+      a[layer, :, :r] = stored_a.rows(0, r).astype(np.float32).T
+      b[layer, :r] = scale * stored_b.rows(0, stored_b.shape[0]).astype(
+          np.float32).T
+    out[key] = {'a': a, 'b': b}
+  return {'layers': out}
+
+
+def _read_config(folder: epath.Path) -> dict[str, Any]:
+  """Reads adapter_config.json; a key that is not implemented is an error."""
+  path = folder / 'adapter_config.json'
+  try:
+    raw = json.loads(path.read_text())
+    what = _not_implemented(raw)
+    missing = [] if what else [
+        k for k in ('base_model_name_or_path', 'lora_alpha') if not raw.get(k)
+    ]
+  except (ValueError, TypeError, AttributeError) as e:
+    raise InputError(f'{path}: not an object of JSON ({e})') from None
+  if what:
+    raise InputError(f'{path}: {what} is not implemented; {_remedy(folder)}')
+  if missing:
+    raise InputError(f'{path}: key {missing[0]!r} is missing; add it')
+  return raw
+
+
+def _remedy(folder: epath.Path) -> str:
+  return ('merge with PEFT: AutoPeftModelForCausalLM.from_pretrained('
+          f"'{folder}').merge_and_unload().save_pretrained(OUT)")
+
+
+def _not_implemented(raw: Mapping[str, Any]) -> str:
+  """Returns the first key of adapter_config.json that is not implemented."""
+  if raw.get('peft_type') != 'LORA':
+    return f'peft_type={raw.get("peft_type")!r}'
+  if raw.get('bias', 'none') != 'none':
+    return f'bias={raw["bias"]!r}'
+  init = raw.get('init_lora_weights', True)
+  if init not in _INITS:
+    return f'init_lora_weights={init!r}'
+  for key in sorted(set(raw) - _IRRELEVANT - _READ):
+    if raw[key]:  # null, false and {} are off
+      return f'{key}={raw[key]!r}'
+  return ''
+
+
+# A [r, in] and B [out, r] of a part of the model.
+_Pairs = dict[stored.Part, tuple[safetensors.Tensor, safetensors.Tensor]]
+
+
+def _open(folder: epath.Path, cfg: ModelConfig) -> _Pairs:
+  """Finds the tensors of all adapters, and checks names and shapes."""
+  if not (folder / _WEIGHTS).exists():
+    raise InputError(f'{folder}: no {_WEIGHTS}; PEFT writes it with '
+                     'save_pretrained(safe_serialization=True)')
+  tensors = safetensors.open_file(folder / _WEIGHTS)
+  pairs: _Pairs = {}
+  for part in stored.stored_parts(cfg, transformer.abstract_params(cfg)):
+    if part.key not in lora.INPUTS or part.has_experts:
+      continue
+    module = 'base_model.model.' + part.names[0].removesuffix('.weight')
+    a = tensors.pop(f'{module}.lora_A.weight', None)
+    b = tensors.pop(f'{module}.lora_B.weight', None)
+    if a is None and b is None:
+      continue
+    if a is None or b is None:
+      raise InputError(f'{folder / _WEIGHTS}: {module} has one of lora_A and '
+                       'lora_B; copy the file again')
+    outputs, inputs = part.stored_shape
+    if a.shape[1:] != (inputs,) or b.shape != (outputs, a.shape[0]):
+      raise InputError(f'{a}: shapes {a.shape} and {b.shape}, the base model '
+                       f'wants (r, {inputs}) and ({outputs}, r)')
+    pairs[part] = a, b
+  if tensors:
+    raise InputError(f'{next(iter(tensors.values()))} is not of '
+                     f'{", ".join(lora.INPUTS)} of a layer, which alone are '
+                     f'implemented; {_remedy(folder)}')
+  if not pairs:
+    raise InputError(f'{folder / _WEIGHTS}: no adapters in it')
+  return pairs
+
+
+def _module(tensor: str) -> str:
+  """Returns the module's name, which patterns are matched with."""
+  return tensor.removeprefix('base_model.model.').rpartition('.lora_')[0]
+
+
+def _scale(config: Mapping[str, Any], module: str, rank: int) -> float:
+  """Returns what B A is multiplied by."""
+  alpha = config['lora_alpha']
+  for pattern, value in (config.get('alpha_pattern') or {}).items():
+    if re.fullmatch(rf'(.*\.)?({pattern})', module):
+      alpha = value
+      break
+  return alpha / (math.sqrt(rank) if config.get('use_rslora') else rank)
