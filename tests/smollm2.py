@@ -67,9 +67,9 @@ def _config(values):
       intermediate_size=get('feed_forward_length'),
       num_hidden_layers=get('block_count'), num_attention_heads=heads,
       num_key_value_heads=get('attention.head_count_kv'),
-      max_position_embeddings=get('context_length'),
-      rms_norm_eps=round(get('attention.layer_norm_rms_epsilon'), 9),
-      rope_theta=get('rope.freq_base'), tie_word_embeddings=True,
+      max_position_embeddings=get('context_length'), rms_norm_eps=round(
+          get('attention.layer_norm_rms_epsilon'),
+          9), rope_theta=get('rope.freq_base'), tie_word_embeddings=True,
       bos_token_id=values['tokenizer.ggml.bos_token_id'],
       eos_token_id=values['tokenizer.ggml.eos_token_id'],
       pad_token_id=values['tokenizer.ggml.padding_token_id'],
