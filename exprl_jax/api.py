@@ -25,6 +25,7 @@ from exprl_jax.data.tokenizer import Tokenizer
 from exprl_jax.evals import judge_traces
 from exprl_jax.judge import factory
 from exprl_jax.judge.tree import Judgments
+from exprl_jax.models import config as model_config
 from exprl_jax.models import references
 from exprl_jax.models.config import ModelConfig
 from exprl_jax.rollout.sampler import Sampler
@@ -147,6 +148,7 @@ def load_model(source: str | os.PathLike, dtype: str = 'float32',
   _config(policy={'dtype': dtype})
   mesh = mesh or mesh_lib.make_mesh(config_lib.Mesh(data=-1, fsdp=1))
   origin = references.find(os.fspath(source))
+  model_config.read_config(origin.folder)
   tokenizer = Tokenizer(origin.folder)
   folder, config, params = references.load(origin, mesh, dtype, frozen=True)
   return Model(folder, tokenizer, config, params, mesh)
@@ -235,12 +237,13 @@ def score(judge: Model | str | os.PathLike,
     keys['dtype'] = model.config.dtype
   config = _config(run='judge', reward=reward, judge=keys,
                    mesh={'data': -1, 'fsdp': 1})
+  recipes.check_judge(config)
   items = [_problem(row, i) for i, row in enumerate(problems)]
+  factory.check(config, items)
   tokenizer = Tokenizer(config_lib.resolve(config.judge.init))
   found = _split(config, tokenizer, items, traces)
   if not found:
     return [[] for _ in items]
-  factory.check(config, items)
   # 2. The judge.
   mesh = model.mesh if model else mesh_lib.make_mesh(config.mesh)
   longest = max(

@@ -74,7 +74,8 @@ def test_a_config_that_is_compared_runs_both(tmp_path, monkeypatch):
   try:
     rows = metrics.read(result.workdir / 'compare/metrics.jsonl')
     assert len(rows) == len(result.rows) == 1
-    assert rows[0]['optim/lr'] == 2e-4 and result.rows[0]['optim/lr'] == 5e-4
+    rates = [x['optim/lr'] for x in (result.rows[0], rows[0])]
+    np.testing.assert_allclose(rates, [5e-4, 2e-4], rtol=1e-6)
   finally:
     shutil.rmtree(result.workdir)
 
@@ -134,6 +135,8 @@ def test_a_loaded_judge_scores_as_its_folder_does():
     (lambda m: ex.score(m, [ex.Problem('', 'a', 'b')], ['c']), 'lists of'),
     (lambda m: ex.score(m, [ex.Problem('', 'a', 'b')], [['c']], 'x'),
      'readout'),
+    (lambda m: ex.score(m, [], [], reward='sparse'), 'needs no judge'),
+    (lambda m: ex.score('nowhere', [], []), 'nowhere: no config.json'),
 ])  # yapf: disable
 def test_mistakes_are_named(call, message):
   with pytest.raises(ex.InputError, match=message):

@@ -35,7 +35,7 @@ pytestmark = [
 
 # Prompts of 32 to 300 tokens.
 QUESTIONS = [
-    'Hi!',
+    'What is the capital of France?',
     'A train leaves at 9:47 and arrives at 12:03. How long does it take?',
     'Explain to a child why the sky is blue.\n\n' +
     20 * 'Use short words, and no word twice in a sentence. ',
@@ -104,7 +104,9 @@ def test_completions_have_the_logprobs_of_transformers(model, theirs,
   """And at temperature 0 they are its most probable tokens."""
   prompts = [chat.policy_prompt(model.tokenizer, q) for q in QUESTIONS]
   groups = ex.sample(model, prompts, n=1 if temperature == 0 else 2,
-                     max_new_tokens=24, temperature=temperature)
+                     max_new_tokens=24, temperature=temperature, slots=4)
+  if temperature == 0:
+    assert groups[0][0].text == 'The capital of France is Paris.'
   for prompt, group in zip(prompts, groups):
     assert len({tuple(s.tokens) for s in group}) == len(group)
     for sample in group:
@@ -116,14 +118,6 @@ def test_completions_have_the_logprobs_of_transformers(model, theirs,
         assert want.argmax(-1).tolist() == sample.tokens
       ended = sample.tokens[-1] in model.tokenizer.eos_ids
       assert sample.finish_reason == ('eos' if ended else 'length')
-
-
-def test_it_knows_the_capital_of_france(model):
-  question = 'What is the capital of France?'
-  ((sample,),) = ex.sample(model, [[{'role': 'user', 'content': question}]],
-                           temperature=0, max_new_tokens=24)
-  assert sample.text == 'The capital of France is Paris.'
-  assert sample.finish_reason == 'eos'
 
 
 def test_the_judge_reads_the_probabilities_of_transformers(model, theirs):

@@ -35,7 +35,7 @@ def check(c: Config) -> None:
     InputError: names the keys and the remedy.
   """
   _check_needed(c)
-  _check_judge(c)
+  check_judge(c)
   for name in ('rollout.system_prompts', 'judge.templates', 'grading.domains'):
     by_domain(c, name)
   check_truncation(c.rollout)
@@ -86,7 +86,12 @@ def _check_needed(c: Config) -> None:
       raise InputError(f'config.{name} is empty; run={c.run!r} needs it')
 
 
-def _check_judge(c: Config) -> None:
+def check_judge(c: Config) -> None:
+  """Checks the judge's readout, and that the reward needs a judge.
+
+  Raises:
+    InputError: names the keys and the remedy.
+  """
   lookup(readouts.READOUTS, c.judge.readout, 'judge.readout')
   for name in c.calibration.readouts:
     lookup(readouts.READOUTS, name, 'calibration.readouts')
