@@ -155,7 +155,7 @@ def run(config: config_lib.Config, path: str,
     workdir: where to write; a fresh temporary folder by default.
 
   Returns:
-    What came of both. None for run modes that need no workdir.
+    What came of each; [] for run modes without a workdir.
 
   Raises:
     InputError: something is not as it should be.
