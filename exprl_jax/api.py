@@ -240,7 +240,7 @@ def score(judge: Model | str | os.PathLike,
   recipes.check_judge(config)
   items = [_problem(row, i) for i, row in enumerate(problems)]
   factory.check(config, items)
-  tokenizer = Tokenizer(config_lib.resolve(config.judge.init))
+  tokenizer = Tokenizer(references.find(config.judge.init).folder)
   found = _split(config, tokenizer, items, traces)
   if not found:
     return [[] for _ in items]

@@ -21,8 +21,9 @@ import exprl_jax as ex
 from exprl_jax import config as config_lib
 from exprl_jax import main
 from exprl_jax.data import chat
-from exprl_jax.judge import factory
 from exprl_jax.models import config as model_config
+from exprl_jax.rollout import engine
+from exprl_jax.runs import sample
 from exprl_jax.runtime import metrics
 from tests import smollm2
 from tests.test_models import logits
@@ -69,6 +70,13 @@ def logprobs(theirs, tokens):
   return logits.log_softmax(-1).numpy()
 
 
+def prompt_ids(tokenizer, question, system=''):
+  """Of run='train'."""
+  config = config_lib.Config(rollout=config_lib.Rollout(system_prompt=system))
+  (ids,) = chat.policy_prompts(tokenizer, [ex.Problem('', question)], config)
+  return ids
+
+
 def test_the_folder_loads_untouched(folder):
   """With the keys of the published config.json that change nothing."""
   raw = json.loads((folder / 'config.json').read_text())
@@ -93,51 +101,52 @@ def test_prompts_are_those_of_transformers(folder, model, question, system):
   tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
   want = tokenizer.apply_chat_template(messages, add_generation_prompt=True,
                                        return_dict=False)
-  ours = model.tokenizer
-  assert chat.policy_prompt(ours, question, system) == want
-  assert ours.encode(ours.render(messages), special=True) == want
+  assert prompt_ids(model.tokenizer, question, system) == want
+  assert sample.encode('messages', messages, model.tokenizer, '') == want
 
 
 @pytest.mark.parametrize('temperature', [0.0, 1.0])
 def test_completions_have_the_logprobs_of_transformers(model, theirs,
                                                        temperature):
   """And at temperature 0 they are its most probable tokens."""
-  prompts = [chat.policy_prompt(model.tokenizer, q) for q in QUESTIONS]
+  prompts = [prompt_ids(model.tokenizer, q) for q in QUESTIONS]
   groups = ex.sample(model, prompts, n=1 if temperature == 0 else 2,
                      max_new_tokens=24, temperature=temperature, slots=4)
   if temperature == 0:
     assert groups[0][0].text == 'The capital of France is Paris.'
   for prompt, group in zip(prompts, groups):
     assert len({tuple(s.tokens) for s in group}) == len(group)
-    for sample in group:
-      n = len(sample.tokens)
-      want = logprobs(theirs, prompt + sample.tokens)[len(prompt) - 1:-1]
-      np.testing.assert_allclose(sample.logprobs,
-                                 want[np.arange(n), sample.tokens], atol=1e-3)
+    for one in group:
+      n = len(one.tokens)
+      want = logprobs(theirs, prompt + one.tokens)[len(prompt) - 1:-1]
+      np.testing.assert_allclose(one.logprobs, want[np.arange(n), one.tokens],
+                                 atol=1e-3)
       if temperature == 0:
-        assert want.argmax(-1).tolist() == sample.tokens
-      ended = sample.tokens[-1] in model.tokenizer.eos_ids
-      assert sample.finish_reason == ('eos' if ended else 'length')
+        assert want.argmax(-1).tolist() == one.tokens
+      ended = one.tokens[-1] in model.tokenizer.eos_ids
+      assert one.finish_reason == ('eos' if ended else 'length')
 
 
-def test_the_judge_reads_the_probabilities_of_transformers(model, theirs):
+def test_the_judge_reads_the_probabilities_of_transformers(
+    model, theirs, monkeypatch):
   """Behind each of two steps, in one tree of forks."""
+  asked, generate = [], engine.Engine.generate
+
+  def spy(self, params, requests, *args):
+    asked.extend(requests)
+    return generate(self, params, requests, *args)
+
+  monkeypatch.setattr(engine.Engine, 'generate', spy)
   problem = ex.Problem('', 'What is 17 + 25?', '17 + 25 = 42')
-  steps = ['First add the ones: 12.', '\n\nThen the tens: 42.']
-  keys = {
-      'template': 'math', 'delimiter': 'blank_line', 'max_prompt_tokens': 640,
-      'slots': 2, 'min_score_probability': 0.0
-  }
-  (((found,),)) = ex.score(model, [problem], [[''.join(steps)]], **keys)
-  config = config_lib.Config(
-      judge=config_lib.Judge(init=str(model.folder), **keys))
-  judge = factory.load(config, model.mesh,
-                       shared=(model.folder, model.config, model.params))
-  (tree,) = judge._traces(problem, found.steps)
-  assert len(found.steps) == len(tree.questions) == 2
-  for i, question in enumerate(tree.questions):
-    ids = [*tree.tokens[:question.fork.at], *question.fork.suffix]
-    p = np.exp(logprobs(theirs, ids)[-1, list(judge.template.score_ids)])
+  trace = 'First add the ones: 12.\n\nThen the tens: 42.'
+  (((found,),)) = ex.score(model, [problem], [[trace]], template='math',
+                           delimiter='blank_line', max_prompt_tokens=640,
+                           slots=2, min_score_probability=0.0)
+  (request,) = asked
+  assert len(found.steps) == request.samples == 2
+  for i in range(2):
+    ids = list(request.sampling.read_ids)
+    p = np.exp(logprobs(theirs, request.context(i))[-1, ids])
     assert found.score_token_probability[i] == pytest.approx(p.sum(), abs=1e-3)
     assert found.scores[i] == pytest.approx(p @ np.arange(5) / 4 / p.sum(),
                                             abs=1e-3)
@@ -169,6 +178,7 @@ def vowels(traces):
 '''
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('lora_rank', [0, 8])
 def test_a_training_step(folder, one_device, tmp_path, lora_rank):
   """The sampler's, the learner's and transformers' log-probabilities agree,
@@ -197,10 +207,10 @@ def test_a_training_step(folder, one_device, tmp_path, lora_rank):
   assert 0 < row['optim/grad_norm'] < np.inf and row['reward/mean'] > 0
   trained = ex.load_model(workdir / 'model', mesh=one_device)
   theirs = open_in_transformers(workdir / 'model')
-  ids = chat.policy_prompt(trained.tokenizer, QUESTIONS[0])
+  ids = prompt_ids(trained.tokenizer, QUESTIONS[0])
   after = logprobs(theirs, ids)
   ours = jax.nn.log_softmax(
       logits(trained.config, trained.params, np.array([ids]))[0])
   np.testing.assert_allclose(ours, after, atol=1e-3)
   before = logprobs(open_in_transformers(folder), ids)
-  assert 1e-3 < np.abs(after - before).max() < 5.0
+  assert np.abs(after - before).max() > 1e-3
