@@ -139,9 +139,9 @@ def test_the_judge_reads_the_probabilities_of_transformers(
   monkeypatch.setattr(engine.Engine, 'generate', spy)
   problem = ex.Problem('', 'What is 17 + 25?', '17 + 25 = 42')
   trace = 'First add the ones: 12.\n\nThen the tens: 42.'
-  (((found,),)) = ex.score(model, [problem], [[trace]], template='math',
-                           delimiter='blank_line', max_prompt_tokens=640,
-                           slots=2, min_score_probability=0.0)
+  ((found,),) = ex.score(model, [problem], [[trace]], template='math',
+                         delimiter='blank_line', max_prompt_tokens=640, slots=2,
+                         min_score_probability=0.0)
   (request,) = asked
   assert len(found.steps) == request.samples == 2
   for i in range(2):
