@@ -10,7 +10,7 @@ import importlib
 import pathlib
 import sys
 import tempfile
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from absl import flags, logging
 import ml_collections
@@ -20,6 +20,9 @@ from exprl_jax import config as config_lib
 from exprl_jax.config import files
 from exprl_jax.config.loading import RENAMED
 from exprl_jax.types import InputError
+
+if TYPE_CHECKING:
+  from exprl_jax.runtime import report
 
 # Run modes without a workdir: runs/RUN.py has `RUN(config)`. The others have
 # `RUN(config, workdir)` and return the rows of metrics.jsonl. They are imported
@@ -132,40 +135,69 @@ def main(argv: list[str]) -> None:
   config = recipes.freeze(values)
   if given.distributed:
     join(given.distributed)
-  runs = [(path, config)]
-  if config.compare:
-    runs.append((config.compare, compared(config, path)))
-  # 2. Modes without a workdir.
   if given.dry_run:
     from exprl_jax.runs import dry_run
+    if config.compare:
+      compared(config, path)
     dry_run.dry_run(config)
     return
+  # 2. The run.
+  run(config, path, given.workdir)
+
+
+def run(config: config_lib.Config, path: str,
+        workdir: str = '') -> list['report.Result']:
+  """Runs a config, and the one that it is compared with.
+
+  Args:
+    config: checked (runs/recipes.py).
+    path: of its file: the runs' titles, and where config.compare is beside.
+    workdir: where to write; a fresh temporary folder by default.
+
+  Returns:
+    What came of each; [] for run modes without a workdir.
+
+  Raises:
+    InputError: something is not as it should be.
+  """
+  # 1. Modes without a workdir.
   if config.run in _WITHOUT_WORKDIR:
     run_mode(config.run)(config)
-    return
-  # 3. The others, each in its folder.
+    return []
+  # 2. The others, each in its folder.
   import jax
 
   from exprl_jax.runtime import report
-  from exprl_jax.runtime import workdir as workdir_lib
-  if jax.process_count() > 1 and not given.workdir:
-    raise InputError('--workdir is missing: several processes need the same')
   first = jax.process_index() == 0
-  prefix = files.title(path).replace(':', '-')
-  workdir = pathlib.Path(given.workdir or tempfile.mkdtemp(prefix=f'{prefix}-'))
-  workdir_lib.check(workdir, config)
+  folder = _folder(config, path, workdir)
+  runs = [(path, config, folder)]
+  if config.compare:
+    runs.append((config.compare, compared(config, path), folder / 'compare'))
   if first:
-    print(f'workdir {workdir}', flush=True)
+    print(f'workdir {folder}', flush=True)
   results = []
-  for i, (name, cfg) in enumerate(runs):
-    folder = workdir if i == 0 else workdir / 'compare'
+  for name, cfg, own in runs:
     title = f'{files.title(name)}, seed {cfg.seed}'
     if first:
       print(f'\n{title}', flush=True)
-    rows = run_mode(cfg.run)(cfg, folder)
-    results.append(report.Result(title, cfg, folder, rows))
+    rows = run_mode(cfg.run)(cfg, own)
+    results.append(report.Result(title, cfg, own, rows))
   if first and config.run not in _OWN_REPORT:
-    report.write(workdir, results)
+    report.write(folder, results)
+  return results
+
+
+def _folder(config: config_lib.Config, path: str, workdir: str) -> pathlib.Path:
+  """The checked workdir of a run; a temporary one where none is given."""
+  import jax
+
+  from exprl_jax.runtime import workdir as workdir_lib
+  if jax.process_count() > 1 and not workdir:
+    raise InputError('--workdir is missing: several processes need the same')
+  prefix = files.title(path).replace(':', '-')
+  folder = pathlib.Path(workdir or tempfile.mkdtemp(prefix=f'{prefix}-'))
+  workdir_lib.check(folder, config)
+  return folder
 
 
 def run_mode(name: str) -> Callable[..., Any]:

@@ -18,6 +18,7 @@ LAYERS = [
     {'rewards', 'evals', 'tiny.judge_data'},
     {'runs'},
     {'main'},
+    {'api'},
 ]
 ROOT = pathlib.Path(exprl_jax.__file__).parent
 

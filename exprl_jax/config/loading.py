@@ -7,7 +7,7 @@ types, choices and bounds and returns dataclasses. Nothing after that sees a
 ConfigDict. What goes with what is checked by runs/recipes.py.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 import dataclasses
 import difflib
 import typing
@@ -51,31 +51,40 @@ def load(path: str) -> ml_collections.ConfigDict:
   """Runs `get_config` of a file and lays the result over the defaults.
 
   Raises:
-    InputError: the file cannot be read (files.read), or a key is unknown, was
-      renamed, or has another type.
+    InputError: the file cannot be read (files.read), or as `overlay`.
   """
-  values = files.read(path)
   full = ml_collections.ConfigDict(dataclasses.asdict(Config()))
-  _overlay(full, values, '', path)
-  return full
+  return overlay(full, files.read(path), path)
 
 
-def _overlay(full: ml_collections.ConfigDict, values: Any, prefix: str,
-             path: str) -> None:
+def overlay(full: ml_collections.ConfigDict, values: Mapping[str, Any],
+            where: str, prefix: str = '') -> ml_collections.ConfigDict:
+  """Sets keys of a complete config, in place, and returns it.
+
+  Args:
+    full: a config with all keys, or a group of keys of one.
+    values: key -> value; of a group of keys, such a mapping again.
+    where: the values are from, for errors.
+    prefix: of the names of the keys: the group.
+
+  Raises:
+    InputError: a key is unknown, was renamed, or has another type.
+  """
   for key, value in values.items():
     name = prefix + key
     if key not in full:
-      raise InputError(f'{path}: {unknown_key(name, prefix, list(full))}')
+      raise InputError(f'{where}: {unknown_key(name, prefix, list(full))}')
     if isinstance(full[key], ml_collections.ConfigDict):
       if not isinstance(value, (dict, ml_collections.ConfigDict)):
-        raise InputError(f'{path}: {name}={value!r} should be a group of keys')
-      _overlay(full[key], value, name + '.', path)
+        raise InputError(f'{where}: {name}={value!r} should be a group of keys')
+      overlay(full[key], value, where, name + '.')
       continue
     try:
       full[key] = value
     except (TypeError, ValueError):
-      raise InputError(f'{path}: {name}={value!r} should be '
+      raise InputError(f'{where}: {name}={value!r} should be '
                        f'{type(full[key]).__name__}') from None
+  return full
 
 
 def unknown_key(name: str, prefix: str, keys: list[str]) -> str:

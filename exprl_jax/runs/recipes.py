@@ -9,7 +9,7 @@ import ml_collections
 
 from exprl_jax import config as config_lib
 from exprl_jax import rewards
-from exprl_jax.config import Config
+from exprl_jax.config import Config, Rollout
 from exprl_jax.config.loading import by_domain, get, longest
 from exprl_jax.judge import readouts
 from exprl_jax.rl import advantages, losses
@@ -35,13 +35,10 @@ def check(c: Config) -> None:
     InputError: names the keys and the remedy.
   """
   _check_needed(c)
-  _check_judge(c)
+  check_judge(c)
   for name in ('rollout.system_prompts', 'judge.templates', 'grading.domains'):
     by_domain(c, name)
-  r = c.rollout
-  if not (0 < r.top_p <= 1 and 0 <= r.min_p < 1):
-    raise InputError(f'config.rollout.top_p={r.top_p}, min_p={r.min_p}: '
-                     '0 < top_p <= 1 and 0 <= min_p < 1')
+  check_truncation(c.rollout)
   if c.run == 'train':
     _check_recipe(c)
   if c.run == 'sft':
@@ -49,6 +46,17 @@ def check(c: Config) -> None:
   if c.eval.problems and max(c.eval.ks) > c.eval.samples:
     raise InputError(f'config.eval.ks={c.eval.ks}: pass@k needs eval.samples '
                      f'>= k, it is {c.eval.samples}')
+
+
+def check_truncation(r: Rollout) -> None:
+  """Checks the bounds of top_p and min_p.
+
+  Raises:
+    InputError: one is out of them.
+  """
+  if not (0 < r.top_p <= 1 and 0 <= r.min_p < 1):
+    raise InputError(f'config.rollout.top_p={r.top_p}, min_p={r.min_p}: '
+                     '0 < top_p <= 1 and 0 <= min_p < 1')
 
 
 def uses_judge(c: Config) -> bool:
@@ -78,7 +86,12 @@ def _check_needed(c: Config) -> None:
       raise InputError(f'config.{name} is empty; run={c.run!r} needs it')
 
 
-def _check_judge(c: Config) -> None:
+def check_judge(c: Config) -> None:
+  """Checks the judge's readout, and that the reward needs a judge.
+
+  Raises:
+    InputError: names the keys and the remedy.
+  """
   lookup(readouts.READOUTS, c.judge.readout, 'judge.readout')
   for name in c.calibration.readouts:
     lookup(readouts.READOUTS, name, 'calibration.readouts')

@@ -110,7 +110,7 @@ def read_prompts(path: epath.PathLike, tokenizer: Tokenizer,
     if id_ in seen:
       raise InputError(f'{where}: id {id_!r} stands there twice')
     seen.add(id_)
-    tokens = _tokens(kind, value, tokenizer, where)
+    tokens = encode(kind, value, tokenizer, where)
     if not 0 < len(tokens) <= width:
       raise InputError(f'{where}: {len(tokens)} tokens; config.rollout.'
                        f'max_prompt_tokens={width}')
@@ -134,9 +134,19 @@ def _parse(line: str, number: int, where: str) -> tuple[str, str, Any]:
   return id_, kinds[0], row[kinds[0]]
 
 
-def _tokens(kind: str, value: Any, tokenizer: Tokenizer,
-            where: str) -> list[int]:
-  """Checks and encodes the prompt of a line."""
+def encode(kind: str, value: Any, tokenizer: Tokenizer,
+           where: str) -> list[int]:
+  """Encodes a prompt.
+
+  Args:
+    kind: 'prompt', 'messages' or 'tokens': see `read_prompts`.
+    value: the prompt.
+    tokenizer: the model's.
+    where: it is from, for errors.
+
+  Raises:
+    InputError: the value is not what its kind says.
+  """
   good = {
       'prompt': lambda: isinstance(value, str),
       'messages': lambda: isinstance(value, list) and all(
