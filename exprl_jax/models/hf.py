@@ -19,7 +19,7 @@ import tqdm
 from exprl_jax.models import config, quantization, safetensors, transformer
 from exprl_jax.models.config import ModelConfig
 from exprl_jax.models.matrices import Int8
-from exprl_jax.models.stored import Part, check, stored_parts
+from exprl_jax.models.stored import Part, check, stored_parts, text_part
 from exprl_jax.runtime import mesh as mesh_lib
 from exprl_jax.types import Params
 
@@ -89,7 +89,7 @@ def _read(folder: epath.Path, cfg: ModelConfig, mesh: Mesh, abstract: Params,
           shardings: Params) -> Params:
   """Reads the parameters `abstract` from files; see `load`."""
   # 1. What is to be read. Nothing is, where a tensor is missing.
-  tensors = safetensors.open_folder(folder)
+  tensors = text_part(safetensors.open_folder(folder))
   parts = list(stored_parts(cfg, abstract))
   check(folder, cfg, tensors, parts)
   # 2. Programs: stacked layers of zeros, and to write one layer into them.
@@ -227,11 +227,13 @@ def save(folder: epath.PathLike, cfg: ModelConfig, params: Params,
   """
   folder, base = epath.Path(folder), epath.Path(base)
   # 1. The config says the same model, up to what only a run decides.
-  raw = json.loads((base / 'config.json').read_text())
+  raw = config.text_part(json.loads((base / 'config.json').read_text()),
+                         str(base))
   raw |= {'dtype': dtype, 'torch_dtype': dtype}  # new and old readers
   stored_cfg = dataclasses.replace(config.parse_config(dict(raw), str(base)),
                                    dtype=cfg.dtype, remat=cfg.remat,
-                                   attention=cfg.attention)
+                                   attention=cfg.attention,
+                                   max_tokens=cfg.max_tokens)
   if stored_cfg != cfg:
     raise ValueError(f'{base}/config.json is not of the model to be saved')
   # 2. Process 0 writes tensor after tensor as they come from the devices.

@@ -11,6 +11,8 @@ from exprl_jax.models.families import FAMILIES
 from exprl_jax.models.safetensors import Tensor
 from exprl_jax.types import InputError, Params
 
+_TEXT = 'language_model.'  # before the names of a multimodal model's text part
+
 
 @dataclasses.dataclass(frozen=True)
 class Part:
@@ -87,6 +89,16 @@ def _stored_shape(key: str, shape: tuple[int, ...]) -> tuple[int, ...]:
   if key == 'o':
     return (shape[-1], size // shape[-1])
   return (size // shape[0], shape[0])
+
+
+def text_part(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+  """Returns the tensors by name, of a multimodal model those of its text."""
+  text = {
+      name.removeprefix(_TEXT): tensor
+      for name, tensor in tensors.items()
+      if name.startswith(_TEXT)
+  }
+  return text or tensors
 
 
 def check(folder: epath.Path, cfg: ModelConfig, tensors: Mapping[str, Tensor],
