@@ -94,8 +94,8 @@ def parse_config(raw: dict[str, Any], path: str) -> ModelConfig:
   """
   if not isinstance(raw, dict):
     raise InputError(f'{path}: not a JSON object')
-  keys.check_weights(raw, path)
-  raw = text_part(raw, path)
+  whole, raw = raw, text_part(raw, path)
+  keys.check_weights(whole | raw, path)
   family = raw.pop('model_type', None)
   if family not in FAMILIES:
     raise InputError(

@@ -14,10 +14,10 @@ def _smollm3(raw: Raw) -> Fields:
   rotates = raw.pop('no_rope_layers', None)  # 1 where a layer does
   if rotates is None:
     rotates = [(i + 1) % every != 0 for i in range(layers)]
-  if len(rotates) != layers:
+  if len(rotates) < layers:
     raise common.UnsupportedError(f'no_rope_layers has {len(rotates)} entries '
                                   f'for {layers} layers')
-  nope = tuple(i for i, rotated in enumerate(rotates) if not rotated)
+  nope = tuple(i for i, rotated in enumerate(rotates[:layers]) if not rotated)
   window = raw.pop('sliding_window', None)
   if not raw.pop('use_sliding_window', False):
     window = None
