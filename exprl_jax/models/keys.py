@@ -21,10 +21,11 @@ from exprl_jax.types import InputError
 # Whole names of keys that do not change the logits.
 _INERT = re.compile('|'.join((
     # Where the file comes from, and what reads it.
-    'architectures|auto_map|transformers_version|torch_dtype|dtype',
+    'architectures|auto_map|torch_dtype|dtype',
     'tokenizer_class|finetuning_task|task_specific_params|problem_type',
     r'name_or_path|is_llama_config|is_composition|transformers\.js_config',
-    r'_\w*(path|implementation\w*|commit_hash|version|from_auto|enabled)',
+    r'(\w+_)?version',
+    r'_\w*(path|implementation\w*|commit_hash|from_auto|enabled)',
     r'unsloth_\w+|model_name|license|language|keys_to_ignore_at_inference',
     # Tokens, labels and other heads.
     r'\w+_token_(id|ids|index)|id2label|label2id|num_labels|prefix',
