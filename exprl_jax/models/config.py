@@ -62,9 +62,17 @@ class ModelConfig:
   def layer_ropes(self) -> tuple[Rope | None, ...]:
     """The rotary embedding of each layer; None: it rotates nothing."""
     windows = self.windows or (0,) * self.num_layers
-    return tuple(None if i in self.nope_layers else self.
-                 local_rope if w and self.local_rope else self.rope
-                 for i, w in enumerate(windows))
+    local = self.local_rope or self.rope
+    ropes: list[Rope | None] = [local if w else self.rope for w in windows]
+    for i in self.nope_layers:
+      ropes[i] = None
+    return tuple(ropes)
+
+  @property
+  def needs_length(self) -> bool:
+    """Whether a rope depends on the longest sequence: see for_length."""
+    return any(rope and KINDS[rope.kind].needs_length
+               for rope in (self.rope, self.local_rope))
 
 
 def read_config(folder: epath.PathLike) -> ModelConfig:
@@ -109,7 +117,7 @@ def parse_config(raw: dict[str, Any], path: str) -> ModelConfig:
     del raw['num_hidden_layers']
   except KeyError as e:
     raise InputError(f'{path}: key {e} is missing') from None
-  except TypeError as e:
+  except (TypeError, ValueError) as e:
     raise InputError(f'{path}: a value of the wrong type ({e})') from None
   except common.UnsupportedError as e:
     raise InputError(f'{path}: {e}') from None
@@ -149,11 +157,12 @@ def for_length(cfg: ModelConfig, max_tokens: int) -> ModelConfig:
   Raises:
     InputError: the model's rope is not implemented for such sequences.
   """
-  if cfg.max_tokens or not KINDS[cfg.rope.kind].needs_length:
+  if cfg.max_tokens or not cfg.needs_length:
     return cfg
-  if cfg.rope.kind == 'dynamic' and max_tokens > cfg.rope.original_length:
-    raise InputError(
-        f"rope_type 'dynamic' is implemented for sequences of up to "
-        f'max_position_embeddings={cfg.rope.original_length} tokens, not '
-        f'{max_tokens}; lower the token budgets of the run')
+  for rope in (cfg.rope, cfg.local_rope):
+    if rope and rope.kind == 'dynamic' and max_tokens > rope.original_length:
+      raise InputError(
+          "rope_type 'dynamic' is implemented for sequences of up to "
+          f'max_position_embeddings={rope.original_length} tokens, not '
+          f'{max_tokens}; lower the token budgets of the run')
   return dataclasses.replace(cfg, max_tokens=max_tokens)

@@ -57,7 +57,7 @@ _FIXED_BY_VALUE: tuple[tuple[Any, str], ...] = (
     (False, 'use_qk_norm qk_layernorm qk_layer_norms alibi multi_query '
      'use_bidirectional_attention use_sliding_window attn_temperature_tuning '
      'scale_attn_by_inverse_layer_idx add_cross_attention is_encoder_decoder '
-     'tie_encoder_decoder'),
+     'tie_encoder_decoder norm_topk_prob'),
     (False, 'rope_interleaved rope_interleave use_mrope'),
     (False, 'use_parallel_residual parallel_attn new_decoder_architecture '
      'apply_residual_connection_post_layernorm scale_embedding'),
@@ -78,10 +78,11 @@ _FIXED_BY_VALUE: tuple[tuple[Any, str], ...] = (
     # Mixtures of experts, and layers beside the others.
     (0, 'num_experts num_local_experts n_routed_experts n_shared_experts '
      'num_shared_experts moe_num_experts shared_expert_intermediate_size '
-     'first_k_dense_replace num_nextn_predict_layers num_mtp_layers '
+     'first_k_dense_replace num_experts_per_tok moe_intermediate_size '
+     'num_nextn_predict_layers num_mtp_layers '
      'hidden_size_per_layer_input num_kv_shared_layers'),
-    (None, 'num_experts_per_tok moe_intermediate_size mlp_only_layers '
-     'decoder_sparse_step norm_topk_prob n_group topk_group mlp_layer_types'),
+    (None, 'mlp_only_layers decoder_sparse_step n_group topk_group '
+     'mlp_layer_types'),
     ('rope', 'position_embedding_type'),
     ({}, 'pruned_heads'),
 )

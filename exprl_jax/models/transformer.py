@@ -18,7 +18,7 @@ import numpy as np
 from exprl_jax.models import attention, layers, paged
 from exprl_jax.models.config import ModelConfig
 from exprl_jax.models.matrices import Int8
-from exprl_jax.models.rope import KINDS, frequencies
+from exprl_jax.models.rope import frequencies
 from exprl_jax.runtime import mesh as mesh_lib
 from exprl_jax.types import AnyArray, InputError, Params
 
@@ -230,7 +230,7 @@ def _ropes(cfg: ModelConfig) -> _Rope:
   Raises:
     InputError: they depend on the longest sequence, which nobody stated.
   """
-  if KINDS[cfg.rope.kind].needs_length and not cfg.max_tokens:
+  if cfg.needs_length and not cfg.max_tokens:
     raise InputError(f'rope_type {cfg.rope.kind!r} depends on the longest '
                      'sequence; this run has no budget of tokens to fix it by')
   # Frequency 0 rotates by nothing.

@@ -178,6 +178,7 @@ def _fill_lengths(kind: str, values: Raw, raw: Raw) -> None:
   longest, key = raw.get('max_position_embeddings'), _ORIGINAL
   original = raw.pop(key, None) or values.get(key)
   if key not in KINDS[kind].keys:
+    values.pop(key, None)  # nothing depends on it
     return
   if kind in ('yarn', 'longrope') and original and longest:
     values.setdefault('factor', longest / original)
