@@ -1,6 +1,7 @@
 """Ropes against transformers: sin and cos, and log-probabilities of a model."""
 
 import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,8 @@ torch = pytest.importorskip('torch', reason='pip install -e ".[test]"')
 import transformers
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from exprl_jax.models import hf
+from exprl_jax import config as config_lib
+from exprl_jax.models import hf, references
 from exprl_jax.models.config import for_length, parse_config
 from exprl_jax.models.rope import KINDS, frequencies
 from exprl_jax.rollout import engine
@@ -137,3 +139,16 @@ def test_the_engine_refuses_what_a_rope_cannot(one_device):
   options = engine.Options(slots=2, max_tokens=LONGEST + 1, page=8, prefill=8)
   with pytest.raises(InputError, match='lower the token budgets of the run'):
     engine.Engine(cfg, one_device, options)
+
+
+def test_a_policy_is_refused_before_its_weights_are_read(tmp_path, one_device):
+  """The folder has none."""
+  raw = SIZES | {'rope_scaling': ROPES['dynamic']}
+  (tmp_path / 'config.json').write_text(json.dumps(raw))
+  default = config_lib.Config()
+  config = dataclasses.replace(
+      default, policy=dataclasses.replace(default.policy, init=str(tmp_path)),
+      rollout=dataclasses.replace(default.rollout, max_prompt_tokens=40,
+                                  max_new_tokens=25))
+  with pytest.raises(InputError, match='=64 tokens, not 65'):
+    references.policy(config, one_device)
