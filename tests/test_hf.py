@@ -126,8 +126,8 @@ def edit_config(folder, **values):
     (dict(layer_types=['chunked_attention'] * 3), 'layer_types'),
     (dict(new_switch=1, other=2, known_to_nobody=None),
      r"keys \['new_switch', 'other'\] are unknown .* if they are metadata"),
-    (dict(quantization_config={'bits': 4}), 'quantization_config says .* name '
-     'the unquantized model'),
+    (dict(quantization_config={'bits': 4}),
+     r'quantized \(quantization_config\), .* the model that they were made'),
     (dict(num_hidden_layers=4), 'model.layers.3.*is missing'),
     (dict(num_hidden_layers=2), 'the model of config.json does not have it'),
     (dict(intermediate_size=128), r'down_proj.weight: shape \(80, 256\)'),

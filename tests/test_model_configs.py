@@ -104,8 +104,8 @@ LONGROPE = {
         }
     }, 'partial_rotary_factor=0.5'),
     (LLAMA31 | {'quantization_config': {'quant_method': 'awq'}},
-     'quantization_config says .* name the unquantized model'),
-    (GEMMA3_12B | {'quantization': {'bits': 4}}, 'quantization says'),
+     r'quantized \(awq\), .* name the model that they were made from'),
+    (GEMMA3_12B | {'quantization': {'bits': 4}}, r'quantized \(quantization\)'),
     ({'model_type': 'gemma3'}, "'gemma3' without text_config"),
     (LLAMA31 | {'new_switch': 3, 'zero': 0},
      r"\['new_switch', 'zero'\] are unk"),

@@ -100,11 +100,14 @@ def check_weights(raw: Mapping[str, Any], path: str) -> None:
     InputError: they are.
   """
   for key in _QUANTIZED:
-    if raw.get(key):
+    if settings := raw.get(key):
+      method = key
+      if isinstance(settings, dict):
+        method = settings.get('quant_method') or key
       raise InputError(
-          f'{path}: {key} says that the weights are quantized, which cannot be '
-          "read; name the unquantized model (judge.weights='int8' quantizes a "
-          'judge as it is read)')
+          f'{path}: the weights are quantized ({method}), which is not '
+          'implemented; name the model that they were made from '
+          "(judge.weights='int8' quantizes a judge as it is read)")
 
 
 def check_rest(rest: Mapping[str, Any], family: str, path: str) -> None:
