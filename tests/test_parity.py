@@ -39,6 +39,11 @@ FAMILIES = {
     'llama, linear rope, tied': ('LlamaConfig', SIZES | dict(
         tie_word_embeddings=True, rope_scaling=dict(rope_type='linear',
                                                     factor=2.0))),
+    'llama, yarn by mscale': ('LlamaConfig', SIZES | dict(rope_scaling=dict(
+        rope_type='yarn', factor=4.0, original_max_position_embeddings=16,
+        mscale=0.7, mscale_all_dim=1.2, truncate=False))),
+    'smollm3': ('SmolLM3Config', QWEN2_SIZES | dict(
+        num_hidden_layers=5, use_sliding_window=True, sliding_window=5)),
     'mistral, window': ('MistralConfig', SIZES | dict(sliding_window=5)),
     'gemma 2': ('Gemma2Config', SIZES |
                 dict(sliding_window=5, query_pre_attn_scalar=24,
@@ -137,3 +142,30 @@ def test_bfloat16_export_is_rounded_once(both, tmp_path):
   assert again.dtype == torch.bfloat16
   for name, value in again.state_dict().items():
     assert torch.equal(value, theirs.state_dict()[name].to(value.dtype)), name
+
+
+def test_the_text_part_of_a_multimodal_model(one_device, rng, tmp_path):
+  """It is loaded from among the other tensors, and exported without them."""
+  torch.manual_seed(0)
+  config = transformers.Gemma3Config(
+      text_config=transformers.Gemma3TextConfig(
+          **SIZES | dict(num_hidden_layers=7, sliding_window=5), pad_token_id=0,
+          query_pre_attn_scalar=24),
+      mm_tokens_per_image=4, vision_config=transformers.SiglipVisionConfig(
+          hidden_size=32, intermediate_size=32, num_hidden_layers=1,
+          num_attention_heads=2, image_size=28, patch_size=14))
+  theirs = transformers.Gemma3ForConditionalGeneration(config).eval()
+  theirs.save_pretrained(tmp_path / 'multimodal')
+  cfg, params = hf.load(tmp_path / 'multimodal', one_device)
+  hf.save(tmp_path / 'text', cfg, params, tmp_path / 'multimodal')
+  exported = transformers.AutoModelForCausalLM.from_pretrained(tmp_path /
+                                                               'text')
+  assert exported.config.model_type == 'gemma3_text'
+  ids = rng.integers(0, 97, (2, T))
+  with torch.no_grad():
+    want, again = (
+        m(torch.tensor(ids)).logits.numpy() for m in (theirs, exported))
+  assert want.std() > 0.1
+  np.testing.assert_allclose(logits(cfg, params, jnp.asarray(ids)), want,
+                             atol=1e-4)
+  np.testing.assert_allclose(again, want, atol=1e-5)

@@ -7,11 +7,11 @@ import re
 
 import jax
 
-from exprl_jax.config import Config
+from exprl_jax.config import Config, longest
 from exprl_jax.data import chat
 from exprl_jax.data.tokenizer import Tokenizer
 from exprl_jax.models import references
-from exprl_jax.models.config import ModelConfig
+from exprl_jax.models.config import ModelConfig, for_length
 from exprl_jax.rollout import decode
 from exprl_jax.rollout.sampler import Sampler
 from exprl_jax.types import Params, Problem
@@ -86,6 +86,7 @@ class Loader:
       _, model, params = references.load(self._candidates[i].reference,
                                          self.mesh, policy.dtype, frozen=True,
                                          attention=policy.attention)
+      model = for_length(model, longest(self._config))
       self._loaded[i] = model, decode.prepare(model, params, self.mesh)
     return self._loaded[i]
 

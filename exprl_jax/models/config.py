@@ -6,8 +6,9 @@ from typing import Any
 
 from etils import epath
 
-from exprl_jax.models.families import FAMILIES, common
-from exprl_jax.models.rope import Rope
+from exprl_jax.models import keys
+from exprl_jax.models.families import FAMILIES, TEXT_PARTS, common
+from exprl_jax.models.rope import KINDS, Rope
 from exprl_jax.types import InputError
 
 
@@ -27,6 +28,7 @@ class ModelConfig:
   rope: Rope
   family: str = 'llama'  # model_type of config.json: a key of FAMILIES
   local_rope: Rope | None = None  # of layers with a window; None: as `rope`
+  nope_layers: tuple[int, ...] = ()  # layers that rotate nothing
   windows: tuple[int, ...] = ()  # tokens each layer looks back; 0, (): all
   attention_scale: float = 0.0  # multiplies the scores; 0: head_dim ** -0.5
   attention_softcap: float = 0.0  # c tanh(score / c); 0: none
@@ -43,6 +45,7 @@ class ModelConfig:
   dtype: str = 'float32'  # of the matrix products; norms stay float32
   remat: str = 'none'  # a key of transformer.REMAT
   attention: str = 'auto'  # auto | einsum | dot_product | splash
+  max_tokens: int = 0  # longest sequence; 0 unless a rope needs it: for_length
 
   @property
   def kinds(self) -> tuple[int, ...]:
@@ -55,18 +58,21 @@ class ModelConfig:
     windows = self.windows or (0,) * self.num_layers
     return tuple(self.kinds.index(w) for w in windows)
 
+  @property
+  def layer_ropes(self) -> tuple[Rope | None, ...]:
+    """The rotary embedding of each layer; None: it rotates nothing."""
+    windows = self.windows or (0,) * self.num_layers
+    local = self.local_rope or self.rope
+    ropes: list[Rope | None] = [local if w else self.rope for w in windows]
+    for i in self.nope_layers:
+      ropes[i] = None
+    return tuple(ropes)
 
-# Keys of config.json that say nothing about the function being computed.
-_IRRELEVANT = frozenset({
-    '_attn_implementation', '_attn_implementation_autoset', '_name_or_path',
-    'architectures', 'attention_dropout', 'auto_map', 'bos_token_id',
-    'cache_implementation', 'chunk_size_feed_forward', 'dtype', 'eos_token_id',
-    'id2label', 'initializer_range', 'label2id', 'output_attentions',
-    'output_hidden_states', 'output_router_logits', 'pad_token_id',
-    'problem_type', 'return_dict', 'router_aux_loss_coef', 'tokenizer_class',
-    'torch_dtype', 'torchscript', 'transformers_version', 'unsloth_fixed',
-    'unsloth_version', 'use_bfloat16', 'use_cache'
-})
+  @property
+  def needs_length(self) -> bool:
+    """Whether a rope depends on the longest sequence: see for_length."""
+    return any(rope and KINDS[rope.kind].needs_length
+               for rope in (self.rope, self.local_rope))
 
 
 def read_config(folder: epath.PathLike) -> ModelConfig:
@@ -96,28 +102,67 @@ def parse_config(raw: dict[str, Any], path: str) -> ModelConfig:
   """
   if not isinstance(raw, dict):
     raise InputError(f'{path}: not a JSON object')
-  if quantized := raw.get('quantization_config'):
-    method = (quantized.get('quant_method', 'unknown method') if isinstance(
-        quantized, dict) else quantized)
-    raise InputError(f'{path}: the weights are quantized ({method}), which is '
-                     'not implemented; name the model that they were made from')
-  raw = {k: v for k, v in raw.items() if k not in _IRRELEVANT}
+  whole, raw = raw, text_part(raw, path)
+  keys.check_weights(whole | raw, path)
   family = raw.pop('model_type', None)
   if family not in FAMILIES:
-    raise InputError(f'{path}: model_type {family!r} is not implemented; '
-                     f'these are: {", ".join(sorted(FAMILIES))}')
+    raise InputError(
+        f'{path}: model_type {family!r} is not implemented; '
+        f'these are: {", ".join(sorted({*FAMILIES, *TEXT_PARTS}))}')
   try:
     fields = common.parse_sizes(raw) | FAMILIES[family].parse(raw)
     fields['windows'] = common.parse_windows(raw.pop('layer_types', None),
                                              fields['num_layers'],
                                              *fields['windows'])
-    raw.pop('max_position_embeddings', None)
+    del raw['num_hidden_layers']
   except KeyError as e:
     raise InputError(f'{path}: key {e} is missing') from None
-  except TypeError as e:
+  except (TypeError, ValueError) as e:
     raise InputError(f'{path}: a value of the wrong type ({e})') from None
   except common.UnsupportedError as e:
     raise InputError(f'{path}: {e}') from None
-  if raw:
-    raise InputError(f'{path}: keys {sorted(raw)} are not implemented')
-  return ModelConfig(family=family, **fields)
+  keys.check_rest(raw, family, path)
+  cfg = ModelConfig(family=family, **fields)
+  if cfg.rope.short and {len(cfg.rope.short),
+                         len(cfg.rope.long)} != {cfg.head_dim // 2}:
+    raise InputError(f'{path}: short_factor and long_factor need '
+                     f'{cfg.head_dim // 2} numbers, half of head_dim')
+  return cfg
+
+
+def text_part(raw: dict[str, Any], path: str) -> dict[str, Any]:
+  """Returns a config.json's values, or those of a multimodal one's text model.
+
+  Raises:
+    InputError: a multimodal model without text_config.
+  """
+  family = raw.get('model_type')
+  if family not in TEXT_PARTS:
+    return dict(raw)
+  if not isinstance(raw.get('text_config'), dict):
+    raise InputError(f'{path}: model_type {family!r} without text_config')
+  return TEXT_PARTS[family](raw)
+
+
+def for_length(cfg: ModelConfig, max_tokens: int) -> ModelConfig:
+  """Fixes what depends on the longest sequence that a run may meet.
+
+  Without effect on models whose ropes do not depend on it, and on a config
+  that has been fixed before: whoever loads a model to train it comes first.
+
+  Args:
+    cfg: the model.
+    max_tokens: of the longest sequence, prompt included.
+
+  Raises:
+    InputError: the model's rope is not implemented for such sequences.
+  """
+  if cfg.max_tokens or not cfg.needs_length:
+    return cfg
+  for rope in (cfg.rope, cfg.local_rope):
+    if rope and rope.kind == 'dynamic' and max_tokens > rope.original_length:
+      raise InputError(
+          "rope_type 'dynamic' is implemented for sequences of up to "
+          f'max_position_embeddings={rope.original_length} tokens, not '
+          f'{max_tokens}; lower the token budgets of the run')
+  return dataclasses.replace(cfg, max_tokens=max_tokens)

@@ -225,11 +225,13 @@ def save(folder: epath.PathLike, cfg: ModelConfig, params: Params,
   """
   folder, base = epath.Path(folder), epath.Path(base)
   # 1. The config says the same model, up to what only a run decides.
-  raw = json.loads((base / 'config.json').read_text())
+  raw = config.text_part(json.loads((base / 'config.json').read_text()),
+                         str(base))
   raw |= {'dtype': dtype, 'torch_dtype': dtype}  # new and old readers
   stored_cfg = dataclasses.replace(config.parse_config(dict(raw), str(base)),
                                    dtype=cfg.dtype, remat=cfg.remat,
-                                   attention=cfg.attention)
+                                   attention=cfg.attention,
+                                   max_tokens=cfg.max_tokens)
   if stored_cfg != cfg:
     raise ValueError(f'{base}/config.json is not of the model to be saved')
   # 2. Process 0 writes tensor after tensor as they come from the devices.

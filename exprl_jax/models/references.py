@@ -20,7 +20,7 @@ from etils import epath
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from exprl_jax.config import Config, resolve
+from exprl_jax.config import Config, longest, resolve
 from exprl_jax.models import config as model_config
 from exprl_jax.models import (
     download,
@@ -204,11 +204,15 @@ def policy(
     (ModelConfig, trained, frozen). With policy.lora_rank=0 the parameters are
     trained and None is frozen, else adapters on frozen parameters.
   """
-  cfg = config.policy
+  cfg, source = config.policy, find(config.policy.init)
+  # Before weights are read: sequences may be too long for the model.
+  fixed = model_config.for_length(model_config.read_config(source.folder),
+                                  longest(config))
   _, model, params = load(
-      cfg.init, mesh, cfg.dtype, remat=cfg.remat, attention=cfg.attention,
+      source, mesh, cfg.dtype, remat=cfg.remat, attention=cfg.attention,
       frozen=cfg.lora_rank > 0, random_std=cfg.random_std,
       random_key=jax.random.key(config.seed) if cfg.random else None)
+  model = dataclasses.replace(model, max_tokens=fixed.max_tokens)
   if not cfg.lora_rank:
     return model, params, None
   with jax.set_mesh(mesh):

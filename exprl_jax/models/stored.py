@@ -11,6 +11,8 @@ from exprl_jax.models.families import FAMILIES
 from exprl_jax.models.safetensors import Tensor, open_folder
 from exprl_jax.types import InputError, Params
 
+_TEXT = 'language_model.'  # before the names of a multimodal model's text part
+
 
 @dataclasses.dataclass(frozen=True)
 class Part:
@@ -90,7 +92,7 @@ def _stored_shape(key: str, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def open_model(folder: epath.Path, cfg: ModelConfig,
-               params: Params) -> tuple[list[Part], dict[str, Tensor]]:
+               params: Params) -> tuple[list[Part], Mapping[str, Tensor]]:
   """Opens the files of a model; reads their headers and checks them.
 
   Returns:
@@ -100,10 +102,20 @@ def open_model(folder: epath.Path, cfg: ModelConfig,
     InputError: as safetensors.open_folder, or the tensors are not those of the
       model.
   """
-  tensors = open_folder(folder)
+  tensors = _text_part(open_folder(folder))
   parts = list(stored_parts(cfg, params))
   _check(folder, cfg, tensors, parts)
   return parts, tensors
+
+
+def _text_part(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+  """Returns the tensors by name, of a multimodal model those of its text."""
+  text = {
+      name.removeprefix(_TEXT): tensor
+      for name, tensor in tensors.items()
+      if name.startswith(_TEXT)
+  }
+  return text or tensors
 
 
 def _check(folder: epath.Path, cfg: ModelConfig, tensors: Mapping[str, Tensor],

@@ -13,16 +13,19 @@ import jax
 from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
+import numpy as np
 
 from exprl_jax.models import attention, layers, paged
 from exprl_jax.models.config import ModelConfig
 from exprl_jax.models.matrices import Int8
 from exprl_jax.models.rope import frequencies
 from exprl_jax.runtime import mesh as mesh_lib
-from exprl_jax.types import AnyArray, Params
+from exprl_jax.types import AnyArray, InputError, Params
 
 # The residual stream, and the pool of keys and values.
 _State = tuple[jax.Array, paged.Pool]
+# Frequencies and factor of a rotary embedding.
+_Rope = tuple[jax.Array, jax.Array]
 
 _POLICIES = jax.checkpoint_policies
 _INPUT = 'layer_input'
@@ -117,12 +120,12 @@ def _scan_layers(cfg: ModelConfig, stacked: Params, x: jax.Array,
   """Runs the stacked layers over x[B, T, D]."""
   run = _layer_runner(cfg)
 
-  def body(x: jax.Array, scanned: tuple[Params,
-                                        jax.Array]) -> tuple[jax.Array, None]:
-    weights, kind = scanned
+  def body(x: jax.Array, scanned: tuple[Params, jax.Array,
+                                        _Rope]) -> tuple[jax.Array, None]:
+    weights, kind, rope = scanned
     x = checkpoint_name(x, _INPUT)
     return run(
-        x, weights, kind, view.positions, lambda q, k, v:
+        x, weights, view.positions, rope, lambda q, k, v:
         (attention.attend(cfg, q, k, v, view, kind), None))
 
   if cfg.remat != 'none':
@@ -130,7 +133,8 @@ def _scan_layers(cfg: ModelConfig, stacked: Params, x: jax.Array,
   # CPUs copy each layer's weights out of the stack and its gradients into it:
   # a sixth of the time of a small model.
   unrolled = jax.default_backend() == 'cpu' and cfg.num_layers <= _UNROLLED
-  x, _ = jax.lax.scan(body, x, (stacked, jnp.array(cfg.layer_kinds)),
+  x, _ = jax.lax.scan(body, x,
+                      (stacked, jnp.array(cfg.layer_kinds), _ropes(cfg)),
                       unroll=cfg.num_layers if unrolled else 1)
   return x
 
@@ -174,22 +178,24 @@ def forward_paged(
   """
   run = _layer_runner(cfg)
 
-  def body(state: _State, scanned: tuple[Params, Any,
+  def body(state: _State, scanned: tuple[Params, Any, _Rope,
                                          Any]) -> tuple[_State, None]:
     x, pool = state
-    weights, kind, layer = scanned
+    weights, kind, rope, layer = scanned
     return run(
-        x, weights, kind, positions, lambda q, k, v: paged.attend(
+        x, weights, positions, rope, lambda q, k, v: paged.attend(
             cfg, layout, q, k, v, pool, table, positions, layer, kind)), None
 
   state = _embed(cfg, params, tokens), pool
+  ropes = _ropes(cfg)
   if isinstance(params['layers'], list):
     for i, weights in enumerate(params['layers']):
-      state, _ = body(state, (weights, cfg.layer_kinds[i], i))
+      rope = jax.tree.map(lambda table, i=i: table[i], ropes)
+      state, _ = body(state, (weights, cfg.layer_kinds[i], rope, i))
   else:
     state, _ = jax.lax.scan(body, state,
-                            (params['layers'], jnp.array(
-                                cfg.layer_kinds), jnp.arange(cfg.num_layers)))
+                            (params['layers'], jnp.array(cfg.layer_kinds),
+                             ropes, jnp.arange(cfg.num_layers)))
   x, pool = state
   return layers.rms_norm(cfg, x.astype(jnp.float32), params['final_norm']), pool
 
@@ -204,26 +210,34 @@ def _embed(cfg: ModelConfig, params: Params, tokens: AnyArray) -> jax.Array:
 
 
 def _layer_runner(cfg: ModelConfig) -> Callable[..., tuple[jax.Array, Any]]:
-  """Returns (x, weights, kind, positions, attend) -> one layer's results."""
+  """Returns (x, weights, positions, rope, attend) -> one layer's results."""
   graphdef = nnx.split(nnx.merge(_define(cfg)[0],
                                  abstract_params(cfg)).layers)[0]
-  ropes, axes = _ropes(cfg), logical_axes(cfg)['layers']
+  axes = logical_axes(cfg)['layers']
 
-  def run(x: jax.Array, weights: Params, kind: jax.Array | int,
-          positions: jax.Array, attend: layers.Attend) -> tuple[jax.Array, Any]:
+  def run(x: jax.Array, weights: Params, positions: jax.Array, rope: _Rope,
+          attend: layers.Attend) -> tuple[jax.Array, Any]:
     # Cast here, layer by layer: there is no second copy of all parameters.
     layer = nnx.merge(graphdef, _cast(cfg, axes, weights))
-    rope = jax.tree.map(lambda table: table[kind], ropes)
     return layer(x, positions, rope, attend)
 
   return run
 
 
-def _ropes(cfg: ModelConfig) -> tuple[jax.Array, jax.Array]:
-  """Returns frequencies f32[kinds, H / 2] and factors f32[kinds]."""
+def _ropes(cfg: ModelConfig) -> _Rope:
+  """Returns frequencies f32[L, H / 2] and factors f32[L] of all layers.
+
+  Raises:
+    InputError: they depend on the longest sequence, which nobody stated.
+  """
+  if cfg.needs_length and not cfg.max_tokens:
+    raise InputError(f'rope_type {cfg.rope.kind!r} depends on the longest '
+                     'sequence; this run has no budget of tokens to fix it by')
+  # Frequency 0 rotates by nothing.
+  none = np.zeros(cfg.head_dim // 2, np.float32), 1.0
   tables = [
-      frequencies(cfg.local_rope if window and cfg.local_rope else cfg.rope,
-                  cfg.head_dim) for window in cfg.kinds
+      frequencies(rope, cfg.head_dim, cfg.max_tokens) if rope else none
+      for rope in cfg.layer_ropes
   ]
   return (jnp.array([f for f, _ in tables]),
           jnp.array([factor for _, factor in tables], jnp.float32))

@@ -24,7 +24,7 @@ import jax
 import tqdm
 
 from exprl_jax.models import paged
-from exprl_jax.models.config import ModelConfig
+from exprl_jax.models.config import ModelConfig, for_length
 from exprl_jax.rollout import stats as stats_lib
 from exprl_jax.rollout import validation
 from exprl_jax.rollout.options import Options, resolve
@@ -54,8 +54,10 @@ class Engine:
       decode_text: token ids -> text, for stop strings.
 
     Raises:
-      InputError: the pool cannot hold a single row.
+      InputError: the pool cannot hold a single row, or the model's rope is not
+        implemented for rows of options.max_tokens.
     """
+    model = for_length(model, options.max_tokens)
     self._model, self._mesh, self._decode_text = model, mesh, decode_text
     self.options = resolve(options, model, mesh)
     self.stats = stats_lib.Stats()

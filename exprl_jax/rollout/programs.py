@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from exprl_jax.models import paged
 from exprl_jax.models.abstract import sharded_params
-from exprl_jax.models.config import ModelConfig
+from exprl_jax.models.config import ModelConfig, for_length
 from exprl_jax.rollout import decode, protocol
 from exprl_jax.rollout.options import Options, resolve
 from exprl_jax.runtime import mesh as mesh_lib
@@ -24,6 +24,7 @@ def programs(model: ModelConfig, mesh: jax.sharding.Mesh, options: Options,
     options: as given to the engine.
     owner: begins the names: 'policy', 'judge'.
   """
+  model = for_length(model, options.max_tokens)
   options = resolve(options, model, mesh)
   layout = paged.Layout(options.pages, options.page, options.dtype,
                         options.kernel)

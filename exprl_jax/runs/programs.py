@@ -4,7 +4,7 @@ import dataclasses
 
 import jax
 
-from exprl_jax.config import Config
+from exprl_jax.config import Config, longest
 from exprl_jax.judge import factory
 from exprl_jax.models import config as model_config
 from exprl_jax.models import references
@@ -30,6 +30,7 @@ def programs(config: Config,
   cfg = config.policy
   model = dataclasses.replace(model_config.read_config(folder), dtype=cfg.dtype,
                               remat=cfg.remat, attention=cfg.attention)
+  model = model_config.for_length(model, longest(config))
   out = learner_programs.programs(config, model, mesh)
   out += engine_programs.programs(model, sampling,
                                   sampler.engine_options(config, model),

@@ -3,12 +3,14 @@
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from exprl_jax.models.rope import OPTIONAL_ROPE_KEYS, ROPE_KEYS, Rope
+from exprl_jax.models.rope import KINDS, Rope
 
 # The keys of a config.json that are not parsed yet.
 Raw = dict[str, Any]
 # Fields of ModelConfig.
 Fields = dict[str, Any]
+
+_ORIGINAL = 'original_max_position_embeddings'
 
 
 class UnsupportedError(Exception):
@@ -72,24 +74,33 @@ POST_NORMS = {
 
 
 def require(raw: Raw, **implemented: Any) -> None:
-  """Takes keys out of `raw` of which one value only is implemented."""
+  """Takes keys out of `raw` of which one value only is implemented.
+
+  A key that is null is as good as absent. Keys whose values mean the same in
+  all families are in `keys.FIXED` instead.
+  """
   for key, only in implemented.items():
-    value = raw.pop(key, only)
-    if value != only:
+    value = raw.pop(key, None)
+    if value is not None and value != only:
       raise UnsupportedError(f'{key}={value!r}: only {only!r} is implemented')
 
 
 def parse_sizes(raw: Raw) -> Fields:
-  """Takes the keys out of `raw` that every family has."""
+  """Takes the keys out of `raw` that every family has.
+
+  num_hidden_layers stays: families need it.
+  """
+  for key in ('num_attention_heads', 'hidden_size', 'vocab_size',
+              'num_hidden_layers', 'intermediate_size', 'rms_norm_eps'):
+    if raw.get(key) is None:
+      raise KeyError(key)
   heads, embed = raw.pop('num_attention_heads'), raw.pop('hidden_size')
-  require(raw, attention_bias=False, is_encoder_decoder=False, is_decoder=False,
-          add_cross_attention=False, tie_encoder_decoder=False)
   for key, value in (('num_attention_heads', heads), ('hidden_size', embed)):
     if not isinstance(value, int):
       raise TypeError(f'{key} should be a number')
   return {
       'vocab_size': raw.pop('vocab_size'),
-      'num_layers': raw.pop('num_hidden_layers'), 'embed_dim': embed,
+      'num_layers': raw['num_hidden_layers'], 'embed_dim': embed,
       'mlp_dim': raw.pop('intermediate_size'), 'num_heads': heads,
       'num_kv_heads': raw.pop('num_key_value_heads', None) or heads,
       'head_dim': raw.pop('head_dim', None) or embed // heads,
@@ -125,32 +136,52 @@ def parse_windows(types: list[str] | None, num_layers: int, window: int | None,
   return windows if any(windows) else ()
 
 
-def parse_rope(raw: Raw) -> Rope:
-  """Reads rope_theta and rope_scaling, or the newer rope_parameters."""
+def parse_rope(raw: Raw, default_theta: float = 10000.0) -> Rope:
+  """Takes rope_theta and rope_scaling, or the newer rope_parameters.
+
+  Args:
+    raw: has max_position_embeddings, which stays.
+    default_theta: where the file has no rope_theta.
+  """
+  # 1. One dict of values, without nulls.
   new, old = raw.pop('rope_parameters', None), raw.pop('rope_scaling', None)
   if new and old:
     raise UnsupportedError('both rope_parameters and rope_scaling: leave one')
-  values = dict(new or old or {})
   theta = raw.pop('rope_theta', None)
-  theta = values.pop('rope_theta', theta)
-  if theta is None:
-    raise KeyError('rope_theta')
-  kind = values.pop('rope_type', values.get('type', 'default'))
-  values.pop('type', None)
-  if kind == 'yarn':
-    if values.pop('truncate', True) is not True:
-      raise UnsupportedError('truncate=False of yarn is not implemented')
-    values.setdefault('original_max_position_embeddings',
-                      raw.get('max_position_embeddings'))
-  if kind not in ROPE_KEYS:
+  values = {'rope_theta': theta, **(new or old or {})}
+  values = {k: v for k, v in values.items() if v is not None}
+  # 2. The kind, by its newer or its older name.
+  kind, older = values.pop('rope_type', None), values.pop('type', None)
+  kind = kind or older or 'default'
+  if kind not in KINDS:
     raise UnsupportedError(f'rope_type {kind!r} is not implemented; these are: '
-                           f'{", ".join(ROPE_KEYS)}')
-  fields = {}
-  for key, field in ROPE_KEYS[kind].items():
-    value = values.pop(key, None)
-    if value is None and field not in OPTIONAL_ROPE_KEYS[kind]:
+                           f'{", ".join(KINDS)}')
+  theta = values.pop('rope_theta', default_theta)
+  require(values, partial_rotary_factor=1.0)
+  _fill_lengths(kind, values, raw)
+  # 3. Its fields.
+  fields: Fields = {}
+  for key, field in KINDS[kind].keys.items():
+    if key in values:
+      value = values.pop(key)
+      fields[field] = tuple(value) if isinstance(value, list) else value
+    elif field not in KINDS[kind].optional:
       raise KeyError(f'{key} of rope_type {kind}')
-    fields[field] = value
+  values.pop('finetuned', None)  # says how a YaRN model was trained
   if values:
     raise UnsupportedError(f'rope keys {sorted(values)} are not implemented')
   return Rope(float(theta), kind, **fields)
+
+
+def _fill_lengths(kind: str, values: Raw, raw: Raw) -> None:
+  """Fills in what transformers derives from keys beside the rope's own."""
+  longest, key = raw.get('max_position_embeddings'), _ORIGINAL
+  original = raw.pop(key, None) or values.get(key)
+  if key not in KINDS[kind].keys:
+    values.pop(key, None)  # nothing depends on it
+    return
+  if kind in ('yarn', 'longrope') and original and longest:
+    values.setdefault('factor', longest / original)
+  values[key] = longest if kind == 'dynamic' else original or longest
+  if values[key] is None:
+    raise KeyError('max_position_embeddings')

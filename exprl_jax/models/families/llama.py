@@ -5,7 +5,7 @@ from exprl_jax.models.families.common import Family, Fields, Raw
 
 
 def _llama(raw: Raw) -> Fields:
-  common.require(raw, hidden_act='silu', mlp_bias=False, pretraining_tp=1)
+  common.require(raw, hidden_act='silu')
   return {
       'rope': common.parse_rope(raw), 'windows': (None, lambda i: False),
       'tied_embedding': raw.pop('tie_word_embeddings', False)

@@ -6,8 +6,8 @@ from exprl_jax.models.families.common import Family, Fields, Raw
 
 def _qwen(raw: Raw) -> Fields:
   """Parses what all of them have; the first layers have no window."""
-  common.require(raw, hidden_act='silu', use_mrope=False)
-  window, first = raw.pop('sliding_window', None), 0
+  common.require(raw, hidden_act='silu')
+  window, first = raw.pop('sliding_window', 4096), 0
   if 'max_window_layers' in raw:
     first = raw.pop('max_window_layers')
   elif raw.get('use_sliding_window') and 'layer_types' not in raw:
@@ -29,8 +29,8 @@ def _qwen3(raw: Raw) -> Fields:
 
 
 def _qwen3_moe(raw: Raw) -> Fields:
-  common.require(raw, decoder_sparse_step=1, mlp_only_layers=[], qkv_bias=False,
-                 use_qk_norm=True, shared_expert_intermediate_size=0)
+  common.require(raw, decoder_sparse_step=1, mlp_only_layers=[],
+                 use_qk_norm=True)
   experts = [
       raw.pop(k) for k in ('num_experts', 'num_local_experts') if k in raw
   ]
