@@ -59,6 +59,7 @@ def write_samples(path: pathlib.Path, scored: ScoredRollouts,
       file.write(
           json.dumps({
               'id': trace.problem.id, 'question': trace.problem.question,
-              'steps': steps, 'correct': trace.correct,
+              'steps': steps,
+              'correct': trace.correct if trace.gradable else None,
               'finished': trace.trajectory.finished
           }) + '\n')
