@@ -24,7 +24,7 @@ from exprl_jax.types import InputError
 # Run modes without a workdir: runs/RUN.py has `RUN(config)`. The others have
 # `RUN(config, workdir)` and return the rows of metrics.jsonl. They are imported
 # when needed, so that a misspelt flag is reported at once.
-_WITHOUT_WORKDIR = ('sample', 'rubrics', 'export')
+_WITHOUT_WORKDIR = ('sample', 'rubrics', 'export', 'validate')
 # Run modes with a report of their own.
 _OWN_REPORT = ('judge', 'evaluate')
 

@@ -46,15 +46,14 @@ def test_the_families_have_all_recipes():
       'tiny': {
           '', 'outcome', 'grpo', 'sft', 'self_distill', 'stage2', 'evaluate',
           'policy', 'judge'
-      },
-      'qwen3_4b': {
+      }, 'qwen3_4b': {
           'exprl_outcome', 'exprl_process', 'exprl_process_authors', 'grpo',
           'self_distill', 'sft', 'stage2', 'stage2_authors', 'passk'
-      },
-      'qwen3_8b_mixed': {
+      }, 'qwen3_8b_mixed': {
           'exprl_outcome', 'exprl_mixed', 'grpo', 'self_distill', 'sft'
-      },
-      **{name: {''} for name in ('sample', 'judge', 'export', 'rubrics')},
+      }, **dict.fromkeys(('sample', 'judge', 'export', 'rubrics', 'validate'), {
+                             ''
+                         })
   }
 
 

@@ -77,10 +77,9 @@ def _solved(scored: ScoredRollouts, size: int) -> Solved:
   """Computes solve rates over gradable rows; leaves out groups without any."""
   gradable = scored.gradable.reshape(-1, size)
   right = scored.correct.reshape(-1, size) & gradable
-  tried = gradable.any(axis=1)
-  return Solved(
-      [t.problem for t, use in zip(scored.traces[::size], tried) if use],
-      right[tried].sum(axis=1) / gradable[tried].sum(axis=1))
+  tried = np.flatnonzero(gradable.any(axis=1))
+  return Solved([scored.traces[i * size].problem for i in tried],
+                right[tried].sum(axis=1) / gradable[tried].sum(axis=1))
 
 
 class EmptySteps:

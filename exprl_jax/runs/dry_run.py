@@ -15,7 +15,7 @@ from exprl_jax.models import config as model_config
 from exprl_jax.models import references
 from exprl_jax.rewards import teacher
 from exprl_jax.rl import packing
-from exprl_jax.runs import evaluate, recipes, rubrics, setup
+from exprl_jax.runs import evaluate, recipes, rubrics, setup, validate
 from exprl_jax.runtime import mesh as mesh_lib
 from exprl_jax.types import Problem
 
@@ -28,6 +28,8 @@ def dry_run(config: Config) -> None:
   """
   if config.run == 'rubrics':
     _show_rubric_prompt(config)
+  elif config.run == 'validate':
+    validate.validate(config)
   elif recipes.judges_traces(config):
     tokenizer = Tokenizer(resolve(config.judge.init))
     traces = judge_traces.read_traces(config, tokenizer)
