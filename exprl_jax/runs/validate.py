@@ -129,7 +129,9 @@ def check(config: Config, train: Iterable[Row], evaluation: Iterable[Row],
     ]
     if evaluation:
       prompt = [b for b in length_budgets if b.key == _PROMPT_KEY]
-      errors = checks.error_kinds(True, 'off') - {'gold_not_in_solution'}
+      # Nobody reads the solutions of an evaluation set.
+      errors = checks.error_kinds(
+          True, 'off') - {'gold_not_in_solution', 'solution_is_question'}
       out.append(
           checks.check('eval.problems', evaluation, errors=errors,
                        budgets=prompt, grader=grader))
@@ -168,7 +170,9 @@ def check_training(config: Config, train: Iterable[Row],
 
 def located(path: str, source: Iterable[Problem]) -> Iterator[Row]:
   """Yields FILE:ID and problem; the id of a row without one is its line."""
-  return ((f'{path}:{p.id}', p) for p in source)
+  for p in source:
+    name = p.id if p.id.isprintable() else ascii(p.id)[1:-1]
+    yield f'{path}:{name}', p
 
 
 def evaluation_rows(config: Config) -> Iterator[Row]:
@@ -312,5 +316,4 @@ def write_rejects(config: Config, report: Report) -> None:
   path = epath.Path(config.data.rejects)
   path.parent.mkdir(parents=True, exist_ok=True)
   path.write_text(''.join(
-      json.dumps(finding._asdict(), ensure_ascii=False) + '\n'
-      for finding in report.rejects))
+      json.dumps(finding._asdict()) + '\n' for finding in report.rejects))

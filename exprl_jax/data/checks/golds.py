@@ -24,7 +24,7 @@ _NO_WORDS = frozenset(
     'and text mathrm mbox textbf sin cos tan cot sec csc log exp sqrt floor '
     'ceil sum prod min max gcd lcm mod arcsin arccos arctan'.split())
 _NUMBER = re.compile(r'(?<![\w.^])-?\d+(?:[.,/]\d+)*(?![\w(^*/])')
-_STATED = re.compile(r'\banswer\s*(?:is\s*:?|[:=])\s*\**\s*\$?\s*')
+_STATED = re.compile(r'\banswer\s*(?:is\s*:?|[:=])\s*\**\s*\$?\s*', re.I)
 
 
 class _Question(NamedTuple):
