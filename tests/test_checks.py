@@ -15,7 +15,7 @@ from exprl_jax.data.checks import Evaluation, golds, report, text
 from exprl_jax.grading.grader import Grade, Grader
 from exprl_jax.judge import factory, readouts
 from exprl_jax.rl.scored import ScoredRollouts, Trace, summary
-from exprl_jax.runs import recipes, setup, validate
+from exprl_jax.runs import budgets, recipes, setup, validate
 from exprl_jax.types import InputError, Problem, Scores, Trajectory
 from tests.test_train import GROUPS, run, undocumented
 
@@ -378,9 +378,10 @@ def test_a_run_leaves_out_so_many_bad_rows_and_no_more(tmp_path, capsys):
   assert [p.id for p in problems] == ['a', 'b']
   assert [problems[-1]] == problems[1:] and len(problems) == 2
   assert "2 with errors, 75.0% gradable" in capsys.readouterr().out
+  # d fits neither the policy's prompt nor the judge's.
   assert [
       json.loads(line)['kind'] for line in rejects.read_text().splitlines()
-  ] == ['missing_field', 'too_long']
+  ] == ['missing_field', 'too_long', 'too_long']
   config = frozen(
       command(path, *flags, '--config.data.max_bad=1', config='tiny'))
   with pytest.raises(InputError, match='2 of 4 .*, more than data.max_bad=1'):
@@ -397,7 +398,7 @@ def test_sft_leaves_out_what_does_not_fit(tmp_path):
   path = write(tmp_path / 'p.jsonl', rows)
   flags = [f'--config.data.train={path}', '--config.steps=1']
   assert run('tiny:sft', tmp_path / 'w', '--config.data.max_bad=2', *flags)
-  with pytest.raises(InputError, match='its solution has 52 tokens, rollout'):
+  with pytest.raises(InputError, match='2 of 8 .*1 missing_field, 1 too_long'):
     run('tiny:sft', tmp_path / 'v', '--config.data.max_bad=1', *flags)
   assert not (tmp_path / 'v').exists()
 
@@ -407,7 +408,7 @@ def test_the_judges_budget_is_the_judges_own(one_device):
   config = frozen(['--config=configs/tiny.py'])
   question = 'jan is 3 . feb is jan plus 4 . what is feb ?'
   p = Problem('p', question, 'feb = 7', '7')
-  need = validate.judge_budget(config).tokens(p)
+  need = budgets.judge_prompt(config).tokens(p)
   for limit, status in ((need, readouts.OK), (need - 1, readouts.OVERLONG)):
     judge = factory.load(
         dataclasses.replace(

@@ -27,7 +27,7 @@ from exprl_jax.rl.policy import Policy
 from exprl_jax.rl.scored import ScoredRollouts
 from exprl_jax.rollout import sources
 from exprl_jax.rollout.sampler import Sampler
-from exprl_jax.runs import progress, validate
+from exprl_jax.runs import budgets, progress, validate
 from exprl_jax.runtime import checkpoints as checkpoints_lib
 from exprl_jax.runtime import mesh as mesh_lib
 from exprl_jax.runtime import metrics
@@ -66,7 +66,7 @@ def inputs(config: Config) -> Inputs:
   needs = () if config.data.max_bad else reward.needs
   problems = validate.usable(config,
                              problems_lib.training_problems(config, needs),
-                             grader, validate.budgets(config))
+                             grader, budgets.of_models(config))
   if reward.granularity == 'token':
     teacher.prompts(tokenizer, problems, config.teacher)
   if reward.uses_judge:

@@ -17,7 +17,7 @@ from exprl_jax.rl import learner, optimizer
 from exprl_jax.rl.experience import Example
 from exprl_jax.rl.policy import Policy
 from exprl_jax.rollout.sampler import Sampler
-from exprl_jax.runs import validate
+from exprl_jax.runs import budgets, validate
 from exprl_jax.runtime import checkpoints as checkpoints_lib
 from exprl_jax.runtime import mesh as mesh_lib
 from exprl_jax.runtime import metrics
@@ -39,8 +39,8 @@ def sft(config: Config, workdir: pathlib.Path) -> list[metrics.Row]:
   problems = validate.usable(
       config, read_problems(resolve(config.data.train), needs,
                             config.data.limit), None, [
-                                validate.prompt_budget(config, tokenizer),
-                                validate.target_budget(config, tokenizer)
+                                budgets.policy_prompt(config, tokenizer),
+                                budgets.target(config, tokenizer)
                             ])
   held_out = HeldOut(config, tokenizer)
   # 2. Weights and training state.

@@ -5,8 +5,6 @@ docs/validation.md describes what is found.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-import dataclasses
-import functools
 import json
 from typing import overload
 
@@ -14,14 +12,12 @@ from etils import epath
 import jax
 
 from exprl_jax import rewards
-from exprl_jax.config import Config, by_domain, resolve
-from exprl_jax.data import chat, checks, problems, tiny_world
+from exprl_jax.config import Config, resolve
+from exprl_jax.data import checks, problems, tiny_world
 from exprl_jax.data.checks import Budget, Report, Row
-from exprl_jax.data.tokenizer import Tokenizer
 from exprl_jax.evals import held_out
 from exprl_jax.grading.grader import Grader
-from exprl_jax.judge import factory, prompts, readouts
-from exprl_jax.models import references
+from exprl_jax.runs import budgets
 from exprl_jax.types import InputError, Problem
 
 _ALL = 2**62  # rows
@@ -38,7 +34,8 @@ def validate(config: Config) -> None:
       errors, or an evaluation problem has.
   """
   train = located(config.data.train, problems.training_problems(config, ()))
-  found = check(config, train, evaluation_rows(config), budgets(config),
+  found = check(config, train, evaluation_rows(config),
+                budgets.of_models(config),
                 keep=_ALL if config.data.rejects else 0)
   if jax.process_index() == 0:
     for report in found:
@@ -49,14 +46,14 @@ def validate(config: Config) -> None:
 
 
 def usable(config: Config, training: Sequence[Problem], grader: Grader | None,
-           length_budgets: Sequence[Budget]) -> Sequence[Problem]:
+           limits: Sequence[Budget]) -> Sequence[Problem]:
   """Checks the data of a run at its start.
 
   Args:
     config: its `data`, `eval` and reward.
     training: the problems of data.train; generated ones are not checked.
     grader: of final answers; None: gold answers are not checked.
-    length_budgets: limits of tokens.
+    limits: limits of tokens.
 
   Returns:
     The problems without those that have errors.
@@ -67,9 +64,8 @@ def usable(config: Config, training: Sequence[Problem], grader: Grader | None,
   if isinstance(training, tiny_world.PretrainingText):
     return training
   evaluation = list(evaluation_rows(config))
-  report = check_training(config, located(config.data.train,
-                                          training), evaluation, length_budgets,
-                          grader, config.data.max_bad)
+  report = check_training(config, located(config.data.train, training),
+                          evaluation, limits, grader, config.data.max_bad)
   enforce(config, report)
   if jax.process_index() == 0:
     write_rejects(config, report)
@@ -108,14 +104,14 @@ class Subset(Sequence[Problem]):
 
 
 def check(config: Config, train: Iterable[Row], evaluation: Iterable[Row],
-          length_budgets: Sequence[Budget], keep: int = 0) -> list[Report]:
+          limits: Sequence[Budget], keep: int = 0) -> list[Report]:
   """Checks training and evaluation data.
 
   Args:
     config: its `data`, `grading` and reward.
     train: FILE:LINE and problem of all rows; read once.
     evaluation: the same.
-    length_budgets: limits of tokens of training rows.
+    limits: limits of tokens of training rows.
     keep: number of bad rows whose errors are kept.
 
   Returns:
@@ -124,11 +120,9 @@ def check(config: Config, train: Iterable[Row], evaluation: Iterable[Row],
   evaluation = list(evaluation)
   grader = Grader(config.grading)
   try:
-    out = [
-        check_training(config, train, evaluation, length_budgets, grader, keep)
-    ]
+    out = [check_training(config, train, evaluation, limits, grader, keep)]
     if evaluation:
-      prompt = [b for b in length_budgets if b.key == _PROMPT_KEY]
+      prompt = [b for b in limits if b.key == budgets.POLICY_KEY]
       # Nobody reads the solutions of an evaluation set.
       errors = checks.error_kinds(
           True, 'off') - {'gold_not_in_solution', 'solution_is_question'}
@@ -141,7 +135,7 @@ def check(config: Config, train: Iterable[Row], evaluation: Iterable[Row],
 
 
 def check_training(config: Config, train: Iterable[Row],
-                   evaluation: Sequence[Row], length_budgets: Sequence[Budget],
+                   evaluation: Sequence[Row], limits: Sequence[Budget],
                    grader: Grader | None, keep: int) -> Report:
   """Checks training data, also for what the evaluation data holds.
 
@@ -149,7 +143,7 @@ def check_training(config: Config, train: Iterable[Row],
     config: its `data` and reward.
     train: FILE:LINE and problem of all rows; read once.
     evaluation: the same.
-    length_budgets: limits of tokens.
+    limits: limits of tokens.
     grader: of gold answers; None: they are not checked.
     keep: number of bad rows whose errors are kept.
   """
@@ -164,8 +158,8 @@ def check_training(config: Config, train: Iterable[Row],
   return checks.check(
       'data.train', train, errors=checks.error_kinds('answer' in needs,
                                                      data.contamination),
-      needs=[name for name in needs if name != 'answer'],
-      budgets=length_budgets, grader=grader, evaluation=index, keep=keep)
+      needs=[name for name in needs if name != 'answer'], budgets=limits,
+      grader=grader, evaluation=index, keep=keep)
 
 
 def located(path: str, source: Iterable[Problem]) -> Iterator[Row]:
@@ -185,82 +179,6 @@ def evaluation_rows(config: Config) -> Iterator[Row]:
     for file in held_out.files(config.eval.problems).values():
       yield from located(
           file, problems.read_problems(resolve(file), (), config.eval.limit))
-
-
-# Lengths.
-
-_PROMPT_KEY = 'rollout.max_prompt_tokens'
-
-
-def budgets(config: Config) -> list[Budget]:
-  """Makes the limits of the models that the config names; reads no weights.
-
-  Raises:
-    InputError: there is no such model or template.
-  """
-  out = []
-  if config.policy.init:
-    tokenizer = Tokenizer(references.find(config.policy.init).folder)
-    out.append(prompt_budget(config, tokenizer))
-  if config.judge.init and rewards.lookup(config.reward).uses_judge:
-    out.append(judge_budget(config))
-  return out
-
-
-def prompt_budget(config: Config, tokenizer: Tokenizer) -> Budget:
-  """Limits the policy's prompts to rollout.max_prompt_tokens."""
-  by_name = by_domain(config, 'rollout.system_prompts')
-
-  def count(p: Problem) -> int:
-    system = by_name.get(p.domain, config.rollout.system_prompt)
-    return len(chat.policy_prompt(tokenizer, p.question, system))
-
-  return Budget('question', 'its prompt', _PROMPT_KEY,
-                config.rollout.max_prompt_tokens, count)
-
-
-def target_budget(config: Config, tokenizer: Tokenizer) -> Budget:
-  """Limits the targets of SFT to rollout.max_new_tokens."""
-  return Budget('solution', 'its solution', 'rollout.max_new_tokens',
-                config.rollout.max_new_tokens,
-                lambda p: len(tokenizer.encode(p.solution)) + 1)  # and EOS
-
-
-def judge_budget(config: Config) -> Budget:
-  """Limits the judge's prompts to judge.max_prompt_tokens, as the judge does.
-
-  Raises:
-    InputError: there is no such judge or template.
-  """
-  cfg, task = config.judge, _task(config)
-  tokenizer = Tokenizer(resolve(cfg.init))
-  domains = factory.by_domain(config)
-
-  @functools.cache
-  def template(domain: str) -> prompts.Template:
-    name, its_task = domains.get(domain, (cfg.template, task))
-    return prompts.load(dataclasses.replace(cfg, template=name), tokenizer,
-                        its_task, readouts.READOUTS[cfg.readout].generates)
-
-  def count(p: Problem) -> int:
-    own, nonce = template(p.domain), prompts.nonce(p, [])
-    items = [''] if cfg.judgment == 'overall' else [
-        item.text for item in p.rubric_items
-    ]
-    asks = [len(own.ask(p, nonce, item)) for item in items]
-    return len(own.head(p)) + len(own.opening(nonce)) + max(asks, default=0)
-
-  for domain in ('', *domains):
-    template(domain)
-  return Budget('solution', "the judge's prompt", 'judge.max_prompt_tokens',
-                cfg.max_prompt_tokens, count)
-
-
-def _task(config: Config) -> str:
-  return 'process' if config.reward == 'process' else 'outcome'
-
-
-# What is said.
 
 
 def table(report: Report) -> str:

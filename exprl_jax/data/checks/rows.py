@@ -51,6 +51,15 @@ def _escape(found: str) -> str:
   return f'; JSON wants two backslashes for the {lost[found]}'
 
 
+def copied(where: str, p: Problem, words: Sequence[str]) -> Iterator[Finding]:
+  """Compares the solution with `words`, the tokens of the question."""
+  # Copies may differ in white space and punctuation, but not by so much.
+  similar = words and len(p.solution) < 2 * len(p.question) + 100
+  if similar and text.tokens(p.solution) == words:
+    yield Finding('solution_is_question', where, 'solution',
+                  'it repeats the question')
+
+
 def lengths(where: str, p: Problem,
             budgets: Sequence[Budget]) -> Iterator[Finding]:
   """Holds a row against the budgets."""
