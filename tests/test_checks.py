@@ -14,6 +14,7 @@ from exprl_jax.data import checks
 from exprl_jax.data.checks import Evaluation, golds, report, text
 from exprl_jax.grading.grader import Grade, Grader
 from exprl_jax.judge import factory, readouts
+from exprl_jax.rl import filters
 from exprl_jax.rl.scored import ScoredRollouts, Trace, summary
 from exprl_jax.runs import budgets, recipes, setup, validate
 from exprl_jax.types import InputError, Problem, Scores, Trajectory
@@ -57,6 +58,7 @@ def kinds(problems, grader=None, needs=('solution',), **more):
           solution='find  1 + 1'), 'solution_is_question'),
     (dict(question='Find it. The answer is $3$.'), 'answer_in_question'),
     (dict(question='Find it. Answer: 3'), 'answer_in_question'),
+    (dict(question='The answer is $x$.', answer='$x$'), 'answer_in_question'),
     (dict(question=r'Show that it is \boxed{3.0}.'), 'answer_in_question'),
     (dict(answer=''), 'gold_missing'),
     (dict(answer=r'\boxed{}'), 'gold_missing'),
@@ -99,6 +101,28 @@ def test_a_bad_row_is_found(grader, fields, kind):
     ids=str)
 def test_a_good_row_is_left_alone(grader, fields):
   assert kinds([GOOD, problem(**fields)], grader) == []
+
+
+def test_hostile_texts_are_checked_in_linear_time(grader):
+  """Quadratic in 100,000 characters would be hours."""
+  long = 10**5
+  rows = [
+      problem(id='a', question='answer ' * (long // 7)),
+      problem(id='b', question='answer' + ' ' * long, answer='x'),
+      problem(id='c', question='c', answer='(' + ' ,' * long + 'or'),
+      problem(id='d', question='d', solution='\\boxed{' * (long // 7)),
+      problem(id='e', question='\u0301' * long + '\\left' * long),
+      problem(id='f', question='f', answer='9' * long),
+      problem(id='g', question='1.' * long, solution='1,' * long),
+  ]
+  assert 'c' in {name for name, _ in kinds(rows, grader)}
+
+
+def test_the_tokenizer_never_sees_half_a_character():
+  budget = checks.Budget('question', 'its prompt', 'key', 0,
+                         lambda p: len(p.question.encode()))
+  found = kinds([problem(question='half \ud800')], budgets=[budget])
+  assert found == [('x', 'control_characters')]
 
 
 def test_the_domains_grader_decides():
@@ -189,14 +213,14 @@ def test_findings_do_not_depend_on_the_size_of_chunks(grader, monkeypatch):
   assert kinds(rows, grader) == whole and len(whole) >= 5
 
 
-def test_memory_does_not_grow_with_the_length_of_texts():
+def test_memory_does_not_grow_with_the_length_of_texts(monkeypatch):
   """Texts of a hundred times the length take the same."""
 
   def peak(words):
     random_words = random.Random(0)
 
     def rows():
-      for i in range(400):
+      for i in range(150):
         line = ' '.join(str(random_words.random()) for _ in range(words))
         yield f'f:{i}', Problem(str(i), line, line[::-1], str(i))
 
@@ -206,11 +230,10 @@ def test_memory_does_not_grow_with_the_length_of_texts():
     tracemalloc.stop()
     return most
 
-  assert checks._CHUNK > 400  # one chunk of texts is held
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(checks, '_CHUNK', 4)
-    peak(2)  # caches of regular expressions
-    assert peak(2000) < peak(20) + 4 * 2000 * 20 * 8 + 2**22
+  monkeypatch.setattr(checks, '_CHUNK', 4)  # rows whose texts are held
+  peak(2)  # fills the caches of regular expressions
+  all_texts = 150 * 2 * 2000 * 18
+  assert peak(2000) < peak(20) + all_texts / 2
 
 
 # Overlap of training and evaluation.
@@ -444,6 +467,41 @@ def test_accuracy_is_over_gradable_rows():
   nothing = summary(scored._replace(traces=traces[2:] * 2))
   assert np.isnan(nothing['reward/accuracy'])
   assert nothing['grade/gradable_frac'] == 0
+
+
+def test_solve_rates_are_of_gradable_rows():
+  """Problem b cannot be graded: nothing is learned of how hard it is."""
+  traces = [
+      trace('a', 'correct'),
+      trace('a', 'error'),
+      trace('b', 'no_answer', readable=False),
+      trace('b', 'correct', readable=False),
+      trace('c', 'wrong'),
+      trace('c', 'timeout')
+  ]
+  scores = Scores(np.ones((6, 1), np.float32), np.ones((6, 1), bool))
+  batch = filters.Batch(
+      config_lib.Config(rollout=config_lib.Rollout(group_size=2)))
+  batch.add(ScoredRollouts(traces, scores, scores, np.zeros(6, bool), {}))
+  solved = batch.result()[1]
+  assert [p.id for p in solved.problems] == ['a', 'c']
+  assert solved.rates.tolist() == [1, 0]
+
+
+def test_a_gold_answer_is_readable_by_the_grader_of_its_domain():
+  domains = ('quiz=choice', 'words=text', 'code=docs/examples/code_grader.py:'
+             'grade')
+  made = Grader(config_lib.Grading(domains=domains))
+  rows = [('math', '3'), ('math', 'x+1'), ('math', r'5 \& \foo'), ('math', ''),
+          ('quiz', '(C)'), ('quiz', '42'), ('words', r'5 \& \foo'),
+          ('words', ' '), ('code', '')]
+  problems = [
+      Problem(str(i), 'q', answer=a, domain=d) for i, (d, a) in enumerate(rows)
+  ]
+  want = [True, True, False, False, True, False, True, False, True]
+  assert made.readable(problems) == want
+  made.close()
+  assert made.readable(problems) == want  # known by now
 
 
 @pytest.mark.parametrize('recipe', ['tiny', 'tiny:self_distill'])

@@ -66,7 +66,8 @@ def judge_prompt(config: Config) -> Budget:
                         its_task, readouts.READOUTS[cfg.readout].generates)
 
   def count(p: Problem) -> int:
-    own, nonce = template(p.domain), prompts.nonce(p, [])
+    own = template(p.domain if p.domain in domains else '')
+    nonce = prompts.nonce(p, [])
     items = [''] if cfg.judgment == 'overall' else [
         item.text for item in p.rubric_items
     ]

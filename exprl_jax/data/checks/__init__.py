@@ -65,8 +65,11 @@ def find(data: Iterable[Row], needs: Sequence[str] = (),
     for where, p in chunk:
       words = text.tokens(p.question)
       key = text.key(words, p.question)
-      yield from rows.texts(where, p, needs)
-      yield from rows.lengths(where, p, budgets)
+      found = list(rows.texts(where, p, needs))
+      yield from found
+      # A tokenizer may refuse texts with half a character.
+      if all(f.kind != 'control_characters' for f in found):
+        yield from rows.lengths(where, p, budgets)
       yield from earlier.check(where, p, key)
       yield from rows.copied(where, p, words)
       if evaluation:

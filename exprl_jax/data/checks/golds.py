@@ -7,7 +7,7 @@ from typing import NamedTuple
 from exprl_jax.data.checks.report import Finding
 from exprl_jax.data.checks.text import tokens
 from exprl_jax.grading.answers import final_answer, gold_answer
-from exprl_jax.grading.equality import normal_form, number
+from exprl_jax.grading.equality import LONG_ANSWER, normal_form, number
 from exprl_jax.grading.grader import Grader
 from exprl_jax.types import Problem
 
@@ -64,7 +64,7 @@ def _unreadable(where: str, gold: str) -> Finding:
 
 def _questions(i: int, p: Problem, gold: str, ok: bool) -> Iterator[_Question]:
   """Yields what to ask the grader about a gold answer."""
-  if number(gold) is None:
+  if number(gold) is None and len(gold) <= LONG_ANSWER:
     parts = _parts(gold)
     if len(parts) > 1:
       yield _Question('gold_alternatives', i, [_box(x) for x in parts])
@@ -116,7 +116,7 @@ def stated(question: str, answer: str) -> bool:
   It does in a \boxed{} or after `answer is` or `answer:`. A number that just
   occurs in the question is no answer.
   """
-  gold = gold_answer(answer)
+  gold = gold_answer(answer).strip('$ ')
   if not gold:
     return False
   boxed = final_answer(question) if '\\boxed' in question else None
