@@ -220,7 +220,7 @@ def test_memory_does_not_grow_with_the_length_of_texts(monkeypatch):
     random_words = random.Random(0)
 
     def rows():
-      for i in range(150):
+      for i in range(100):
         line = ' '.join(str(random_words.random()) for _ in range(words))
         yield f'f:{i}', Problem(str(i), line, line[::-1], str(i))
 
@@ -232,8 +232,8 @@ def test_memory_does_not_grow_with_the_length_of_texts(monkeypatch):
 
   monkeypatch.setattr(checks, '_CHUNK', 4)  # rows whose texts are held
   peak(2)  # fills the caches of regular expressions
-  all_texts = 150 * 2 * 2000 * 18
-  assert peak(2000) < peak(20) + all_texts / 2
+  all_texts = 100 * 2 * 1000 * 18
+  assert peak(1000) < peak(20) + all_texts / 2
 
 
 # Overlap of training and evaluation.
@@ -408,6 +408,11 @@ def test_a_run_leaves_out_so_many_bad_rows_and_no_more(tmp_path, capsys):
   config = frozen(
       command(path, *flags, '--config.data.max_bad=1', config='tiny'))
   with pytest.raises(InputError, match='2 of 4 .*, more than data.max_bad=1'):
+    setup.inputs(config)
+  write(path, ROWS[2:])
+  config = frozen(
+      command(path, *flags, '--config.data.max_bad=9', config='tiny'))
+  with pytest.raises(InputError, match='all of its 2 rows have errors'):
     setup.inputs(config)
 
 

@@ -36,12 +36,11 @@ def sft(config: Config, workdir: pathlib.Path) -> list[metrics.Row]:
   folder = references.find(config.policy.init).folder
   tokenizer = Tokenizer(folder)
   needs = () if config.data.max_bad else ('solution',)
-  problems = validate.usable(
-      config, read_problems(resolve(config.data.train), needs,
-                            config.data.limit), None, [
-                                budgets.policy_prompt(config, tokenizer),
-                                budgets.target(config, tokenizer)
-                            ])
+  problems = read_problems(resolve(config.data.train), needs, config.data.limit)
+  problems = validate.usable(config, problems, None, [
+      budgets.policy_prompt(config, tokenizer),
+      budgets.target(config, tokenizer)
+  ])
   held_out = HeldOut(config, tokenizer)
   # 2. Weights and training state.
   policy, params = _policy(config, mesh)

@@ -59,7 +59,7 @@ def usable(config: Config, training: Sequence[Problem], grader: Grader | None,
     The problems without those that have errors.
 
   Raises:
-    InputError: more than data.max_bad problems have errors.
+    InputError: more than data.max_bad problems have errors, or all of them.
   """
   if isinstance(training, tiny_world.PretrainingText):
     return training
@@ -73,6 +73,10 @@ def usable(config: Config, training: Sequence[Problem], grader: Grader | None,
       print(f"{summary(report)}; run='validate' shows them", flush=True)
   if not report.rejected:
     return training
+  if report.bad_rows == report.rows:
+    raise InputError(f'config.data.train={config.data.train}: all of its '
+                     f"{report.rows} rows have errors; run='validate' lists "
+                     'them')
   return Subset(training, [
       i for i, (where, _) in enumerate(located(config.data.train, training))
       if where not in report.rejected
