@@ -65,6 +65,8 @@ def kinds(problems, grader=None, needs=('solution',), **more):
     (dict(answer='sum_(k=1)^n 1/k'), 'gold_unreadable'),
     (dict(answer='sqrt(3)/3, or equivalently 1/sqrt(3)'), 'gold_alternatives'),
     (dict(answer='5/14 (approximately 35.7%)'), 'gold_alternatives'),
+    (dict(answer=r'252 \text{ or equivalently } 2 \cdot 126'),
+     'gold_alternatives'),
     (dict(solution=r'So it is \boxed{4}.'), 'gold_not_in_solution'),
     (dict(answer='98 values'), 'gold_in_words'),
     (dict(answer='The limit exists and is equal to 2/3'), 'gold_in_words'),
@@ -109,6 +111,7 @@ def test_hostile_texts_are_checked_in_linear_time(grader):
   rows = [
       problem(id='a', question='answer ' * (long // 7)),
       problem(id='b', question='answer' + ' ' * long, answer='x'),
+      problem(id='h', question='answer is 3.5' * (long // 13)),
       problem(id='c', question='c', answer='(' + ' ,' * long + 'or'),
       problem(id='d', question='d', solution='\\boxed{' * (long // 7)),
       problem(id='e', question='\u0301' * long + '\\left' * long),

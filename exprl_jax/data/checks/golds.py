@@ -16,8 +16,9 @@ Row = tuple[str, Problem]  # FILE:LINE and the problem
 _SHOWN = 80  # characters of an answer in a message
 
 _ALTERNATIVES = re.compile(
-    r'[\s,;(]*(?:\\approx|\u2248|\b(?:or,? +)?(?:equivalently|alternatively|'
-    r'approximately|an? equivalent form(?: such as)?)\b[\s,:]*)')
+    r'[\s,;(]*(?:\\approx|\u2248|(?:\\text\s*\{\s*)?\b(?:or,? +)?'
+    r'(?:equivalently|alternatively|approximately|an? equivalent form'
+    r'(?: such as)?)\b[\s,:}]*)')
 _COMMANDS = re.compile(r'\\(?!text|mathrm|mbox|textbf)[A-Za-z]+')
 _WORD = re.compile(r'[A-Za-z]{3,}')
 _NO_WORDS = frozenset(
@@ -25,6 +26,7 @@ _NO_WORDS = frozenset(
     'ceil sum prod min max gcd lcm mod arcsin arccos arctan'.split())
 _NUMBER = re.compile(r'(?<![\w.^])-?\d+(?:[.,/]\d+)*(?![\w(^*/])')
 _STATED = re.compile(r'\banswer\s*(?:is\s*:?|[:=])\s*\**\s*\$?\s*', re.I)
+_GOES_ON = re.compile(r'\w|[-+*/^(=]|[.,]\d')  # the answer is part of another
 
 
 class _Question(NamedTuple):
@@ -100,10 +102,11 @@ def _message(question: _Question, gold: str) -> str:
   if question.kind == 'gold_not_in_solution':
     return (f"the solution's answer {_short(given[0])} is not the gold answer "
             f'{_short(gold)}')
-  remedy = ('keep one form'
-            if question.kind == 'gold_alternatives' else 'keep the value alone')
-  return (f'to the grader {" and ".join(map(_short, given))} is not the gold '
-          f'answer {_short(gold)}; {remedy}')
+  named, answer = ', '.join(map(_short, given)), _short(gold)
+  if question.kind == 'gold_alternatives':
+    return (f'to the grader none of {named} is the gold answer {answer}; keep '
+            'one form')
+  return f'to the grader {named} is not the gold answer {answer}; drop words'
 
 
 def _short(text: str) -> str:
@@ -122,14 +125,15 @@ def stated(question: str, answer: str) -> bool:
   boxed = final_answer(question) if '\\boxed' in question else None
   if boxed is not None and normal_form(boxed) == normal_form(gold):
     return True
+  ends = (m.end() for m in _STATED.finditer(question))
   return any(
-      question.startswith(gold, m.end())
-      and not re.match(r'\w|[-+*/^(=]|[.,]\d', question[m.end() + len(gold):])
-      for m in _STATED.finditer(question))
+      question.startswith(gold, end)
+      and not _GOES_ON.match(question, end + len(gold)) for end in ends)
 
 
 def form(answer: str) -> str:
   """Returns a text that is equal for answers that are equal at sight."""
   value = normal_form(gold_answer(answer))
-  return ' '.join(tokens(value)) or value if isinstance(value,
-                                                        str) else str(value)
+  if isinstance(value, str):
+    return ' '.join(tokens(value)) or value
+  return str(value)
