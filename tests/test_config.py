@@ -12,6 +12,8 @@ from exprl_jax.types import InputError
 
 CONFIGS = sorted(pathlib.Path('configs').rglob('*.py'))
 assert CONFIGS, 'run pytest from the repository'
+# Files with one recipe.
+ALONE = ('sample', 'judge', 'export', 'rubrics', 'validate')
 COMMANDS = [
     (path, argument) for path in CONFIGS for argument in files.arguments(path)
 ]
@@ -54,7 +56,7 @@ def test_the_families_have_all_recipes():
       'qwen3_8b_mixed': {
           'exprl_outcome', 'exprl_mixed', 'grpo', 'self_distill', 'sft'
       },
-      **{name: {''} for name in ('sample', 'judge', 'export', 'rubrics')},
+      **{name: {''} for name in ALONE},
   }
 
 
@@ -234,6 +236,7 @@ def test_a_bad_file_is_named(tmp_path, body, message):
     (['--config.credit.min_std=0.1'], 'credit.min_std=0.1 is not read'),
     (['--config.select.curriculum_floor=0'], 'more than 0, at most 1'),
     (['--config.optim.clip_norm=0'], 'more than 0'),
+    (['--config.data.contamination_overlap=0'], 'more than 0, at most 1'),
     (['--config.rollout.min_new_tokens=3'], 'truncate the distribution'),
     (["--config.judge.templates=('code',)"], "should be 'DOMAIN=VALUE'"),
     ([

@@ -427,6 +427,7 @@ def test_a_solution_that_does_not_fit_is_named_before_anything_is_written(
     tmp_path):
   path = tmp_path / 'rows.jsonl'
   path.write_text(json.dumps({'question': 'q', 'solution': 'by dec 4 ' * 17}))
-  with pytest.raises(InputError, match='problem 1: its solution has 52 tokens'):
+  with pytest.raises(InputError,
+                     match='rows.jsonl:1: .*solution has 52 tokens'):
     run('tiny:sft', tmp_path / 'w', f'--config.data.train={path}')
   assert not (tmp_path / 'w').exists()

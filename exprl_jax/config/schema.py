@@ -94,6 +94,13 @@ class Data:
   rubrics: str = ''  # JSONL written by run='rubrics'
   batch: Positive = 8  # problems per step (sft: rows per step)
   limit: int = 0  # use only the first so many problems; 0: all
+  max_bad: Count = 0  # so many training rows with errors are left out; with
+  # more, the run does not start (docs/validation.md)
+  rejects: str = ''  # JSONL of their errors, to write; '': none
+  # Of the training problems that eval.problems hold: off (not looked for), warn
+  # of them; exact: equal questions are errors; ngrams: similar ones, too.
+  contamination: Literal['off', 'warn', 'exact', 'ngrams'] = 'exact'
+  contamination_overlap: float = 0.5  # similar: so many 13-grams in common
 
 
 @dataclasses.dataclass(frozen=True)
@@ -313,7 +320,7 @@ class Config:
   """One run."""
 
   run: Literal['train', 'sft', 'evaluate', 'judge', 'sample', 'rubrics',
-               'export', 'train_judge'] = 'train'  # runs/RUN.py
+               'export', 'train_judge', 'validate'] = 'train'  # runs/RUN.py
   seed: int = 0
   steps: Count = 100
   reward: str = 'process'  # rewards/: process | outcome | sparse | teacher |

@@ -129,14 +129,20 @@ def policy_prompts(tokenizer: Tokenizer, problems: Sequence[Problem],
     InputError: a question does not fit; names the problem.
   """
   budget = config.rollout.max_prompt_tokens
-  before = tokenizer.bos_ids if config.rollout.prompt_template else ()
-  prompts = [[*before, *ids] for ids in tokenizer.encode_pieces(
-      _policy_texts(tokenizer, problems, config))]
+  prompts = prompt_ids(tokenizer, problems, config)
   for problem, ids in zip(problems, prompts):
     if len(ids) > budget:
       raise InputError(f'problem {problem.id}: its prompt has {len(ids)} '
                        f'tokens, rollout.max_prompt_tokens={budget}')
   return prompts
+
+
+def prompt_ids(tokenizer: Tokenizer, problems: Sequence[Problem],
+               config: Config) -> list[list[int]]:
+  """Returns the token ids of the policy's prompts, of any length."""
+  before = tokenizer.bos_ids if config.rollout.prompt_template else ()
+  texts = _policy_texts(tokenizer, problems, config)
+  return [[*before, *ids] for ids in tokenizer.encode_pieces(texts)]
 
 
 def policy_target(tokenizer: Tokenizer, problem: Problem, config: Config,

@@ -40,19 +40,23 @@ def read_items(cfg: Eval) -> list[Item]:
   """
   return [
       Item(name, problem)
-      for name, file in _files(cfg.problems).items()
+      for name, file in files(cfg.problems).items()
       for problem in data.read_problems(resolve(file), ('answer',), cfg.limit)
   ]
 
 
-def _files(problems: str) -> dict[str, str]:
-  """Parses eval.problems: name of a set -> its file."""
+def files(problems: str) -> dict[str, str]:
+  """Parses eval.problems: name of a set -> its file.
+
+  Raises:
+    InputError: a bad name of a set.
+  """
   if '=' not in problems.partition('/')[0]:
     if ',' in problems and not resolve(problems).exists():
       raise InputError(f'config.eval.problems={problems}: several files '
                        'want names, as in aime25=FILE,hmmt=FILE')
     return {'': problems}
-  files: dict[str, str] = {}
+  found: dict[str, str] = {}
   for part in problems.split(','):
     name, _, file = (x.strip() for x in part.partition('='))
     if (not re.fullmatch('[A-Za-z][A-Za-z0-9_-]*', name)
@@ -60,10 +64,10 @@ def _files(problems: str) -> dict[str, str]:
       raise InputError(
           f'config.eval.problems: {part.strip()!r} should be NAME=FILE, the '
           'name of letters, digits, - and _, and not that of a metric')
-    if name in files:
+    if name in found:
       raise InputError(f'config.eval.problems: two sets are named {name}')
-    files[name] = file
-  return files
+    found[name] = file
+  return found
 
 
 def parts(items: Sequence[Item]) -> dict[str, list[int]]:

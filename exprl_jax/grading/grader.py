@@ -66,6 +66,7 @@ class Grader:
     in_workers = {self._default, *self._domains.values()} - {'choice', 'text'}
     self._pool = Pool(cfg, sorted(in_workers))
     self._warned: set[str] = set()
+    self._readable: dict[str, bool] = {}  # by the question to the workers
     if in_workers - {'math'}:
       self._pool.start_one()
 
@@ -86,24 +87,30 @@ class Grader:
         for d, (text, problem) in zip(decided, items)
     ]
 
+  def readable(self, problems: Sequence[Problem]) -> list[bool]:
+    """Tells of every gold answer whether its grader can read it.
+
+    False for an empty one. Plug-ins read what they like: True. Process 0
+    decides for all, as for grades.
+    """
+    known: list[bool] = []
+    if jax.process_index() == 0:
+      parsed = [self._parsed(p) for p in problems]
+      new = {q for q in parsed if isinstance(q, str)} - self._readable.keys()
+      for question, reply in self._pool.ask(new).items():
+        self._readable[question] = reply.status == 'correct'
+      known = [self._readable[q] if isinstance(q, str) else q for q in parsed]
+    return mesh.broadcast(known)
+
   def check(self, problems: Sequence[Problem]) -> None:
     """Checks that every gold answer can be read. Skips empty ones.
 
     Raises:
       InputError: a grader cannot read one of its gold answers.
     """
-    bad: list[Problem] = []
-    questions: dict[str, str] = {}  # by problem id
-    for p in problems:
-      grader, gold = self._grader(p), answers.gold_answer(p.answer)
-      if grader == 'choice' and p.answer and not answers.choice_letter(gold):
-        bad.append(p)
-      if grader == 'math' and p.answer and number(gold) is None:
-        questions[p.id] = _math_question(p)
-    replies = self._pool.ask(set(questions.values()))
-    bad += [
-        p for p in problems
-        if p.id in questions and replies[questions[p.id]].status != 'correct'
+    bad = [
+        p for p, ok in zip(problems, self.readable(problems))
+        if p.answer and not ok
     ]
     if bad:
       raise InputError(
@@ -118,6 +125,18 @@ class Grader:
 
   def _grader(self, problem: Problem) -> str:
     return self._domains.get(problem.domain, self._default)
+
+  def _parsed(self, problem: Problem) -> bool | str:
+    """Returns whether the gold answer can be read, or a question for workers.
+    """
+    grader, gold = self._grader(problem), answers.gold_answer(problem.answer)
+    if grader not in _BUILT_IN:
+      return True
+    if grader == 'choice':
+      return bool(answers.choice_letter(gold))
+    if not gold or grader == 'text' or number(gold) is not None:
+      return bool(gold)
+    return _math_question(problem)
 
   def _decide(self, text: str, problem: Problem) -> Grade | str:
     """Returns the grade, or a question for the workers."""

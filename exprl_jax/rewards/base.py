@@ -69,9 +69,8 @@ def scoring(
     scores = shaping.truncated(Scores(value, valid), trajectories,
                                config.rollout)
     status = [t.grade.status for t in traces]
-    graded = Scores(
-        np.array([[t.correct] for t in traces], np.float32),
-        np.array([[s not in ('error', 'gold_unparsable')] for s in status]))
+    graded = Scores(np.array([[t.correct] for t in traces], np.float32),
+                    np.array([[t.gradable] for t in traces]))
     if config.rollout.overlong in ('zero', 'mask'):
       graded = shaping.truncated(graded, trajectories, config.rollout)
     outcome_rows = np.array(
@@ -110,7 +109,11 @@ def cutter(
             Trace(problem, t._replace(step_ends=tuple(ends)), text, steps
                   or [''], _UNGRADED))
     grades = grader([(t.text, t.problem) for t in traces])
-    return [t._replace(grade=grade) for t, grade in zip(traces, grades)]
+    readable = grader.readable([t.problem for t in traces])
+    return [
+        t._replace(grade=grade, gold_readable=ok)
+        for t, grade, ok in zip(traces, grades, readable)
+    ]
 
   return cut
 

@@ -40,11 +40,12 @@ def dense(traces: list[Trace], judge: Judge | ByDomain, config: Config,
   last = np.array([len(t.steps) - 1 for t in traces])
   final = j.score[np.arange(len(last)), last]
   right = np.array([t.correct for t in traces])
+  graded = ~invalid & np.array([t.gradable for t in traces])
   return np.where(valid, j.score, 0.0), valid, {
       # Agreement with the grader of answers, which is only logged.
-      'judge/auroc': calibration.auroc(final[~invalid], right[~invalid]),
-      'judge/score_right': metrics.mean(final[~invalid & right].tolist()),
-      'judge/score_wrong': metrics.mean(final[~invalid & ~right].tolist()),
+      'judge/auroc': calibration.auroc(final[graded], right[graded]),
+      'judge/score_right': metrics.mean(final[graded & right].tolist()),
+      'judge/score_wrong': metrics.mean(final[graded & ~right].tolist()),
       'judge/invalid_frac': float(invalid.mean()),
       'judge/truncated_frac': float(j.truncated.mean()),
       'judge/score_token_probability': metrics.mean(
@@ -62,6 +63,8 @@ def _outcome(config: Config, judge: Judge | ByDomain) -> functools.partial:
 
 
 REWARDS = {
-    'process': Reward('step', _process, uses_judge=True, uses_reference=True),
-    'outcome': Reward('row', _outcome, uses_judge=True, uses_reference=True),
+    'process': Reward('step', _process, needs=('solution',), uses_judge=True,
+                      uses_reference=True),
+    'outcome': Reward('row', _outcome, needs=('solution',), uses_judge=True,
+                      uses_reference=True),
 }

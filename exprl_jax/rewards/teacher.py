@@ -11,8 +11,7 @@ import numpy as np
 from exprl_jax.config import Config, resolve
 from exprl_jax.data import chat
 from exprl_jax.data.tokenizer import Tokenizer
-from exprl_jax.rewards.answer import sparse
-from exprl_jax.rewards.base import Reward
+from exprl_jax.rewards.base import Reward, Scored
 from exprl_jax.rl import losses
 from exprl_jax.rl.credit import Credit, Logprobs
 from exprl_jax.rl.policy import Policy
@@ -120,9 +119,15 @@ def credit(policy: Policy, tokenizer: Tokenizer, scored: ScoredRollouts,
                 metrics={'teacher/gap': -float(np.concatenate(gaps).mean())})
 
 
-# The rows' own score, right or wrong, is only logged: what trains are the
-# scores of tokens.
+def correctness(traces: list[Trace]) -> Scored:
+  """Scores rows 1 if right, else 0, for logs only: what trains are the scores
+  of tokens, so that rows without a gold answer train, too.
+  """
+  value = np.array([[t.correct] for t in traces], np.float32)
+  return value, np.ones(value.shape, bool), {}
+
+
 REWARDS = {
-    'teacher': Reward('token', lambda config, judge: sparse,
-                      uses_reference=True),
+    'teacher': Reward('token', lambda config, judge: correctness,
+                      needs=('solution',), uses_reference=True),
 }

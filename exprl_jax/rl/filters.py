@@ -63,8 +63,7 @@ class Batch:
   def result(self) -> tuple[ScoredRollouts, Solved]:
     """The rows that train, and how often each tried problem was solved."""
     scored, size = concatenate(self._parts), self._group_size
-    solved = Solved([t.problem for t in scored.traces[::size]],
-                    scored.correct.reshape(-1, size).mean(axis=1))
+    solved = _solved(scored, size)
     if not self._select.drop_zero_variance:
       return scored, solved
     groups = np.flatnonzero(self._informative)[:self._wanted]
@@ -72,6 +71,15 @@ class Batch:
     scored = scored.take(rows)
     counts = {'data/attempts': self.attempts, 'data/groups': len(groups)}
     return scored._replace(metrics=scored.metrics | counts), solved
+
+
+def _solved(scored: ScoredRollouts, size: int) -> Solved:
+  """Computes solve rates over gradable rows; leaves out groups without any."""
+  gradable = scored.gradable.reshape(-1, size)
+  right = scored.correct.reshape(-1, size) & gradable
+  tried = np.flatnonzero(gradable.any(axis=1))
+  return Solved([scored.traces[i * size].problem for i in tried],
+                right[tried].sum(axis=1) / gradable[tried].sum(axis=1))
 
 
 class EmptySteps:

@@ -19,11 +19,18 @@ class Trace(NamedTuple):
   text: str
   steps: list[str]  # texts; one, the text, for rewards without steps
   grade: grading.Grade  # of the final answer
+  gold_readable: bool = True  # by the grader
 
   @property
   def correct(self) -> bool:
     """Whether the final answer is right."""
     return self.grade.correct
+
+  @property
+  def gradable(self) -> bool:
+    """Whether `correct` says anything: a gold answer is optional."""
+    return self.gold_readable and self.grade.status not in ('error',
+                                                            'gold_unparsable')
 
 
 class ScoredRollouts(NamedTuple):
@@ -44,6 +51,11 @@ class ScoredRollouts(NamedTuple):
   def correct(self) -> np.ndarray:
     """bool[B] final answers; for sparse rewards and logs."""
     return np.array([t.correct for t in self.traces])
+
+  @property
+  def gradable(self) -> np.ndarray:
+    """bool[B] rows whose final answer can be graded."""
+    return np.array([t.gradable for t in self.traces])
 
   @property
   def trains(self) -> np.ndarray:
@@ -97,7 +109,8 @@ def summary(scored: ScoredRollouts) -> dict[str, float]:
   return {
       'reward/mean': metrics.mean(reward.tolist()),
       'reward/std': float(reward.std()) if len(reward) else float('nan'),
-      'reward/accuracy': float(scored.correct.mean()),
+      'reward/accuracy': metrics.mean(scored.correct[scored.gradable].tolist()),
+      'grade/gradable_frac': metrics.mean(scored.gradable.tolist()),
       'length/steps_mean': metrics.mean(
           len(t.trajectory.step_ends) for t in scored.traces),
       'length/truncated_frac': metrics.mean(

@@ -16,7 +16,7 @@ from exprl_jax.models import config as model_config
 from exprl_jax.models import references
 from exprl_jax.rewards import teacher
 from exprl_jax.rl import packing
-from exprl_jax.runs import evaluate, recipes, rubrics, setup
+from exprl_jax.runs import evaluate, recipes, rubrics, setup, validate
 from exprl_jax.runtime import mesh as mesh_lib
 from exprl_jax.types import Problem
 
@@ -30,6 +30,8 @@ def dry_run(config: Config) -> None:
   _check_weights(config)
   if config.run == 'rubrics':
     _show_rubric_prompt(config)
+  elif config.run == 'validate':
+    validate.validate(config)
   elif recipes.judges_traces(config):
     tokenizer = Tokenizer(references.folder_of(config.judge.init))
     traces = judge_traces.read_traces(config, tokenizer)

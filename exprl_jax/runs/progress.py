@@ -56,9 +56,10 @@ def write_samples(path: pathlib.Path, scored: ScoredRollouts,
           'text': text, 'score': round(float(s), 4),
           'advantage': round(float(a), 4), 'valid': bool(v)
       } for text, s, a, v in zip(trace.steps, value[i], credit[i], valid[i])]
+      correct = trace.correct if trace.gradable else None
       file.write(
           json.dumps({
               'id': trace.problem.id, 'question': trace.problem.question,
-              'steps': steps, 'correct': trace.correct,
+              'steps': steps, 'correct': correct,
               'finished': trace.trajectory.finished
           }) + '\n')

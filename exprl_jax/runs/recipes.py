@@ -43,6 +43,9 @@ def check(c: Config) -> None:
     _check_recipe(c)
   if c.run == 'sft':
     _check_batch(c)
+  if not 0 < c.data.contamination_overlap <= 1:
+    raise InputError('config.data.contamination_overlap='
+                     f'{c.data.contamination_overlap}: more than 0, at most 1')
   if c.eval.problems and max(c.eval.ks) > c.eval.samples:
     raise InputError(f'config.eval.ks={c.eval.ks}: pass@k needs eval.samples '
                      f'>= k, it is {c.eval.samples}')
@@ -73,8 +76,8 @@ def _check_needed(c: Config) -> None:
   """Keys without which a run mode cannot start."""
   from_file = judges_traces(c)
   needs = {
-      'policy.init': c.run != 'rubrics' and not from_file,
-      'data.train': c.run in ('train', 'sft', 'rubrics', 'judge')
+      'policy.init': c.run not in ('rubrics', 'validate') and not from_file,
+      'data.train': c.run in ('train', 'sft', 'rubrics', 'judge', 'validate')
       and not from_file, 'rubrics.out': c.run == 'rubrics',
       'eval.problems': c.run == 'evaluate', 'sample.prompts': c.run == 'sample',
       'sample.out': c.run == 'sample', 'export.out': c.run == 'export',

@@ -27,7 +27,7 @@ from exprl_jax.rl.policy import Policy
 from exprl_jax.rl.scored import ScoredRollouts
 from exprl_jax.rollout import sources
 from exprl_jax.rollout.sampler import Sampler
-from exprl_jax.runs import progress
+from exprl_jax.runs import budgets, progress, validate
 from exprl_jax.runtime import checkpoints as checkpoints_lib
 from exprl_jax.runtime import mesh as mesh_lib
 from exprl_jax.runtime import metrics
@@ -60,13 +60,15 @@ def inputs(config: Config) -> Inputs:
   reward = rewards.lookup(config.reward)
   origin = references.find(config.policy.init)
   tokenizer = Tokenizer(origin.folder)
-  problems = problems_lib.training_problems(config, reward.needs)
-  chat.policy_prompts(tokenizer, problems, config)  # all of them fit
+  grader = Grader(config.grading)
+  held_out = HeldOut(config, tokenizer, grader)
+  # With data.max_bad, rows that lack a field are left out, too.
+  needs = () if config.data.max_bad else reward.needs
+  problems = validate.usable(config,
+                             problems_lib.training_problems(config, needs),
+                             grader, budgets.of_models(config))
   if reward.granularity == 'token':
     teacher.prompts(tokenizer, problems, config)
-  grader = Grader(config.grading)
-  grader.check(problems)
-  held_out = HeldOut(config, tokenizer, grader)
   if reward.uses_judge:
     factory.check(config, problems)
   return Inputs(config, mesh,

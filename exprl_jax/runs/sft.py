@@ -17,6 +17,7 @@ from exprl_jax.rl import learner, optimizer
 from exprl_jax.rl.experience import Example
 from exprl_jax.rl.policy import Policy
 from exprl_jax.rollout.sampler import Sampler
+from exprl_jax.runs import budgets, validate
 from exprl_jax.runtime import checkpoints as checkpoints_lib
 from exprl_jax.runtime import mesh as mesh_lib
 from exprl_jax.runtime import metrics
@@ -34,12 +35,13 @@ def sft(config: Config, workdir: pathlib.Path) -> list[metrics.Row]:
   mesh = mesh_lib.make_mesh(config.mesh)
   folder = references.find(config.policy.init).folder
   tokenizer = Tokenizer(folder)
-  problems = read_problems(resolve(config.data.train), ('solution',),
-                           config.data.limit)
+  needs = () if config.data.max_bad else ('solution',)
+  problems = read_problems(resolve(config.data.train), needs, config.data.limit)
+  problems = validate.usable(config, problems, None, [
+      budgets.policy_prompt(config, tokenizer),
+      budgets.target(config, tokenizer)
+  ])
   held_out = HeldOut(config, tokenizer)
-  if isinstance(problems, list):  # of a file; generated text is made to fit
-    for problem in problems:
-      example(tokenizer, problem, config)  # raises if it does not
   # 2. Weights and training state.
   policy, params = _policy(config, mesh)
   workdir_lib.claim(workdir, config)

@@ -1,0 +1,89 @@
+"""Limits of tokens that problems have to keep."""
+
+import dataclasses
+import functools
+
+from exprl_jax import rewards
+from exprl_jax.config import Config
+from exprl_jax.data import chat
+from exprl_jax.data.checks import Budget
+from exprl_jax.data.tokenizer import Tokenizer
+from exprl_jax.judge import factory, layout, prompts, readouts
+from exprl_jax.models import references
+from exprl_jax.types import Problem
+
+POLICY_KEY = 'rollout.max_prompt_tokens'
+
+
+def of_models(config: Config) -> list[Budget]:
+  """Makes the limits of the models that the config names; reads no weights.
+
+  Raises:
+    InputError: there is no such model or template.
+  """
+  out = []
+  if config.policy.init:
+    tokenizer = Tokenizer(references.find(config.policy.init).folder)
+    out.append(policy_prompt(config, tokenizer))
+  if config.judge.init and rewards.lookup(config.reward).uses_judge:
+    out.append(judge_prompt(config))
+  return out
+
+
+def policy_prompt(config: Config, tokenizer: Tokenizer) -> Budget:
+  """Limits the policy's prompts to rollout.max_prompt_tokens."""
+
+  def count(p: Problem) -> int:
+    return len(chat.prompt_ids(tokenizer, [p], config)[0])
+
+  return Budget('question', 'its prompt', POLICY_KEY,
+                config.rollout.max_prompt_tokens, count)
+
+
+def target(config: Config, tokenizer: Tokenizer) -> Budget:
+  """Limits the targets of SFT to rollout.max_new_tokens."""
+
+  def count(p: Problem) -> int:
+    (prompt,) = chat.prompt_ids(tokenizer, [p], config)
+    return len(chat.policy_target(tokenizer, p, config, prompt)) + 1  # and EOS
+
+  return Budget('solution', 'its solution', 'rollout.max_new_tokens',
+                config.rollout.max_new_tokens, count)
+
+
+def judge_prompt(config: Config) -> Budget:
+  """Limits the judge's prompts to judge.max_prompt_tokens, as the judge does.
+
+  Raises:
+    InputError: there is no such judge or template.
+  """
+  cfg, task = config.judge, _task(config)
+  tokenizer = Tokenizer(references.folder_of(cfg.init))
+  domains = factory.by_domain(config)
+
+  @functools.cache
+  def template(domain: str) -> prompts.Template:
+    name, its_task = domains.get(domain, (cfg.template, task))
+    return prompts.load(dataclasses.replace(cfg, template=name), tokenizer,
+                        its_task, readouts.READOUTS[cfg.readout].generates)
+
+  def count(p: Problem) -> int:
+    items = [''] if cfg.judgment == 'overall' else [
+        item.text for item in p.rubric_items
+    ]
+    (trace,) = layout.lay_out(template(p.domain if p.domain in domains else ''),
+                              [
+                                  layout.Trace(p, [''], prompts.nonce(p, []),
+                                               [(item, 1.0) for item in items])
+                              ])
+    return max((q.fork.at + len(q.fork.suffix) for q in trace.questions),
+               default=0)
+
+  for domain in ('', *domains):
+    template(domain)
+  return Budget('solution', "the judge's prompt", 'judge.max_prompt_tokens',
+                cfg.max_prompt_tokens, count)
+
+
+def _task(config: Config) -> str:
+  return 'process' if config.reward == 'process' else 'outcome'
