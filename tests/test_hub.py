@@ -142,7 +142,7 @@ def test_a_stream_that_is_cut_is_resumed(server, monkeypatch):
   folder = references.find('org/policy').folder
   data = (POLICY / WEIGHTS).read_bytes()
   assert (folder / WEIGHTS).read_bytes() == data
-  (resumed,) = [r for r in server.requests if 'bytes=' in r]
+  (resumed,) = (r for r in server.requests if 'bytes=' in r)
   start = int(resumed.rpartition('bytes=')[2].rstrip('-'))
   assert len(data) // 2 - 1000 < start <= len(data) // 2
 

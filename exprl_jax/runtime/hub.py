@@ -113,10 +113,13 @@ def _silent_bar() -> Any:
 
 
 def _is_transient(error: Exception) -> bool:
-  """Whether the server answered that it cannot now (5xx, 408, 429)."""
+  """Whether the server cannot answer now (5xx, 408, 429), or stopped to."""
+  from huggingface_hub import errors
+
   response = getattr(error.__cause__ or error, 'response', None)
-  status = response.status_code if response is not None else 0
-  return status >= 500 or status in (408, 429)
+  if response is None:  # a stream that broke; no network is an OSError
+    return isinstance(error, errors.HTTPError)
+  return response.status_code >= 500 or response.status_code in (408, 429)
 
 
 def _explain(error: Exception, what: str, repo_type: str) -> str:
