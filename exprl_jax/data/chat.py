@@ -43,7 +43,7 @@ def render(tokenizer: Tokenizer, messages: Sequence[dict[str, str]],
 
 def policy_prompts(tokenizer: Tokenizer, problems: Sequence[Problem],
                    config: Config) -> list[list[int]]:
-  """The policy's prompts of all problems.
+  """The policy's prompts of problems.
 
   Raises:
     InputError: a question does not fit; names the problem.

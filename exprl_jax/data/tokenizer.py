@@ -10,6 +10,7 @@ sentencepiece makes of `text` is encode(' ' + text) here.
 
 from collections.abc import Sequence
 import datetime
+import hashlib
 import json
 import os
 from typing import Any
@@ -24,6 +25,11 @@ import tokenizers
 
 from exprl_jax.data.sentencepiece import SentencePiece
 from exprl_jax.types import InputError
+
+# What a text becomes depends on them.
+_FILES = ('tokenizer.json', 'tokenizer.model', 'tokenizer_config.json',
+          'special_tokens_map.json', 'added_tokens.json',
+          'generation_config.json', 'chat_template.jinja')
 
 
 class Tokenizer:
@@ -56,6 +62,15 @@ class Tokenizer:
     pad = self._tokenizer.token_to_id(self._special.get('pad_token', ''))
     self.pad_id = self.eos_ids[0] if pad is None else pad
     self._template = _read_template(self.folder, config)
+
+  def digest(self) -> str:
+    """Hashes the files that decide what a text becomes."""
+    out = hashlib.blake2b(digest_size=16)
+    for name in _FILES:
+      path = self.folder / name
+      out.update(path.read_bytes() if path.exists() else b'')
+      out.update(name.encode())
+    return out.hexdigest()
 
   def _eos_ids(self) -> tuple[int, ...]:
     token = self._special.get('eos_token')

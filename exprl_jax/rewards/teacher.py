@@ -40,20 +40,10 @@ def prompts(tokenizer: Tokenizer, problems: Sequence[Problem],
     InputError: no such template, or a prompt that is too long; names the
       problem.
   """
-  template = _TEMPLATE
-  if cfg.template:
-    path = resolve(cfg.template)
-    if not path.is_file():
-      raise InputError(f'config.teacher.template={cfg.template}: no such file')
-    template = path.read_text().strip()
-  for slot in ('{question}', '{solution}'):
-    if template.count(slot) != 1:
-      raise InputError(f'config.teacher.template={cfg.template}: it should '
-                       f'hold {slot} once')
-  out = []
+  text, out = template(cfg), []
   for problem in problems:
     ids = chat.render(
-        tokenizer, [{'role': 'user', 'content': template}],
+        tokenizer, [{'role': 'user', 'content': text}],
         {'{question}': problem.question, '{solution}': problem.solution})
     if len(ids) > cfg.max_prompt_tokens:
       raise InputError(f"problem {problem.id}: the teacher's prompt has "
@@ -61,6 +51,25 @@ def prompts(tokenizer: Tokenizer, problems: Sequence[Problem],
                        f'{cfg.max_prompt_tokens}')
     out.append(ids)
   return out
+
+
+def template(cfg: Teacher) -> str:
+  """The message of the teacher's prompt.
+
+  Raises:
+    InputError: no such file, or it does not hold each slot once.
+  """
+  text = _TEMPLATE
+  if cfg.template:
+    path = resolve(cfg.template)
+    if not path.is_file():
+      raise InputError(f'config.teacher.template={cfg.template}: no such file')
+    text = path.read_text().strip()
+  for slot in ('{question}', '{solution}'):
+    if text.count(slot) != 1:
+      raise InputError(f'config.teacher.template={cfg.template}: it should '
+                       f'hold {slot} once')
+  return text
 
 
 def token_scores(reference_logprobs: Callable[[Sequence[np.ndarray]],

@@ -1,6 +1,7 @@
 """run='rubrics': the judge writes a rubric for every training problem."""
 
 from collections.abc import Callable, Iterable, Sequence
+import dataclasses
 import pathlib
 import re
 from typing import Any
@@ -45,10 +46,12 @@ def rubrics(config: Config) -> None:
   folder = resolve(config.judge.init)
   prompt = Prompt(Tokenizer(folder))
   # 1. The problems that want a rubric, by number.
+  without = dataclasses.replace(
+      config, data=dataclasses.replace(config.data, rubrics=''))
   problems = {
-      i: p for i, p in enumerate(
-          data.read_problems(resolve(config.data.train), (
-              'solution',), config.data.limit)) if not p.rubric_items
+      i: p
+      for i, p in enumerate(data.training_problems(without, ('solution',)))
+      if not p.rubric_items
   }
   # 2. Those that have one in the file already.
   out = epath.Path(config.rubrics.out)

@@ -13,7 +13,7 @@ import numpy as np
 
 from exprl_jax import rewards
 from exprl_jax.config import Config
-from exprl_jax.data import chat
+from exprl_jax.data import chat, verdicts
 from exprl_jax.data import problems as problems_lib
 from exprl_jax.data.batches import batches
 from exprl_jax.data.tokenizer import Tokenizer
@@ -61,17 +61,31 @@ def inputs(config: Config) -> Inputs:
   origin = references.find(config.policy.init)
   tokenizer = Tokenizer(origin.folder)
   problems = problems_lib.training_problems(config, reward.needs)
-  chat.policy_prompts(tokenizer, problems, config)  # all of them fit
-  if reward.granularity == 'token':
-    teacher.prompts(tokenizer, problems, config.teacher)
   grader = Grader(config.grading)
-  grader.check(problems)
   held_out = HeldOut(config, tokenizer, grader)
   if reward.uses_judge:
-    factory.check(config, problems)
+    factory.check(config, ())
+  _check_problems(config, problems, reward, tokenizer, grader)
   return Inputs(config, mesh,
                 mesh_lib.rollout_mesh(mesh, config.mesh.rollout_tensor), origin,
                 tokenizer, problems, reward, grader, held_out)
+
+
+def _check_problems(config: Config, problems: Sequence[Problem],
+                    reward: base.Reward, tokenizer: Tokenizer,
+                    grader: Grader) -> None:
+  """Checks that prompts fit, answers can be read, and rubrics are there."""
+  checks: list[verdicts.Check] = [
+      lambda some: chat.policy_prompts(tokenizer, some, config), grader.check
+  ]
+  key = [config.rollout, config.grading, tokenizer.digest()]
+  if reward.granularity == 'token':
+    checks.append(lambda some: teacher.prompts(tokenizer, some, config.teacher))
+    key += [config.teacher, teacher.template(config.teacher)]
+  if reward.uses_judge:
+    checks.append(lambda some: factory.check_rubrics(config.judge, some))
+    key += [config.judge.reference, config.judge.judgment]
+  verdicts.check(problems, checks, *key)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -1,15 +1,17 @@
 """Supervised fine-tuning: the reference solutions as targets."""
 
+from collections.abc import Sequence
 import dataclasses
 import pathlib
 
 import jax
 import numpy as np
 
-from exprl_jax.config import Config, resolve
-from exprl_jax.data import chat
+from exprl_jax.config import Config
+from exprl_jax.data import chat, verdicts
 from exprl_jax.data.batches import batches
-from exprl_jax.data.problems import read_problems
+from exprl_jax.data.lazy import Lazy
+from exprl_jax.data.problems import training_problems
 from exprl_jax.data.tokenizer import Tokenizer
 from exprl_jax.evals.held_out import HeldOut
 from exprl_jax.models import hf, references
@@ -34,12 +36,9 @@ def sft(config: Config, workdir: pathlib.Path) -> list[metrics.Row]:
   mesh = mesh_lib.make_mesh(config.mesh)
   folder = references.find(config.policy.init).folder
   tokenizer = Tokenizer(folder)
-  problems = read_problems(resolve(config.data.train), ('solution',),
-                           config.data.limit)
+  problems = training_problems(config, ('solution',))
   held_out = HeldOut(config, tokenizer)
-  if isinstance(problems, list):  # of a file; generated text is made to fit
-    for problem in problems:
-      example(tokenizer, problem, config)  # raises if it does not
+  check(config, tokenizer, problems)
   # 2. Weights and training state.
   policy, params = _policy(config, mesh)
   workdir_lib.claim(workdir, config)
@@ -82,6 +81,19 @@ def _policy(config: Config, mesh: jax.sharding.Mesh) -> tuple[Policy, dict]:
       config, loss=dataclasses.replace(config.loss, kind='nll'),
       rollout=dataclasses.replace(config.rollout, temperature=1.0))
   return Policy(supervised, model, mesh, base_params), params
+
+
+def check(config: Config, tokenizer: Tokenizer,
+          problems: Sequence[Problem]) -> None:
+  """Checks that all rows of files fit; generated text is made to.
+
+  Raises:
+    InputError: one does not; names the problem.
+  """
+  if isinstance(problems, (list, Lazy)):
+    verdicts.check(problems,
+                   [lambda some: [example(tokenizer, p, config) for p in some]],
+                   'sft', config.rollout, tokenizer.digest())
 
 
 def example(tokenizer: Tokenizer, problem: Problem, config: Config) -> Example:
