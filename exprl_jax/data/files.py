@@ -1,7 +1,8 @@
 """Which files a path of the config names: globs, folders, lists, the Hub."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent import futures
+import glob
 import json
 import os
 import posixpath
@@ -63,11 +64,8 @@ def _expand(part: str) -> Sequence[epath.Path]:
     return _of_folder(path)
   if path.is_file():
     return [path]
-  if wild := _WILD.search(part):
-    root, _, _ = part[:wild.start()].rpartition('/')
-    pattern = part[len(root) + 1:] if root or part[0] == '/' else part
-    start = epath.Path(root or ('/' if part[0] == '/' else '.'))
-    return _with_rows(part, start.glob(pattern))
+  if _WILD.search(part):
+    return _with_rows(part, _glob(part))
   raise InputError(f'{part}: no such problem file (docs/data.md has the '
                    'formats)')
 
@@ -81,7 +79,25 @@ def _of_folder(folder: epath.Path) -> Sequence[epath.Path]:
   if (folder / 'state.json').is_file():  # by save_to_disk, in their order
     state = json.loads((folder / 'state.json').read_text())
     return [folder / f['filename'] for f in state.get('_data_files', ())]
-  return _with_rows(str(folder), folder.rglob('*'))
+  return _with_rows(str(folder), _below(folder))
+
+
+def _below(folder: epath.Path) -> Iterator[epath.Path]:
+  for path in folder.iterdir():
+    if path.is_dir():
+      yield from _below(path)
+    else:
+      yield path
+
+
+def _glob(pattern: str) -> Iterable[epath.Path]:
+  if '://' not in pattern:
+    return map(epath.Path, glob.glob(pattern, recursive=True))
+  if '**' in pattern:
+    raise InputError(f'{pattern}: ** is for local paths; name the folder: all '
+                     'below it is read')
+  root = re.split(r'/[^/]*[*?[]', pattern)[0]
+  return epath.Path(root).glob(pattern[len(root) + 1:])
 
 
 def _with_rows(name: str, paths: Iterable[epath.Path]) -> list[epath.Path]:
