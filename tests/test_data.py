@@ -15,11 +15,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from exprl_jax.data import chat, rubrics, sources
+from exprl_jax import config as config_lib
+from exprl_jax.data import chat, fields, hub, rubrics, sources, stored, verdicts
 from exprl_jax.data import problems as data
 from exprl_jax.data import tiny_world as world
 from exprl_jax.data.batches import batches
 from exprl_jax.data.sources import base, json_array
+from exprl_jax.runtime import registry
 from exprl_jax.types import InputError, Problem
 
 ROW = {'id': 'a', 'question': 'q ?', 'solution': 's', 'answer': '1'}
@@ -343,7 +345,7 @@ def test_a_new_format_is_read_by_its_suffix(tmp_path, monkeypatch):
      r'solution has the control character U\+000C at 0'),
     (rb'{"question": "\u200b\u2060 \ufeff\n"}', 'row has no question'),
     (b'{"question": null, "prompt": "q"}',
-     r'row has no question; .*its fields: question, prompt'),
+     r'row has no question; .*\(it has prompt\)'),
     (b'{"question": "q", "domain": " "}', 'row has no domain'),
     (b'"question"', 'want an object, got str'),
 ])
@@ -418,6 +420,318 @@ def test_the_tiny_world_has_its_sets_by_name():
   assert data.read_problems('tiny:test', limit=3) == world.problems('test')[:3]
   with pytest.raises(InputError, match='tiny:tset: one of pretraining, train'):
     data.read_problems('tiny:tset')
+
+
+# Rows with other field names.
+
+
+def fields_of(**keys):
+  return fields.of(config_lib.Data(**keys))
+
+
+def test_fields_are_found_by_their_paths(tmp_path):
+  path = write(
+      tmp_path, {
+          'id': 'a', 'question': 'not this', 'problem': 'q', 'a.b': 'dots',
+          'solutions': [{'text': 's'}], 'meta': {'answer': 4}
+      }, {'problem': 'q', 'solutions': [], 'meta': None})
+  got = data.read_problems(
+      path,
+      fields=fields_of(fields=('question=problem', 'solution=solutions.0.text',
+                               'id=', 'answer=meta.answer', 'rubric=a.b')))
+  assert got == [Problem('1', 'q', 's', '4', rubric='dots'), Problem('2', 'q')]
+  with pytest.raises(InputError, match=r'jsonl:2: row has no solution'):
+    data.read_problems(
+        path, ('solution',),
+        fields=fields_of(fields=('question=problem', 'id=',
+                                 'solution=solutions.0.text')))
+
+
+def test_an_answer_is_taken_from_its_solution(tmp_path):
+  path = write(tmp_path, dict(ROW, id='a', solution=r'So \boxed{\frac{1}{2}}.'),
+               dict(ROW, id='b', solution='2 + 2 = 4\n####  1,004 \n'),
+               dict(ROW, id='c', solution='none'))
+  boxed, _, none = data.read_problems(path,
+                                      fields=fields_of(answer_from='boxed'))
+  assert (boxed.answer, boxed.solution) == (r'\frac{1}{2}',
+                                            r'So \boxed{\frac{1}{2}}.')
+  assert none.answer == ''
+  _, line, _ = data.read_problems(path, fields=fields_of(answer_from='hash'))
+  assert (line.answer, line.solution) == ('1,004',
+                                          '2 + 2 = 4\n\\boxed{1,004}\n')
+  with pytest.raises(InputError, match='jsonl:2: row has no answer'):
+    data.read_problems(path, ('answer',), 0, fields_of(answer_from='boxed'))
+
+
+CONVERTER = '''
+def halve(row):
+  """Keeps even rows."""
+  if row['n'] % 2:
+    return None
+  return {'question': f"what is {row['n']} ?", 'answer': row['n']}
+'''
+
+
+def test_rows_go_through_a_converter(tmp_path):
+  code = tmp_path / 'code.py'
+  code.write_text(CONVERTER)
+  convert = fields_of(convert=f'{code}:halve')
+  path = write(tmp_path, *({'n': n} for n in range(1, 7)))
+  got = data.read_problems(path, fields=convert)
+  assert got == [
+      Problem(str(n), f'what is {n} ?', answer=str(n)) for n in (2, 4, 6)
+  ]
+  assert data.read_problems(path, limit=2, fields=convert) == got[:2]
+  write(tmp_path, {'n': 1})
+  with pytest.raises(InputError, match='no problems in it'):
+    data.read_problems(path, fields=convert)
+  write(tmp_path, {'m': 1})
+  with pytest.raises(InputError, match='jsonl:1: data.convert=.*: KeyError'):
+    data.read_problems(path, fields=convert)
+  with pytest.raises(InputError, match='tiny:test: data.convert, fields and'):
+    data.read_problems('tiny:test', fields=convert)
+
+
+@pytest.mark.parametrize('keys, message', [
+    (dict(fields=('question',)), "'question' should be 'FIELD=PATH'"),
+    (dict(fields=('quest=problem',)), 'the field one of id, question'),
+    (dict(fields=('math:question=q',)), 'no set is named math'),
+    (dict(converts=('math',)), "'math' should be 'SET=CONVERTER'"),
+    (dict(converts=('math=x.py:f',)), 'no set is named math'),
+    (dict(convert='x.py:f'), 'config.data.convert=x.py:f: FileNotFound'),
+])
+def test_bad_keys_of_fields_are_named(keys, message):
+  with pytest.raises(InputError, match=message):
+    fields_of(**keys)
+
+
+# Many rows.
+
+
+@pytest.fixture
+def small_memory(tmp_path, monkeypatch):
+  monkeypatch.setenv('EXPRL_CACHE', str(tmp_path / 'cache'))
+  monkeypatch.setattr(stored, 'IN_MEMORY', 2)
+  monkeypatch.setattr(verdicts, 'CHUNK', 2)
+
+
+ITEMS = [
+    dict(ROW, id=str(i), question='ü' * i + ' ?', answer=i,
+         rubric=[{'text': 'r', 'points': 1}]) for i in range(5)
+]
+
+
+def test_many_rows_are_the_same_rows(tmp_path, small_memory):
+  path = write(tmp_path, *ITEMS[:2])
+  few = data.read_problems(path)
+  assert isinstance(few, list) and not (tmp_path / 'cache').exists()
+  write(tmp_path, *ITEMS)
+  many = data.read_problems(path)
+  assert isinstance(many, stored.Stored)
+  assert many[0] == few[0] and hash(many[0]) == hash(few[0])
+  assert list(many) == [many[i] for i in range(5)] == many[:]
+  assert (len(many), many[-1], many[3:1:-1]) == (5, many[4], [many[3], many[2]])
+  with pytest.raises(IndexError):
+    many[5]
+  ids = lambda problems: [
+      p.id for step in range(4) for p in batches(problems, 3, 1)(step)
+  ]
+  assert ids(many) == ids(list(many))
+
+
+def test_rows_are_read_once(tmp_path, small_memory, monkeypatch):
+  path = write(tmp_path, *ITEMS)
+  first = data.read_problems(path)
+  monkeypatch.setitem(sources.FORMATS, '.jsonl', None)
+  assert list(data.read_problems(path)) == list(first)
+  monkeypatch.undo()
+  for change in (dict(limit=4), dict(needs=('answer',)), dict(domain='x'),
+                 dict(fields=fields_of(fields=('id=',)))):
+    monkeypatch.setenv('EXPRL_CACHE', str(tmp_path / 'cache'))
+    monkeypatch.setattr(stored, 'IN_MEMORY', 2)
+    assert data.read_problems(path, **change).digest != first.digest
+  write(tmp_path, *ITEMS[:4])  # the file has changed
+  assert len(data.read_problems(path)) == 4
+
+
+def test_a_changed_converter_is_called_again(tmp_path, small_memory):
+  path, code = write(tmp_path, *ITEMS), tmp_path / 'code.py'
+  code.write_text('f = lambda row: row | {"answer": "7"}')
+  convert = fields_of(convert=f'{code}:f')
+  assert data.read_problems(path, fields=convert)[0].answer == '7'
+  code.write_text('f = lambda row: row | {"answer": "8"}')
+  registry.load_function.cache_clear()  # as in a new process
+  assert data.read_problems(path, fields=convert)[0].answer == '8'
+
+
+@pytest.mark.parametrize('last, message', [
+    ('not JSON', r'p\.jsonl:6: not JSON'),
+    (dict(ROW, id='3'), r"jsonl:6: id '3' stands already in .*p\.jsonl:4; "),
+])
+def test_bad_rows_among_many_are_named(tmp_path, small_memory, last, message):
+  path = write(tmp_path, *ITEMS, last)
+  for _ in range(2):  # nothing is left of the first time
+    with pytest.raises(InputError, match=message):
+      data.read_problems(path)
+  assert not list((tmp_path / 'cache/problems').iterdir())
+
+
+def test_a_cache_that_cannot_be_written_is_named(tmp_path, small_memory):
+  (tmp_path / 'cache').write_text('a file')
+  with pytest.raises(InputError, match='cannot be written .*set EXPRL_CACHE'):
+    data.read_problems(write(tmp_path, *ITEMS))
+
+
+def test_a_rubric_joins_one_of_many(tmp_path, small_memory):
+  rows = [{'id': str(i), 'question': 'q ?', 'solution': 's'} for i in range(5)]
+  many = data.read_problems(write(tmp_path, *rows))
+  path = tmp_path / 'rubrics.jsonl'
+  path.write_text(json.dumps(dict(WRITTEN, id='3')))
+  joined = data.with_rubrics(many, path)
+  assert [bool(p.rubric_items) for p in joined] == [0, 0, 0, 1, 0]
+  assert joined.digest not in ('', many.digest)
+  path.write_text(json.dumps(dict(WRITTEN, id='3', digest='x')))
+  with pytest.raises(InputError, match='problem 3 has changed since'):
+    verdicts.check(data.with_rubrics(many, path), ())
+
+
+def test_checks_see_all_problems_and_are_remembered(tmp_path, small_memory):
+  path, seen = write(tmp_path, *ITEMS), []
+
+  def check(some):
+    seen.extend(p.id for p in some)
+    if any(p.answer == '9' for p in some):
+      raise InputError('nine')
+
+  for _ in range(2):
+    verdicts.check(data.read_problems(path), [check], 'key')
+  assert seen == ['0', '1', '2', '3', '4']
+  verdicts.check(data.read_problems(path), [check], 'other key')
+  assert len(seen) == 10
+  write(tmp_path, *ITEMS, dict(ITEMS[0], id='new', answer=9))
+  for _ in range(2):
+    with pytest.raises(InputError, match='nine'):
+      verdicts.check(data.read_problems(path), [check], 'key')
+
+
+# Mixtures.
+
+
+def mixture_of(tmp_path, *weights, **keys):
+  for name, n in (('math', 3), ('code', 5)):
+    (tmp_path / f'{name}.jsonl').write_bytes(
+        jsonl([{'q': f'{name} {i}', 'id': i} for i in range(n)]))
+  entries = tuple(f'{name}={w},{tmp_path}/{name}.jsonl'
+                  for name, w in zip(('math', 'code'), weights))
+  keys = {'mixture': entries, 'fields': ('question=q',)} | keys
+  return data.training_problems(config_lib.Config(data=config_lib.Data(**keys)),
+                                ())
+
+
+def test_a_mixture_draws_by_weight(tmp_path):
+  problems = mixture_of(tmp_path, 3, 1)
+  assert [p.id for p in problems] == [
+      'math/0', 'math/1', 'math/2', 'code/0', 'code/1', 'code/2', 'code/3',
+      'code/4'
+  ]
+  assert [problems[i] for i in range(8)] == list(problems)
+  assert [p.domain for p in problems] == ['math'] * 3 + ['code'] * 5
+  batch_of = batches(problems, 4, seed=2)
+  for step in range(6):
+    assert [p.domain for p in batch_of(step)].count('math') == 3
+  # Each set has its own epochs.
+  code = [
+      p.id for step in range(10) for p in batch_of(step) if p.domain == 'code'
+  ]
+  assert sorted(code[:5]) == sorted(code[5:]) == [f'code/{i}' for i in range(5)]
+  assert code[:5] != code[5:]
+  again = batches(mixture_of(tmp_path, 0.75, 0.25), 4, seed=2)
+  assert again(7) == batch_of(7)
+
+
+def test_sets_of_a_mixture_have_their_own_fields(tmp_path):
+  (tmp_path / 'c.py').write_text('f = lambda row: row | {"answer": row["id"]}')
+  problems = mixture_of(
+      tmp_path, 1, 1, fields=('math:question=q', 'code:question=q',
+                              'code:domain=q', 'solution=q'),
+      converts=(f'math={tmp_path}/c.py:f',), limit=1)
+  assert list(problems) == [
+      Problem('math/0', 'math 0', 'math 0', '0', 'math'),
+      Problem('code/0', 'code 0', 'code 0', '', 'code 0')
+  ]
+
+
+@pytest.mark.parametrize('entries, message', [
+    (('math=1',), "'math=1' should be 'NAME=WEIGHT,FILES'"),
+    (('math=0,a.jsonl',), 'the weight positive'),
+    (('math=nan,a.jsonl',), 'the weight positive'),
+    (('math=x,a.jsonl',), 'the weight positive'),
+    (('a=1,tiny:test', 'a=1,tiny:test'), 'two sets are named a'),
+    (('a=1,none.jsonl',), 'none.jsonl: no such problem file'),
+])
+def test_a_bad_mixture_is_named(entries, message):
+  config = config_lib.Config(data=config_lib.Data(mixture=entries))
+  with pytest.raises(InputError, match=message):
+    data.training_problems(config, ())
+
+
+# The Hub.
+
+
+@pytest.mark.parametrize('text, want', [
+    ('hf:o/n', ('o/n', None, '', 'train')),
+    ('hf:o/n@v1', ('o/n', 'v1', '', 'train')),
+    ('hf:o/n:main', ('o/n', None, 'main', 'train')),
+    ('hf:o/n:main:test', ('o/n', None, 'main', 'test')),
+    ('hf:o/n@refs/convert/parquet::test',
+     ('o/n', 'refs/convert/parquet', '', 'test')),
+])
+def test_names_of_data_sets(text, want):
+  assert hub.parse(text) == want
+
+
+@pytest.mark.parametrize('text',
+                         ['hf:n', 'hf:o/n/train', 'hf:o/n:a:b:c', 'hf:'])
+def test_bad_names_of_data_sets(text):
+  with pytest.raises(InputError, match='want hf:ORG/NAME'):
+    hub.parse(text)
+
+
+GSM8K = [{
+    'config_name': c, 'data_files': [{'split': s, 'path': f'{c}/{s}-*'}
+                                     for s in ('train', 'test')]
+}
+         for c in ('main', 'socratic')]
+
+
+@pytest.mark.parametrize('configs, text, want', [
+    (GSM8K, 'hf:o/n:main:test', ['main/test-*']),
+    (GSM8K, 'hf:o/n', 'choose a config, as in hf:o/n:CONFIG; it has main, soc'),
+    (GSM8K, 'hf:o/n:mian', 'choose a config'),
+    (GSM8K, 'hf:o/n:main:dev', 'choose a split, .* it has train, test'),
+    (GSM8K[:1], 'hf:o/n', ['main/train-*']),
+    ([GSM8K[0], GSM8K[1] | {'default': True}], 'hf:o/n', ['socratic/train-*']),
+    ([{'data_files': ['./a.csv', 'b.csv']}], 'hf:o/n', ['a.csv', 'b.csv']),
+])
+def test_readme_says_which_files_a_split_has(configs, text, want):
+  if isinstance(want, str):
+    with pytest.raises(InputError, match=want):
+      hub.choose(configs, hub.parse(text), text)
+  else:
+    assert hub.choose(configs, hub.parse(text), text) == want
+
+
+@pytest.mark.parametrize('file, text, taken', [
+    ('data/train-00000-of-00002.parquet', 'hf:o/n', True),
+    ('data/train-00000-of-00002.parquet', 'hf:o/n::test', False),
+    ('train.jsonl', 'hf:o/n', True),
+    ('trainer.jsonl', 'hf:o/n', False),
+    ('x/train/0000.parquet', 'hf:o/n:x', True),
+    ('y/train/0000.parquet', 'hf:o/n:x', False),
+    ('x/deep/train_1.csv', 'hf:o/n:x', True),
+])
+def test_names_of_files_say_it_otherwise(file, text, taken):
+  assert hub.matches(file, hub.choose([], hub.parse(text), text)) == taken
 
 
 # What becomes of problems.

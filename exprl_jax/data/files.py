@@ -57,8 +57,10 @@ def find(paths: str) -> list[File]:
 
 def _expand(part: str) -> Sequence[epath.Path]:
   if part.startswith(hub.PREFIX):
-    folder, names = hub.find(part)
-    return _with_rows(part, (folder / n for n in names))
+    folder, patterns = hub.find(part)
+    return _with_rows(part,
+                      (p for p in _below(folder)
+                       if hub.matches(str(p.relative_to(folder)), patterns)))
   path = resolve(part)
   if path.is_dir():
     return _of_folder(path)

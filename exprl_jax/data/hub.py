@@ -21,7 +21,6 @@ from typing import Any, NamedTuple
 
 from etils import epath
 
-from exprl_jax.data import sources
 from exprl_jax.types import InputError
 
 PREFIX = 'hf:'
@@ -57,10 +56,10 @@ def find(text: str) -> tuple[epath.Path, list[str]]:
   """Downloads a part of a data set.
 
   Returns:
-    The folder of the snapshot, and the names of the files in it.
+    The folder of the snapshot, and the patterns of the files in it.
 
   Raises:
-    InputError: no such data set, config or split.
+    InputError: no such data set, or README.md has no such config or split.
   """
   from exprl_jax.runtime import hub
 
@@ -69,13 +68,7 @@ def find(text: str) -> tuple[epath.Path, list[str]]:
   readme = folder / 'README.md'
   patterns = choose(_configs(readme.read_text() if readme.is_file() else ''),
                     name, text)
-  folder = hub.snapshot(name.repo, name.revision, patterns, 'dataset')
-  files = matching((str(p.relative_to(folder)) for p in folder.rglob('*')),
-                   patterns)
-  if not files:
-    raise InputError(f'{text}: the data set has no file that is named like '
-                     f'{" or ".join(patterns)}')
-  return folder, files
+  return hub.snapshot(name.repo, name.revision, patterns, 'dataset'), patterns
 
 
 def choose(configs: Sequence[dict[str, Any]], name: Name,
@@ -122,11 +115,9 @@ def choose(configs: Sequence[dict[str, Any]], name: Name,
   return [p.removeprefix('./') for p in splits[name.split]]
 
 
-def matching(files: Any, patterns: Sequence[str]) -> list[str]:
-  """Selects the files that have rows and match one of the patterns."""
-  return sorted(f for f in files
-                if sources.suffix(f) in sources.FORMATS and any(
-                    fnmatch.fnmatchcase(f, p) for p in patterns))
+def matches(file: str, patterns: Sequence[str]) -> bool:
+  """Whether a file is named like one of the patterns."""
+  return any(fnmatch.fnmatchcase(file, p) for p in patterns)
 
 
 def _configs(readme: str) -> list[dict[str, Any]]:

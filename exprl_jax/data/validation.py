@@ -85,8 +85,9 @@ def check_row(row: Any, where: str, number: int | str, needs: Sequence[str],
     values[name] = _text(value, f'{where}: {name}', name in ('id', 'answer'))
   for name in dict.fromkeys(('question', 'id', 'domain', *needs)):
     if not is_visible(values.get(name, '')):
-      raise InputError(f'{where}: row has no {name}; add it or remove the row'
-                       f' (its fields: {", ".join(map(str, row))})'[:300])
+      own = ', '.join(str(k) for k, v in row.items() if v is not None)
+      raise InputError(f'{where}: row has no {name}; add it, remove the row, '
+                       f'or name its field in data.fields (it has {own[:200]})')
   return Problem(**values, rubric_items=items)
 
 
