@@ -70,8 +70,9 @@ def _entries(files: Sequence[files_lib.File], fields: fields_lib.Fields,
   """Yields FILE:LINE and problem of all rows that are used."""
   read = used = 0
   for file in files:
-    for number, row in sources.format_of(file.path.name)(file.path):
-      where = f'{file.path}:{number}'
+    path = str(file.path)
+    for number, row in sources.format_of(path)(file.path):
+      where = f'{path}:{number}'
       row = fields.apply(row, where)
       read += 1
       if row is not None:

@@ -93,6 +93,8 @@ def check_row(row: Any, where: str, number: int | str, needs: Sequence[str],
 
 def is_visible(text: str) -> bool:
   """Whether a text has more than white space and zero-width characters."""
+  if text[:1].isalnum():  # most are, and this is fast
+    return True
   return any(c.isprintable() and c != ' ' for c in text)
 
 

@@ -65,13 +65,13 @@ def inputs(config: Config) -> Inputs:
   held_out = HeldOut(config, tokenizer, grader)
   if reward.uses_judge:
     factory.check(config, ())
-  _check_problems(config, problems, reward, tokenizer, grader)
+  check_problems(config, problems, reward, tokenizer, grader)
   return Inputs(config, mesh,
                 mesh_lib.rollout_mesh(mesh, config.mesh.rollout_tensor), origin,
                 tokenizer, problems, reward, grader, held_out)
 
 
-def _check_problems(config: Config, problems: Sequence[Problem],
+def check_problems(config: Config, problems: Sequence[Problem],
                     reward: base.Reward, tokenizer: Tokenizer,
                     grader: Grader) -> None:
   """Checks that prompts fit, answers can be read, and rubrics are there."""
