@@ -6,6 +6,7 @@ leaves a small file in the folder `checked` of the cache (stored.py).
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+import contextlib
 import itertools
 import json
 from typing import Any
@@ -60,8 +61,9 @@ def _check(problems: Sequence[Problem], checks: Sequence[Check],
     for function in checks:
       function(chunk)
   if own:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({'problems': len(problems), 'data': own}) + '\n')
+    with contextlib.suppress(OSError):  # then the next start checks again
+      path.parent.mkdir(parents=True, exist_ok=True)
+      path.write_text(json.dumps({'problems': len(problems), 'data': own}))
 
 
 def chunks(problems: Iterable[Problem]) -> Iterator[list[Problem]]:
