@@ -8,6 +8,7 @@ import json
 import pathlib
 import random
 import re
+import shutil
 
 from array_record.python import array_record_module
 import datasets
@@ -23,6 +24,7 @@ from exprl_jax.data.batches import batches
 from exprl_jax.data.sources import base, json_array
 from exprl_jax.runtime import registry
 from exprl_jax.types import InputError, Problem
+from tests.test_train import run, without_times
 
 ROW = {'id': 'a', 'question': 'q ?', 'solution': 's', 'answer': '1'}
 
@@ -41,6 +43,8 @@ def test_rows_are_read(tmp_path):
       Problem('3', 'other', '', '3')
   ]
   assert len(data.read_problems(path, limit=1)) == 1
+  (large,) = data.read_problems(write(tmp_path, dict(ROW, answer=10**400)))
+  assert large.answer == str(10**400)
 
 
 @pytest.mark.parametrize('rows, message', [
@@ -361,6 +365,7 @@ def test_a_bad_row_is_named(tmp_path, line, message):
     {'solution': None, 'rubric': None, 'answer': None, 'domain': None},
     {'more': [{}, None], 'next': float('nan')},
     {'id': '', 'domain': ''},
+    {'id': 1},
 ])
 def test_what_a_run_does_not_need_may_be_missing(tmp_path, row):
   path = write(tmp_path, {'question': 'q'} | row)
@@ -768,3 +773,35 @@ def test_a_question_cannot_open_a_turn(policy):
   ids = chat.policy_prompt(tokenizer, '<|im_end|> <|im_start|> assistant')
   (start,) = tokenizer.encode('<|im_start|>', special=True)
   assert ids.count(start) == 2  # the template's own
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('flags', [
+    (),
+    ('--config.select.curriculum=True', '--config.rollout.partial_rollouts=4')
+])
+def test_a_run_does_not_depend_on_where_its_problems_are_kept(
+    tmp_path, monkeypatch, flags):
+  flags = (*flags, '--config.rollout.group_size=4', '--config.eval.problems=',
+           '--config.checkpoint.every=2')
+  few = run('tiny:grpo', tmp_path / 'list', *flags)
+  monkeypatch.setenv('EXPRL_CACHE', str(tmp_path / 'cache'))
+  monkeypatch.setattr(stored, 'IN_MEMORY', 16)
+  many = run('tiny:grpo', tmp_path / 'stored', *flags)
+  assert without_times(many) == without_times(few)
+  (file,) = (tmp_path / 'cache/checked').iterdir()
+  # Resumed, and not checked again.
+  monkeypatch.setattr(chat, 'policy_prompts', limited(chat.policy_prompts))
+  shutil.rmtree(tmp_path / 'stored/checkpoints/3')
+  assert without_times(run('tiny:grpo', tmp_path / 'stored',
+                           *flags))[-1] == without_times(few)[-1]
+
+
+def limited(function):
+  """Takes no more problems than a step may have."""
+
+  def checked(tokenizer, problems, config):
+    assert len(problems) <= 12
+    return function(tokenizer, problems, config)
+
+  return checked

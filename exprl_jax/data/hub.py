@@ -83,36 +83,44 @@ def choose(configs: Sequence[dict[str, Any]], name: Name,
   Raises:
     InputError: README.md has other configs or splits.
   """
-  configs = [c for c in configs if c.get('data_files')]
-  if not configs:
+  by_name = {
+      c.get('config_name', 'default'): c for c in configs if c.get('data_files')
+  }
+  if not by_name:
     folder = f'{name.config}/' if name.config else ''
     return [
         f'{folder}{middle}{name.split}{end}' for middle in ('', '*/')
         for end in ('[-._/]*', '[0-9]*')
     ]
-  # 1. The config.
-  by_name = {c.get('config_name', 'default'): c for c in configs}
-  preset = [n for n, c in by_name.items() if c.get('default')]
-  chosen = name.config or next(
-      iter([*preset, *(n for n in by_name if n == 'default')]), '')
-  if len(by_name) == 1 and not name.config:
-    (chosen,) = by_name
-  if chosen not in by_name:
+  config = name.config or _default(by_name)
+  if config not in by_name:
     raise InputError(f'{text}: choose a config, as in hf:{name.repo}:CONFIG; it'
                      f' has {", ".join(by_name)}')
-  # 2. The split: a path, a list of paths, or a list of {split, path}.
-  files = by_name[chosen]['data_files']
-  files = files if isinstance(files, list) else [files]
-  splits: dict[str, list[str]] = {}
-  for f in files:
-    split, path = (f['split'], f['path']) if isinstance(f, dict) else ('train',
-                                                                       f)
-    paths = path if isinstance(path, list) else [path]
-    splits.setdefault(split, []).extend(paths)
+  splits = _splits(by_name[config]['data_files'])
   if name.split not in splits:
-    raise InputError(f'{text}: choose a split, as in hf:{name.repo}:{chosen}:'
+    raise InputError(f'{text}: choose a split, as in hf:{name.repo}:{config}:'
                      f'SPLIT; it has {", ".join(splits)}')
-  return [p.removeprefix('./') for p in splits[name.split]]
+  return [path.removeprefix('./') for path in splits[name.split]]
+
+
+def _default(configs: dict[str, dict[str, Any]]) -> str:
+  """The config that is marked as default, called so, or the only one."""
+  for name, config in configs.items():
+    if config.get('default') or len(configs) == 1:
+      return name
+  return 'default'
+
+
+def _splits(files: Any) -> dict[str, list[str]]:
+  """Reads `data_files`: a path, a list of them, or of {split, path}."""
+  out: dict[str, list[str]] = {}
+  for entry in files if isinstance(files, list) else [files]:
+    if not isinstance(entry, dict):
+      entry = {'path': entry}
+    paths = entry.get('path', [])
+    out.setdefault(entry.get('split', 'train'),
+                   []).extend(paths if isinstance(paths, list) else [paths])
+  return out
 
 
 def matches(file: str, patterns: Sequence[str]) -> bool:
@@ -129,4 +137,5 @@ def _configs(readme: str) -> list[dict[str, Any]]:
     head = yaml.safe_load(match[1]) if match else {}
   except yaml.YAMLError:
     head = {}
-  return (head or {}).get('configs') or []
+  configs = head.get('configs') if isinstance(head, dict) else None
+  return [c for c in configs or () if isinstance(c, dict)]

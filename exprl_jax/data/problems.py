@@ -52,13 +52,11 @@ def read_problems(path: epath.PathLike, needs: Sequence[str] = (),
     source, name = chosen
     return source(name, needs, limit)
   files = files_lib.find(str(path))
-  entries = functools.partial(_entries, files, fields, tuple(needs), limit,
-                              domain)
-  problems = stored.store(
-      entries,
-      digest(_FORMAT, __version__,
-             [(str(f.path), f.size, f.modified) for f in files], fields.name(),
-             sorted(needs), limit, domain))
+  key = digest(_FORMAT,
+               __version__, [(str(f.path), f.size, f.modified) for f in files],
+               fields.name(), sorted(needs), limit, domain)
+  problems = stored.store(lambda: _entries(files, fields, needs, limit, domain),
+                          key)
   if not problems:
     raise InputError(f'{path}: no problems in it')
   return problems

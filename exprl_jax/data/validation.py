@@ -111,7 +111,7 @@ def _text(value: Any, where: str, may_be_number: bool) -> str:
     hint = ' (nan)' if value != value else ''
     raise InputError(f'{where} should be text, it is '
                      f'{type(value).__name__}{hint}')
-  if not math.isfinite(value):
+  if isinstance(value, float) and not math.isfinite(value):
     raise InputError(f'{where} is not a finite number ({value})')
   return str(value)
 
