@@ -58,9 +58,10 @@ def find(paths: str) -> list[File]:
 def _expand(part: str) -> Sequence[epath.Path]:
   if part.startswith(hub.PREFIX):
     folder, patterns = hub.find(part)
-    return _with_rows(part,
-                      (p for p in _below(folder)
-                       if hub.matches(str(p.relative_to(folder)), patterns)))
+    found = _below(folder) if folder.is_dir() else ()
+    return _with_rows(
+        part,
+        (p for p in found if hub.matches(str(p.relative_to(folder)), patterns)))
   path = resolve(part)
   if path.is_dir():
     return _of_folder(path)
