@@ -792,7 +792,7 @@ def test_a_run_does_not_depend_on_where_its_problems_are_kept(
   (file,) = (tmp_path / 'cache/checked').iterdir()
   # Resumed, and not checked again.
   monkeypatch.setattr(chat, 'policy_prompts', limited(chat.policy_prompts))
-  shutil.rmtree(tmp_path / 'stored/checkpoints/3')
+  shutil.rmtree(tmp_path / 'stored/checkpoints/00000003')
   assert without_times(run('tiny:grpo', tmp_path / 'stored',
                            *flags))[-1] == without_times(few)[-1]
 
