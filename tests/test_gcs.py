@@ -1,5 +1,6 @@
 """Models on gs://, through an emulator of the service on this machine."""
 
+import gzip
 import os
 import socket
 import subprocess
@@ -11,10 +12,13 @@ import urllib.request
 from etils import epath
 import jax
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from exprl_jax import config as config_lib
 from exprl_jax.data import problems as data
+from exprl_jax.data import stored
 from exprl_jax.data.tokenizer import Tokenizer
 from exprl_jax.models import hf
 from exprl_jax.runs import export
@@ -87,8 +91,28 @@ def test_export_to_a_bucket(bucket, policy, one_device):
     export.export(config)
 
 
-def test_problems_from_a_bucket(bucket):
+def test_problems_from_a_bucket(bucket, tmp_path, monkeypatch):
   path = bucket / 'train.jsonl'
   path.write_text('{"question": "1 + 1", "answer": "2"}\n')
   (problem,) = data.read_problems(str(path), ('answer',))
   assert problem.question == '1 + 1'
+  row = '{"question": "q", "answer": "1"}\n'
+  (bucket / 'parts/a.jsonl.gz').write_bytes(gzip.compress(row.encode()))
+  (bucket / 'parts/deep/b.csv').write_text('question,answer\nq,2\n')
+  pq.write_table(pa.table({'question': ['q'], 'answer': [3]}),
+                 tmp_path / 'c.parquet')
+  (bucket / 'parts/deep/c.parquet').write_bytes(
+      (tmp_path / 'c.parquet').read_bytes())
+  answers = lambda name: [
+      p.answer for p in data.read_problems(f'{bucket}/{name}', ('answer',))
+  ]
+  assert answers('parts') == ['1', '2', '3']
+  assert answers('parts/*/*.[cp]*') == ['2', '3']
+  assert answers(f'parts/a.jsonl.gz,{bucket}/train.jsonl') == ['1', '2']
+  monkeypatch.setenv('EXPRL_CACHE', str(tmp_path))
+  monkeypatch.setattr(stored, 'IN_MEMORY', 2)
+  for _ in range(2):
+    assert answers('parts') == ['1', '2', '3']
+  assert len(list(tmp_path.glob('problems/*.jsonl'))) == 1
+  with pytest.raises(InputError, match=r'\*\* is for local paths'):
+    answers('**/*.jsonl')

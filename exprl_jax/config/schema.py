@@ -88,12 +88,22 @@ class Judge:
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-  """Problems to train on, and how many per step."""
+  """Problems to train on, and how many per step (docs/data.md)."""
 
-  train: str = ''  # JSONL of problems
+  train: str = ''  # files of problems: a path, glob or folder, several with
+  # commas; hf:ORG/NAME:CONFIG:SPLIT
+  mixture: tuple[str, ...] = ()  # in place of train: 'NAME=WEIGHT,FILES', the
+  # name being the domain of rows that have none
+  fields: tuple[str, ...] = ()  # of rows with other names: 'question=problem',
+  # 'solution=solutions.0.text'; 'SET:FIELD=PATH' for one set of the mixture
+  answer_from: Literal['', 'boxed', 'hash'] = ''  # the answer is in the
+  # solution: its last box, or a line '#### 42'
+  convert: str = ''  # rows go through a function before: a name of
+  # data/converters, FILE.py:FUNCTION or MODULE:FUNCTION
+  converts: tuple[str, ...] = ()  # for sets of the mixture: 'SET=CONVERTER'
   rubrics: str = ''  # JSONL written by run='rubrics'
   batch: Positive = 8  # problems per step (sft: rows per step)
-  limit: int = 0  # use only the first so many problems; 0: all
+  limit: int = 0  # use only the first so many problems (of each set); 0: all
   max_bad: Count = 0  # so many training rows with errors are left out; with
   # more, the run does not start (docs/validation.md)
   rejects: str = ''  # JSONL of their errors, to write; '': none
@@ -231,8 +241,12 @@ class Grading:
 class Eval:
   """Held-out problems, and how often they are sampled (docs/evaluation.md)."""
 
-  problems: str = ''  # JSONL of held-out problems, or several sets:
-  # 'aime25=FILE,hmmt=FILE'; '': no evaluation
+  problems: str = ''  # held-out problems: files as data.train, or several
+  # sets: 'aime25=FILE,hmmt=FILE'; '': no evaluation
+  fields: tuple[str, ...] = ()  # these four as in data, SET being one of these
+  answer_from: Literal['', 'boxed', 'hash'] = ''
+  convert: str = ''
+  converts: tuple[str, ...] = ()
   every: Count = 0  # steps; 0: only before and after
   samples: Positive = 16  # per problem
   ks: tuple[int, ...] = (1, 16)  # of pass@k and, from 3 on, maj@k

@@ -1,42 +1,92 @@
 """Problems of a run, with the rubrics that were written for them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 import dataclasses
+import functools
+import itertools
 import json
+from typing import Any
 
+from absl import logging
 from etils import epath
+import jax
 
+from exprl_jax import __version__
 from exprl_jax.config import Config, resolve
-from exprl_jax.data import rubrics, sources
+from exprl_jax.data import fields as fields_lib
+from exprl_jax.data import files as files_lib
+from exprl_jax.data import mixture, rubrics, sources, stored, validation
+from exprl_jax.data.lazy import Lazy, Mapped, digest
 from exprl_jax.types import InputError, Problem
+
+_FORMAT = 1  # of stored problems; another one means that they are read again
 
 
 def read_problems(path: epath.PathLike, needs: Sequence[str] = (),
-                  limit: int = 0) -> Sequence[Problem]:
+                  limit: int = 0, fields: fields_lib.Fields = fields_lib.OURS,
+                  domain: str = 'math') -> Sequence[Problem]:
   """Reads problems and checks every row.
-
-  The prefix of the path, or the suffix of the file, chooses the format
-  (data/sources): 'tiny:NAME' is a set of the tiny world, everything else JSONL.
 
   A row has `question` and, by purpose, `solution` (judge, SFT), `answer`
   (grader) and `rubric` (judge: a text, or a list of {text, points}); `id`
-  defaults to the line number, `domain` to 'math'.
+  defaults to the number of the line or row, with the name of the file if there
+  are several.
+
+  Few problems become a list; of many, the rows are kept in the cache folder
+  (stored.py) and read when they are asked for.
 
   Args:
-    path: a file, or PREFIX:NAME.
+    path: files (files.py), or PREFIX:NAME of data/sources, such as 'tiny:test'.
     needs: fields that must not be empty, for what the run will do.
-    limit: number of rows to read; 0: all.
+    limit: number of problems; 0: all.
+    fields: how rows get our field names.
+    domain: of rows that have none.
 
   Raises:
     InputError: no such file, no rows, or a bad row; names file and line.
   """
-  source, name = sources.choose(path)
-  return source(name, needs, limit)
+  if chosen := sources.choose(str(path)):
+    if fields.convert or fields.fields or fields.answer_from:
+      raise InputError(f'{path}: {fields.key}.convert, fields and answer_from '
+                       'are for files')
+    source, name = chosen
+    return source(name, needs, limit)
+  files = files_lib.find(str(path))
+  key = digest(_FORMAT,
+               __version__, [(str(f.path), f.size, f.modified) for f in files],
+               fields.name(), sorted(needs), limit, domain)
+  problems = stored.store(lambda: _entries(files, fields, needs, limit, domain),
+                          key)
+  if not problems:
+    raise InputError(f'{path}: no problems in it')
+  return problems
+
+
+def _entries(files: Sequence[files_lib.File], fields: fields_lib.Fields,
+             needs: Sequence[str], limit: int,
+             domain: str) -> Iterator[tuple[str, Problem]]:
+  """Yields FILE:LINE and problem of all rows that are used."""
+  read = used = 0
+  for file in files:
+    path = str(file.path)
+    for number, row in sources.format_of(path)(file.path):
+      where = f'{path}:{number}'
+      row = fields.apply(row, where)
+      read += 1
+      if row is not None:
+        used += 1
+        name = number if len(files) == 1 else f'{file.name}:{number}'
+        yield where, validation.check_row(row, where, name, needs, domain)
+        if used == limit:
+          return
+  if used < read and jax.process_index() == 0:
+    logging.warning('%s.convert=%s uses %d of %d rows', fields.key,
+                    fields.convert, used, read)
 
 
 def training_problems(config: Config,
                       needs: Sequence[str]) -> Sequence[Problem]:
-  """Reads the problems of data.train, with the rubrics of data.rubrics.
+  """Reads the problems of data.train or data.mixture, with data.rubrics.
 
   Args:
     config: its `data`.
@@ -45,14 +95,32 @@ def training_problems(config: Config,
   Raises:
     InputError: as `read_problems` and `with_rubrics`.
   """
-  problems = read_problems(resolve(config.data.train), needs, config.data.limit)
-  if config.data.rubrics:
-    problems = with_rubrics(problems, resolve(config.data.rubrics))
-  return problems
+  cfg = config.data
+  if not cfg.mixture:
+    problems = read_problems(cfg.train, needs, cfg.limit, fields_lib.of(cfg))
+    return with_rubrics(problems, cfg.rubrics) if cfg.rubrics else problems
+  sets = mixture.parse(cfg.mixture)
+  names = [s.name for s in sets]
+  parts: list[Lazy] = [
+      Mapped(
+          read_problems(s.files, needs, cfg.limit,
+                        fields_lib.of(cfg, names, s.name), s.name),
+          functools.partial(_prefixed, s.name), s.name) for s in sets
+  ]
+  if cfg.rubrics:
+    written = _Written(resolve(cfg.rubrics))
+    parts = [written.join(part) for part in parts]
+    written.check(itertools.chain(*parts))
+  return mixture.Mixture(parts, [s.weight for s in sets])
+
+
+def _prefixed(name: str, problem: Problem) -> Problem:
+  """Sets may use the same ids."""
+  return dataclasses.replace(problem, id=f'{name}/{problem.id}')
 
 
 def with_rubrics(problems: Sequence[Problem],
-                 path: epath.PathLike) -> list[Problem]:
+                 path: epath.PathLike) -> Sequence[Problem]:
   """Joins problems and the rubrics that run='rubrics' wrote, by id.
 
   A problem with a list of rubric items of its own keeps it. One whose rubric
@@ -62,20 +130,43 @@ def with_rubrics(problems: Sequence[Problem],
     problems: any; those without a rubric in the file stay as they are.
     path: of the rubrics.
 
+  Returns:
+    A list for a list; for another sequence, one that joins on access and raises
+    then where a rubric was written for another question or solution.
+
   Raises:
     InputError: no such file, a line in it that is no rubric, a rubric that was
       written for another question or solution, or none for these problems;
       names file and line.
   """
-  written = _read_rubrics(epath.Path(path))
-  out = [
-      _with_rubric(p, *written[p.id]) if p.id in written else p
-      for p in problems
-  ]
-  if written.keys().isdisjoint(p.id for p in out):
-    raise InputError(f'{path}: none of its {len(written)} rubrics has the id '
-                     'of a problem')
-  return out
+  written = _Written(resolve(str(path)))
+  out = written.join(problems)
+  written.check(problems)
+  return list(out) if isinstance(problems, list) else out
+
+
+class _Written:
+  """The rubrics of a file, by id."""
+
+  def __init__(self, path: epath.Path) -> None:
+    self._path, self._rubrics = path, _read_rubrics(path)
+
+  def join(self, problems: Sequence[Problem]) -> Lazy:
+    """Returns the problems, each with its rubric."""
+    stat = self._path.stat()
+    return Mapped(problems, self._joined, str(self._path), stat.length,
+                  stat.mtime)
+
+  def check(self, problems: Any) -> None:
+    """Raises InputError if none of the rubrics is of one of the problems."""
+    if not any(p.id in self._rubrics for p in problems):
+      raise InputError(f'{self._path}: none of its {len(self._rubrics)} rubrics'
+                       ' has the id of a problem')
+
+  def _joined(self, problem: Problem) -> Problem:
+    if problem.id not in self._rubrics:
+      return problem
+    return _with_rubric(problem, *self._rubrics[problem.id])
 
 
 def _read_rubrics(path: epath.Path) -> dict[str, tuple[str, rubrics.Written]]:

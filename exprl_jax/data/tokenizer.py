@@ -9,6 +9,7 @@ continuations that is switched off, also in tokenizer.json.
 """
 
 from collections.abc import Mapping, Sequence
+import hashlib
 import json
 import os
 from typing import Any
@@ -20,6 +21,11 @@ from exprl_jax.data import chat_template
 from exprl_jax.data.sentencepiece import SentencePiece
 from exprl_jax.data.tokenizer_json import Piece, TokenizerJson
 from exprl_jax.types import InputError
+
+# What a text becomes depends on them.
+_FILES = ('tokenizer.json', 'tokenizer.model', 'tokenizer_config.json',
+          'special_tokens_map.json', 'added_tokens.json',
+          'generation_config.json', 'chat_template.jinja')
 
 
 class Tokenizer:
@@ -54,6 +60,15 @@ class Tokenizer:
     self.pad_id = self.eos_ids[0] if pad is None else pad
     self.bos_ids = self._tokenizer.bos_ids(config)
     self._template = chat_template.read(self.folder, config, self._special)
+
+  def digest(self) -> str:
+    """Hashes the files that decide what a text becomes."""
+    out = hashlib.blake2b(digest_size=16)
+    for name in _FILES:
+      path = self.folder / name
+      out.update(path.read_bytes() if path.exists() else b'')
+      out.update(name.encode())
+    return out.hexdigest()
 
   def _eos_ids(self) -> tuple[int, ...]:
     token = self._special.get('eos_token')

@@ -1,16 +1,23 @@
-"""Checks of problems: of a row, and of the ids of all rows."""
+"""Checks of problems: of a row, and of the ids of all rows.
+
+An error is one line that names file, line or row, and field.
+"""
 
 from collections.abc import Iterable, Sequence
 import json
+import math
+import re
 from typing import Any
 
 from exprl_jax.data import rubrics
 from exprl_jax.types import InputError, Problem, RubricItem
 
-_FIELDS = ('id', 'question', 'solution', 'answer', 'domain', 'rubric')
+FIELDS = ('id', 'question', 'solution', 'answer', 'domain', 'rubric')
+# Of a text: control characters but tab and line breaks, halves of pairs.
+_BAD = re.compile('[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]')
 
 
-def parse_row(line: str, where: str, number: int,
+def parse_row(line: str, where: str, number: int | str,
               needs: Sequence[str]) -> Problem:
   """Reads the problem of a line of JSON.
 
@@ -23,18 +30,35 @@ def parse_row(line: str, where: str, number: int,
   Raises:
     InputError: it is not a problem, or a field of `needs` is empty.
   """
+  return check_row(parse_json(line, where), where, number, needs)
+
+
+def parse_json(text: str | bytes, where: str) -> Any:
+  """Parses JSON.
+
+  Args:
+    text: in UTF-8, if bytes.
+    where: file and line, for errors.
+
+  Raises:
+    InputError: it is not JSON, nested too deep, or not UTF-8.
+  """
   try:
-    row = json.loads(line)
-  except json.JSONDecodeError as e:
+    return json.loads(text.decode() if isinstance(text, bytes) else text)
+  except UnicodeDecodeError as e:
+    raise InputError(f'{where}: not UTF-8 ({e.reason} at {e.start})') from None
+  except RecursionError:
+    raise InputError(f'{where}: JSON is nested too deep') from None
+  except ValueError as e:  # also a number of thousands of digits
     raise InputError(f'{where}: not JSON ({e})') from None
-  return check_row(row, where, number, needs)
 
 
-def check_row(row: Any, where: str, number: int,
-              needs: Sequence[str]) -> Problem:
+def check_row(row: Any, where: str, number: int | str, needs: Sequence[str],
+              domain: str = 'math') -> Problem:
   """Makes a problem of an object, whatever file it was read from.
 
-  Other fields are ignored. Numbers are fine as `id` and `answer`.
+  Other fields are ignored, and null is as if the field were not there. Numbers
+  are fine as `id` and `answer`.
 
   Args:
     row: a dict with `question` and perhaps id, solution, answer, domain, and
@@ -42,28 +66,54 @@ def check_row(row: Any, where: str, number: int,
     where: as for `parse_row`, like the arguments that follow.
     number: see there.
     needs: see there.
+    domain: of a row that has none.
 
   Raises:
     InputError: it is not a problem, or a field of `needs` is empty.
   """
   if not isinstance(row, dict):
     raise InputError(f'{where}: want an object, got {type(row).__name__}')
-  values = {k: row[k] for k in _FIELDS if k in row}
-  values.setdefault('id', str(number))
+  values = {k: row[k] for k in FIELDS if row.get(k) is not None}
+  for name, default in (('id', str(number)), ('domain', domain)):
+    if values.get(name, '') == '':
+      values[name] = default
   items: tuple[RubricItem, ...] = ()
-  if 'rubric' in values and not isinstance(values['rubric'], str):
+  if not isinstance(values.get('rubric', ''), str):
     items = _rubric_items(values['rubric'], where)
     values['rubric'] = rubrics.as_text(items)
   for name, value in values.items():
-    if isinstance(value, (int, float)) and name in ('id', 'answer'):
-      values[name] = str(value)
-    elif not isinstance(value, str):
-      raise InputError(f'{where}: {name} should be text, it is '
-                       f'{type(value).__name__}')
-  for name in ('question', *needs):
-    if not values.get(name, '').strip():
-      raise InputError(f'{where}: row has no {name}; add it or remove the row')
+    values[name] = _text(value, f'{where}: {name}', name in ('id', 'answer'))
+  for name in dict.fromkeys(('question', 'id', 'domain', *needs)):
+    if not is_visible(values.get(name, '')):
+      own = ', '.join(str(k) for k, v in row.items() if v is not None)
+      raise InputError(f'{where}: row has no {name}; add it, remove the row, '
+                       f'or name its field in data.fields (it has {own[:200]})')
   return Problem(**values, rubric_items=items)
+
+
+def is_visible(text: str) -> bool:
+  """Whether a text has more than white space and zero-width characters."""
+  if text[:1].isalnum():  # most are, and this is fast
+    return True
+  return any(c.isprintable() and c != ' ' for c in text)
+
+
+def _text(value: Any, where: str, may_be_number: bool) -> str:
+  """Returns a field as text."""
+  if isinstance(value, str):
+    if bad := _BAD.search(value):
+      kind = 'control character' if bad[0] < '\x80' else 'lone surrogate'
+      raise InputError(f'{where} has the {kind} U+{ord(bad[0]):04X} at '
+                       f'{bad.start()}')
+    return value
+  if not may_be_number or isinstance(
+      value, bool) or not isinstance(value, (int, float)):
+    hint = ' (nan)' if value != value else ''
+    raise InputError(f'{where} should be text, it is '
+                     f'{type(value).__name__}{hint}')
+  if isinstance(value, float) and not math.isfinite(value):
+    raise InputError(f'{where} is not a finite number ({value})')
+  return str(value)
 
 
 def _rubric_items(value: Any, where: str) -> tuple[RubricItem, ...]:
@@ -74,28 +124,26 @@ def _rubric_items(value: Any, where: str) -> tuple[RubricItem, ...]:
                      f'points}} ({e})') from None
 
 
-def distinct(rows: Iterable[tuple[int, Problem]], path: str,
-             limit: int = 0) -> list[Problem]:
+def distinct(problems: Iterable[tuple[str, Problem]]) -> list[Problem]:
   """Collects problems and checks that their ids differ.
 
   Args:
-    rows: line numbers and problems; read up to `limit` only.
-    path: of the file, for errors.
-    limit: number of problems; 0: all.
+    problems: with file and line of each.
 
   Raises:
-    InputError: two problems have the same id, or there is no problem.
+    InputError: two problems have the same id.
   """
-  problems: list[Problem] = []
-  line_of: dict[str, int] = {}
-  for number, problem in rows:
-    if problem.id in line_of:
-      raise InputError(f'{path}:{number}: id {problem.id!r} stands already in '
-                       f'line {line_of[problem.id]}')
-    line_of[problem.id] = number
-    problems.append(problem)
-    if len(problems) == limit:
-      break
-  if not problems:
-    raise InputError(f'{path}: no problems in it')
-  return problems
+  out: list[Problem] = []
+  places: dict[str, str] = {}
+  for where, problem in problems:
+    if problem.id in places:
+      raise same_id(problem.id, where, places[problem.id])
+    places[problem.id] = where
+    out.append(problem)
+  return out
+
+
+def same_id(name: str, where: str, before: str) -> InputError:
+  """Makes the error of two rows with the same id."""
+  return InputError(f'{where}: id {name!r} stands already in {before}; change '
+                    "it, or leave ids out by data.fields=('id=',)")

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax
 
 from exprl_jax.config import Config, Eval, resolve
-from exprl_jax.data import chat
+from exprl_jax.data import chat, fields
 from exprl_jax.data import problems as data
 from exprl_jax.data.tokenizer import Tokenizer
 from exprl_jax.evals import estimators
@@ -38,10 +38,12 @@ def read_items(cfg: Eval) -> list[Item]:
   Raises:
     InputError: a bad name of a set, or a bad file; names it.
   """
+  sets = files(cfg.problems)
   return [
       Item(name, problem)
-      for name, file in files(cfg.problems).items()
-      for problem in data.read_problems(resolve(file), ('answer',), cfg.limit)
+      for name, file in sets.items()
+      for problem in data.read_problems(file, (
+          'answer',), cfg.limit, fields.of(cfg, list(sets), name))
   ]
 
 

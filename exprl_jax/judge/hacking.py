@@ -26,15 +26,12 @@ def probe(config: Config, judge: AnyJudge, problems: Sequence[Problem],
                                 config.reward == 'process')
   special = tokenizer.special_tokens
   items, names = [], []
-  domains = {
-      d: [p
-          for p in problems
-          if p.domain == d]
-      for d in dict.fromkeys(p.domain for p in problems)
-  }
-  chosen = [p for own in domains.values() for p in own[:count]]
-  for problem in chosen:
-    other = problems[(problems.index(problem) + 1) % len(problems)]
+  domains: dict[str, list[tuple[int, Problem]]] = {}
+  for i, problem in enumerate(problems):
+    if len(own := domains.setdefault(problem.domain, [])) < count:
+      own.append((i, problem))
+  for i, problem in (x for own in domains.values() for x in own):
+    other = problems[(i + 1) % len(problems)]
     template = judge.of(problem).template
     for name, text in probes.probes(problem, other, template.text, special):
       items.append((problem, segment.split(text)))

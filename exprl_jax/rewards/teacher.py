@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from exprl_jax.config import Config, resolve
+from exprl_jax.config import Config, Teacher, resolve
 from exprl_jax.data import chat
 from exprl_jax.data.tokenizer import Tokenizer
 from exprl_jax.rewards.base import Reward, Scored
@@ -39,19 +39,10 @@ def prompts(tokenizer: Tokenizer, problems: Sequence[Problem],
     InputError: no such template, or a prompt that is too long; names the
       problem.
   """
-  cfg, template = config.teacher, _TEMPLATE
+  cfg, message = config.teacher, template(config.teacher)
   options = chat.template_options(config.rollout.chat_template_options)
-  if cfg.template:
-    path = resolve(cfg.template)
-    if not path.is_file():
-      raise InputError(f'config.teacher.template={cfg.template}: no such file')
-    template = path.read_text().strip()
-  for slot in ('{question}', '{solution}'):
-    if template.count(slot) != 1:
-      raise InputError(f'config.teacher.template={cfg.template}: it should '
-                       f'hold {slot} once')
   texts = [
-      chat.fill(tokenizer, [{'role': 'user', 'content': template}],
+      chat.fill(tokenizer, [{'role': 'user', 'content': message}],
                 {'{question}': p.question, '{solution}': p.solution}, options)
       for p in problems
   ]
@@ -62,6 +53,25 @@ def prompts(tokenizer: Tokenizer, problems: Sequence[Problem],
                        f'{len(ids)} tokens, teacher.max_prompt_tokens='
                        f'{cfg.max_prompt_tokens}')
   return out
+
+
+def template(cfg: Teacher) -> str:
+  """The message of the teacher's prompt.
+
+  Raises:
+    InputError: no such file, or it does not hold each slot once.
+  """
+  text = _TEMPLATE
+  if cfg.template:
+    path = resolve(cfg.template)
+    if not path.is_file():
+      raise InputError(f'config.teacher.template={cfg.template}: no such file')
+    text = path.read_text().strip()
+  for slot in ('{question}', '{solution}'):
+    if text.count(slot) != 1:
+      raise InputError(f'config.teacher.template={cfg.template}: it should '
+                       f'hold {slot} once')
+  return text
 
 
 def token_scores(reference_logprobs: Callable[[Sequence[np.ndarray]],

@@ -1,6 +1,6 @@
 """Which problems a step draws: in order, or by how often they are solved."""
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 import functools
 from typing import NamedTuple
 
@@ -8,6 +8,7 @@ import numpy as np
 
 from exprl_jax.config import Config
 from exprl_jax.data.batches import batches
+from exprl_jax.data.mixture import Mixture
 from exprl_jax.types import Problem
 
 
@@ -31,6 +32,7 @@ class Curriculum:
   def __init__(self, problems: Sequence[Problem], config: Config):
     self._config, self._problems = config, problems
     self._rates: dict[str, float] = {}
+    self._numbers: dict[str, int] = {}  # of problems in self._problems
     # A stream of its own for each attempt.
     self._stream = functools.cache(lambda attempt: batches(
         problems, config.data.batch, config.seed + 1000 * attempt))
@@ -44,13 +46,27 @@ class Curriculum:
 
   def weighted(self, size: int, seed: Sequence[int]) -> list[Problem]:
     """Problems by weight, without replacement (with, if they are too few)."""
-    rate = np.array([self._rates.get(p.id, 0.5) for p in self._problems])
+    rate = np.full(len(self._problems), 0.5)
+    self._find(self._rates.keys() - self._numbers.keys())
+    for id_, value in self._rates.items():
+      rate[self._numbers[id_]] = value
     floor = self._config.select.curriculum_floor
     weight = floor + (1 - floor) * 4 * rate * (1 - rate)
+    if isinstance(self._problems, Mixture):
+      weight *= self._problems.problem_weights()
     rng = np.random.default_rng(seed)
     chosen = rng.choice(len(rate), size, size > len(rate),
                         weight / weight.sum())
-    return [self._problems[i] for i in chosen]
+    problems = [self._problems[i] for i in chosen.tolist()]
+    self._numbers |= {p.id: i for p, i in zip(problems, chosen.tolist())}
+    return problems
+
+  def _find(self, ids: Set[str]) -> None:
+    """Finds the numbers of problems that `weighted` did not draw."""
+    if ids:
+      self._numbers |= {
+          p.id: i for i, p in enumerate(self._problems) if p.id in ids
+      }
 
   def update(self, solved: Solved) -> dict[str, float]:
     """Moves the rates of a step's problems; returns metrics of the table."""

@@ -88,7 +88,7 @@ class Partial:
     """
     self._config, self._sampler, self._draw = config, sampler, draw
     self._prompts, self._early = prompts, early
-    self._by_id = {p.id: p for p in problems}
+    self._problems = problems
     cfg = config.rollout
     self._unfinished: list[tuple[Problem, list[Sample]]] = [
         (p, [NOTHING] * (cfg.group_size + cfg.oversampling)) for p in ahead
@@ -123,7 +123,9 @@ class Partial:
 
   def restore(self, state: list[Any]) -> None:
     """See Source."""
-    self._unfinished = [(self._by_id[id_], [
+    wanted = {id_ for id_, _ in state}
+    by_id = {p.id: p for p in self._problems if p.id in wanted}
+    self._unfinished = [(by_id[id_], [
         Sample(np.array(tokens, np.int32), np.array(logprobs, np.float32),
                reason) for tokens, logprobs, reason in samples
     ]) for id_, samples in state]

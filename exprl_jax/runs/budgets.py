@@ -37,7 +37,7 @@ def policy_prompt(config: Config, tokenizer: Tokenizer) -> Budget:
     return len(chat.prompt_ids(tokenizer, [p], config)[0])
 
   return Budget('question', 'its prompt', POLICY_KEY,
-                config.rollout.max_prompt_tokens, count)
+                config.rollout.max_prompt_tokens, count, tokenizer.digest())
 
 
 def target(config: Config, tokenizer: Tokenizer) -> Budget:
@@ -48,7 +48,7 @@ def target(config: Config, tokenizer: Tokenizer) -> Budget:
     return len(chat.policy_target(tokenizer, p, config, prompt)) + 1  # and EOS
 
   return Budget('solution', 'its solution', 'rollout.max_new_tokens',
-                config.rollout.max_new_tokens, count)
+                config.rollout.max_new_tokens, count, tokenizer.digest())
 
 
 def judge_prompt(config: Config) -> Budget:
@@ -82,7 +82,7 @@ def judge_prompt(config: Config) -> Budget:
   for domain in ('', *domains):
     template(domain)
   return Budget('solution', "the judge's prompt", 'judge.max_prompt_tokens',
-                cfg.max_prompt_tokens, count)
+                cfg.max_prompt_tokens, count, tokenizer.digest())
 
 
 def _task(config: Config) -> str:

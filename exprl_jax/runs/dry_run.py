@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import jax
 
 from exprl_jax.config import Config
-from exprl_jax.data import chat
+from exprl_jax.data import chat, verdicts
 from exprl_jax.data.problems import training_problems
 from exprl_jax.data.tokenizer import Tokenizer
 from exprl_jax.evals import judge_traces
@@ -16,7 +16,7 @@ from exprl_jax.models import config as model_config
 from exprl_jax.models import references
 from exprl_jax.rewards import teacher
 from exprl_jax.rl import packing
-from exprl_jax.runs import evaluate, recipes, rubrics, setup, validate
+from exprl_jax.runs import evaluate, recipes, rubrics, setup, sft, validate
 from exprl_jax.runtime import mesh as mesh_lib
 from exprl_jax.types import Problem
 
@@ -75,10 +75,14 @@ def _dry_run_other(config: Config) -> None:
     evaluate.check(config)
   tokenizer = _show_model(config, mesh)
   HeldOut(config, tokenizer)
-  if not config.data.train:
+  if not (config.data.train or config.data.mixture):
     return
-  problems = training_problems(config, ('solution',) if config.run == 'sft' else
-                               ('solution', 'answer'))
+  if config.run == 'sft':
+    problems = sft.usable(config, tokenizer)
+  else:
+    problems = training_problems(config, ('solution', 'answer'))
+    for some in verdicts.chunks(problems):
+      chat.policy_prompts(tokenizer, some, config)
   if config.run == 'judge':
     factory.check(config, problems)
   _show_training(config, mesh, problems)
@@ -105,7 +109,7 @@ def _show_training(config: Config, mesh: jax.sharding.Mesh,
 
 def _show_policy_prompt(config: Config, tokenizer: Tokenizer,
                         problems: Sequence[Problem]) -> None:
-  ids = chat.policy_prompts(tokenizer, problems, config)[0]
+  (ids,) = chat.policy_prompts(tokenizer, problems[:1], config)
   print('\n--- policy prompt\n' + tokenizer.decode(ids, special=True))
 
 

@@ -78,9 +78,10 @@ def _check_needed(c: Config) -> None:
   needs = {
       'policy.init': c.run not in ('rubrics', 'validate') and not from_file,
       'data.train': c.run in ('train', 'sft', 'rubrics', 'judge', 'validate')
-      and not from_file, 'rubrics.out': c.run == 'rubrics',
-      'eval.problems': c.run == 'evaluate', 'sample.prompts': c.run == 'sample',
-      'sample.out': c.run == 'sample', 'export.out': c.run == 'export',
+      and not from_file and not c.data.mixture,
+      'rubrics.out': c.run == 'rubrics', 'eval.problems': c.run == 'evaluate',
+      'sample.prompts': c.run == 'sample', 'sample.out': c.run == 'sample',
+      'export.out': c.run == 'export',
       'judge.init': c.run == 'train' and uses_judge(c)
       or c.run in ('rubrics', 'judge', 'train_judge')
   }
@@ -104,6 +105,8 @@ def check_judge(c: Config) -> None:
   if c.run == 'judge' and not uses_judge(c):
     raise InputError(f"config.reward={c.reward!r} needs no judge; "
                      "run='judge' wants 'process' or 'outcome'")
+  if c.data.train and c.data.mixture:
+    raise InputError('config.data.train and data.mixture: set one of them')
   if judges_traces(c) and c.data.rubrics:
     raise InputError('config.data.rubrics is for data.train; lines of '
                      'judge.traces bring their own `rubric`')

@@ -1,12 +1,13 @@
 """run='rubrics': the judge writes a rubric for every training problem."""
 
 from collections.abc import Callable, Iterable, Sequence
+import dataclasses
 from typing import Any
 
 from etils import epath
 import jax
 
-from exprl_jax.config import Config, resolve
+from exprl_jax.config import Config
 from exprl_jax.data import problems as data
 from exprl_jax.data import rubrics as rubrics_lib
 from exprl_jax.data.rubrics import Written
@@ -42,10 +43,12 @@ def rubrics(config: Config) -> None:
   folder = references.folder_of(config.judge.init)
   prompt = QuestionPrompt(Tokenizer(folder), 'rubric')
   # 1. The problems that want a rubric, by number.
+  without = dataclasses.replace(
+      config, data=dataclasses.replace(config.data, rubrics=''))
   problems = {
-      i: p for i, p in enumerate(
-          data.read_problems(resolve(config.data.train), (
-              'solution',), config.data.limit)) if not p.rubric_items
+      i: p
+      for i, p in enumerate(data.training_problems(without, ('solution',)))
+      if not p.rubric_items
   }
   # 2. Those that have one in the file already.
   out = epath.Path(config.rubrics.out)

@@ -13,7 +13,7 @@ import numpy as np
 
 from exprl_jax import rewards
 from exprl_jax.config import Config
-from exprl_jax.data import chat
+from exprl_jax.data import chat, verdicts
 from exprl_jax.data import problems as problems_lib
 from exprl_jax.data.batches import batches
 from exprl_jax.data.tokenizer import Tokenizer
@@ -67,13 +67,32 @@ def inputs(config: Config) -> Inputs:
   problems = validate.usable(config,
                              problems_lib.training_problems(config, needs),
                              grader, budgets.of_models(config))
-  if reward.granularity == 'token':
-    teacher.prompts(tokenizer, problems, config)
   if reward.uses_judge:
-    factory.check(config, problems)
+    factory.check(config, ())
+  check_problems(config, problems, reward, tokenizer)
   return Inputs(config, mesh,
                 mesh_lib.rollout_mesh(mesh, config.mesh.rollout_tensor), origin,
                 tokenizer, problems, reward, grader, held_out)
+
+
+def check_problems(config: Config, problems: Sequence[Problem],
+                   reward: base.Reward, tokenizer: Tokenizer) -> None:
+  """Checks that prompts fit and rubrics are there.
+
+  Raises:
+    InputError: one does not fit, or has no rubric; names the problem.
+  """
+  checks: list[verdicts.Check] = [
+      lambda some: chat.policy_prompts(tokenizer, some, config)
+  ]
+  key = [config.rollout, tokenizer.digest()]
+  if reward.granularity == 'token':
+    checks.append(lambda some: teacher.prompts(tokenizer, some, config))
+    key += [config.teacher, teacher.template(config.teacher)]
+  if reward.uses_judge:
+    checks.append(lambda some: factory.check_rubrics(config.judge, some))
+    key += [config.judge.reference, config.judge.judgment]
+  verdicts.check(problems, checks, *key)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -1,15 +1,16 @@
 """Supervised fine-tuning: the reference solutions as targets."""
 
+from collections.abc import Sequence
 import dataclasses
 import pathlib
 
 import jax
 import numpy as np
 
-from exprl_jax.config import Config, resolve
+from exprl_jax.config import Config
 from exprl_jax.data import chat
 from exprl_jax.data.batches import batches
-from exprl_jax.data.problems import read_problems
+from exprl_jax.data.problems import training_problems
 from exprl_jax.data.tokenizer import Tokenizer
 from exprl_jax.evals.held_out import HeldOut
 from exprl_jax.models import hf, references
@@ -35,12 +36,7 @@ def sft(config: Config, workdir: pathlib.Path) -> list[metrics.Row]:
   mesh = mesh_lib.make_mesh(config.mesh)
   folder = references.find(config.policy.init).folder
   tokenizer = Tokenizer(folder)
-  needs = () if config.data.max_bad else ('solution',)
-  problems = read_problems(resolve(config.data.train), needs, config.data.limit)
-  problems = validate.usable(config, problems, None, [
-      budgets.policy_prompt(config, tokenizer),
-      budgets.target(config, tokenizer)
-  ])
+  problems = usable(config, tokenizer)
   held_out = HeldOut(config, tokenizer)
   # 2. Weights and training state.
   policy, params = _policy(config, mesh)
@@ -84,6 +80,19 @@ def _policy(config: Config, mesh: jax.sharding.Mesh) -> tuple[Policy, dict]:
       config, loss=dataclasses.replace(config.loss, kind='nll'),
       rollout=dataclasses.replace(config.rollout, temperature=1.0))
   return Policy(supervised, model, mesh, base_params), params
+
+
+def usable(config: Config, tokenizer: Tokenizer) -> Sequence[Problem]:
+  """Reads and checks the problems, as validate.usable does.
+
+  Raises:
+    InputError: a problem is bad or does not fit; names it.
+  """
+  needs = () if config.data.max_bad else ('solution',)
+  return validate.usable(config, training_problems(config, needs), None, [
+      budgets.policy_prompt(config, tokenizer),
+      budgets.target(config, tokenizer)
+  ])
 
 
 def example(tokenizer: Tokenizer, problem: Problem, config: Config) -> Example:

@@ -6,15 +6,15 @@ docs/validation.md describes what is found.
 
 from collections.abc import Iterable, Iterator, Sequence
 import json
-from typing import overload
 
 from etils import epath
 import jax
 
 from exprl_jax import rewards
-from exprl_jax.config import Config, resolve
-from exprl_jax.data import checks, problems, tiny_world
+from exprl_jax.config import Config
+from exprl_jax.data import checks, fields, problems, tiny_world, verdicts
 from exprl_jax.data.checks import Budget, Report, Row
+from exprl_jax.data.lazy import Lazy, digest, digest_of
 from exprl_jax.evals import held_out
 from exprl_jax.grading.grader import Grader
 from exprl_jax.runs import budgets
@@ -33,7 +33,7 @@ def validate(config: Config) -> None:
     InputError: a file cannot be read, more than data.max_bad training rows have
       errors, or an evaluation problem has.
   """
-  train = located(config.data.train, problems.training_problems(config, ()))
+  train = located(_name(config), problems.training_problems(config, ()))
   found = check(config, train, evaluation_rows(config),
                 budgets.of_models(config),
                 keep=_ALL if config.data.rejects else 0)
@@ -63,9 +63,16 @@ def usable(config: Config, training: Sequence[Problem], grader: Grader | None,
   """
   if isinstance(training, tiny_world.PretrainingText):
     return training
-  evaluation = list(evaluation_rows(config))
-  report = check_training(config, located(config.data.train, training),
-                          evaluation, limits, grader, config.data.max_bad)
+  name, evaluation = _name(config), list(evaluation_rows(config))
+  report = Report.from_json(
+      verdicts.remembered(
+          training,
+          lambda: check_training(config, located(name, training), evaluation,
+                                 limits, grader, config.data.max_bad).json(),
+          'usable', config.run, config.reward, config.data, config.grading,
+          config.rollout, config.judge, grader is not None,
+          [(b.name, b.limit, b.tokenizer) for b in limits],
+          [repr(p) for _, p in evaluation]))
   enforce(config, report)
   if jax.process_index() == 0:
     write_rejects(config, report)
@@ -74,37 +81,34 @@ def usable(config: Config, training: Sequence[Problem], grader: Grader | None,
   if not report.rejected:
     return training
   if report.bad_rows == report.rows:
-    raise InputError(f'config.data.train={config.data.train}: all of its '
-                     f"{report.rows} rows have errors; run='validate' lists "
-                     'them')
+    raise InputError(f'config.data.train={name}: all of its {report.rows} rows '
+                     "have errors; run='validate' lists them")
   return Subset(training, [
-      i for i, (where, _) in enumerate(located(config.data.train, training))
+      i for i, (where, _) in enumerate(located(name, training))
       if where not in report.rejected
   ])
 
 
-class Subset(Sequence[Problem]):
-  """Some problems of a sequence, read when they are asked for."""
+class Subset(Lazy):
+  """Some problems of a sequence."""
 
   def __init__(self, source: Sequence[Problem], rows: Sequence[int]) -> None:
     """Args: `rows` are numbers of problems of `source`."""
     self._source, self._rows = source, rows
+    if own := digest_of(source):
+      self.digest = digest(own, list(rows))
 
   def __len__(self) -> int:
     return len(self._rows)
 
-  @overload
-  def __getitem__(self, i: int) -> Problem:
-    ...
-
-  @overload
-  def __getitem__(self, i: slice) -> list[Problem]:
-    ...
-
-  def __getitem__(self, i: int | slice) -> Problem | list[Problem]:
-    if isinstance(i, slice):
-      return [self._source[row] for row in self._rows[i]]
+  def get(self, i: int) -> Problem:
+    """See Lazy."""
     return self._source[self._rows[i]]
+
+
+def _name(config: Config) -> str:
+  """Names the training data, for findings."""
+  return config.data.train or 'mixture'
 
 
 def check(config: Config, train: Iterable[Row], evaluation: Iterable[Row],
@@ -180,9 +184,12 @@ def evaluation_rows(config: Config) -> Iterator[Row]:
     InputError: a file cannot be read.
   """
   if config.eval.problems:
-    for file in held_out.files(config.eval.problems).values():
+    sets = held_out.files(config.eval.problems)
+    for name, file in sets.items():
       yield from located(
-          file, problems.read_problems(resolve(file), (), config.eval.limit))
+          file,
+          problems.read_problems(file, (), config.eval.limit,
+                                 fields.of(config.eval, list(sets), name)))
 
 
 def table(report: Report) -> str:

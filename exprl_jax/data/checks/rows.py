@@ -18,6 +18,7 @@ class Budget(NamedTuple):
   key: str  # of the config
   limit: int  # its value
   tokens: Callable[[Problem], int]
+  tokenizer: str = ''  # its digest
 
 
 def texts(where: str, p: Problem, needs: Collection[str]) -> Iterator[Finding]:

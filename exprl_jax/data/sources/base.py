@@ -1,31 +1,118 @@
-"""What a source of problems is."""
+"""What sources and formats of problems are, and how their files are opened."""
 
-from collections.abc import Sequence
-from typing import Protocol
+import codecs
+from collections.abc import Iterator, Sequence
+import contextlib
+import gzip
+import importlib
+import io
+from typing import Any, BinaryIO, Protocol, cast
+import zlib
 
-from exprl_jax.types import Problem
+from etils import epath
+
+from exprl_jax.types import InputError, Problem
+
+COMPRESSED = ('.gz', '.zst')
+
+
+class Format(Protocol):
+  """An entry of FORMATS: how files with a suffix are read.
+
+  It yields rows as they are; data/fields.py and data/validation.py make
+  problems of them.
+  """
+
+  def __call__(self, path: epath.Path) -> Iterator[tuple[int, Any]]:
+    """Yields the rows of a file in order, holding few of them at a time.
+
+    Args:
+      path: of the file, local or on gs://.
+
+    Yields:
+      The number of the line or row, from 1, and the row: a dict.
+
+    Raises:
+      InputError: it is not such a file; names file and line.
+    """
 
 
 class Source(Protocol):
-  """An entry of SOURCES.
-
-  A source checks every row that it returns: data/validation.py has the checks
-  of rows and of ids.
-  """
+  """An entry of SOURCES: problems that a prefix names and a program makes."""
 
   def __call__(self, name: str, needs: Sequence[str],
                limit: int) -> Sequence[Problem]:
-    """Reads problems.
+    """Makes problems.
 
     Args:
-      name: the path of a file, or what stands behind the prefix.
+      name: what stands behind the prefix.
       needs: fields that must not be empty, beside `question`.
-      limit: number of problems to read; 0: all.
+      limit: number of problems; 0: all.
 
     Returns:
       At least one problem, each with an id of its own. A sequence whose items
       are made on access is fine.
 
     Raises:
-      InputError: no such file, no rows, or a bad row; names file and line.
+      InputError: there are no such problems.
     """
+
+
+@contextlib.contextmanager
+def open_bytes(path: epath.Path) -> Iterator[BinaryIO]:
+  """Opens a file, decompressed if its name ends in .gz or .zst.
+
+  Raises:
+    InputError: it is not compressed so, or ends in the middle.
+  """
+  with path.open('rb') as file:
+    try:
+      if path.suffix == '.gz':
+        with gzip.open(file) as plain:
+          yield cast(BinaryIO, plain)
+      elif path.suffix == '.zst':
+        pa = pyarrow(path)
+        yield cast(BinaryIO,
+                   io.BufferedReader(pa.CompressedInputStream(file, 'zstd')))
+      else:
+        yield cast(BinaryIO, file)
+    except (EOFError, OSError, zlib.error) as e:
+      raise InputError(f'{path}: cannot be read ({first_line(e)})') from None
+
+
+def lines(path: epath.Path) -> Iterator[tuple[int, str]]:
+  """Yields the lines of a text file with their numbers, from 1.
+
+  A byte-order mark at the start is dropped.
+
+  Raises:
+    InputError: a line is not UTF-8.
+  """
+  with open_bytes(path) as file:
+    for number, line in enumerate(file, 1):
+      if number == 1:
+        line = line.removeprefix(codecs.BOM_UTF8)
+      try:
+        text = line.decode()
+      except UnicodeDecodeError as e:
+        raise InputError(f'{path}:{number}: not UTF-8 (byte '
+                         f'{line[e.start]:#04x} at {e.start})') from None
+      yield number, text
+
+
+def pyarrow(path: epath.Path, module: str = 'pyarrow') -> Any:
+  """Imports a module of pyarrow, which is not installed by default.
+
+  Raises:
+    InputError: it is not installed; says what `path` needs.
+  """
+  try:
+    return importlib.import_module(module)
+  except ImportError:
+    raise InputError(
+        f"{path}: needs pyarrow; pip install 'exprl_jax[data]'") from None
+
+
+def first_line(error: Exception) -> str:
+  """Returns the first line of an error's message, or the error's name."""
+  return (str(error) or type(error).__name__).splitlines()[0]

@@ -1,34 +1,24 @@
-"""Source '.jsonl': a file with one JSON object a line."""
+"""Format '.jsonl': one JSON object a line."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from typing import Any
 
 from etils import epath
 
 from exprl_jax.data import validation
-from exprl_jax.types import InputError, Problem
+from exprl_jax.data.sources import base
 
 
-def read(name: str, needs: Sequence[str], limit: int) -> Sequence[Problem]:
-  """Reads a JSONL file, local or on gs://, up to the last row that counts.
+def read(path: epath.Path) -> Iterator[tuple[int, Any]]:
+  """Yields line numbers and rows; blank lines are passed over.
 
   Raises:
-    InputError: no such file, no rows, or a bad row; names file and line.
+    InputError: a line is not JSON.
   """
-  path = epath.Path(name)
-  if not path.is_file():
-    raise InputError(f'{path}: no such problem file (JSONL: one object with '
-                     'question, solution, answer a line)')
-  return validation.distinct(_rows(path, needs), str(path), limit)
+  name = str(path)  # once: it takes as long as parsing a short line
+  for number, line in base.lines(path):
+    if not line.isspace():
+      yield number, validation.parse_json(line, f'{name}:{number}')
 
 
-def _rows(path: epath.Path,
-          needs: Sequence[str]) -> Iterator[tuple[int, Problem]]:
-  """Yields line numbers and problems; blank lines are passed over."""
-  with path.open(encoding='utf-8') as file:
-    for number, line in enumerate(file, 1):
-      if line.strip():
-        yield number, validation.parse_row(line, f'{path}:{number}', number,
-                                           needs)
-
-
-SOURCES = {'.jsonl': read}
+FORMATS = {'.jsonl': read, '.ndjson': read}
