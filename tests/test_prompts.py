@@ -34,9 +34,8 @@ TEMPLATES = {
 }
 QUESTIONS = [
     'What is 1 + 1?', ' leads with a blank', 'ends with one ', '1', '\n\nx\n',
-    'say "hi" \\ {question}', 'naïve Ünï 日本 😀', 'a\tb  c   d',
-    'x<y>z [/INST',
-    "I'll 'do' 3.14159, 10,000 and 2^{10}"
+    'say "hi" \\ {question}', 'naïve Ünï', '日本 😀', 'a\tb  c   d',
+    'x<y>z [/INST', "I'll 'do' 3.14159, 10,000 and 2^{10}"
 ]
 
 
