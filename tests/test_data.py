@@ -9,6 +9,7 @@ import pathlib
 import random
 import re
 import shutil
+import tracemalloc
 
 from array_record.python import array_record_module
 import datasets
@@ -159,7 +160,8 @@ def csv_text(rows):
 
 
 def write_parquet(path, rows):
-  pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=2)
+  pq.write_table(pa.Table.from_pylist(rows), path,
+                 row_group_size=2 + len(rows) // 10)
 
 
 def write_arrow_file(path, rows):
@@ -190,6 +192,8 @@ WRITE = {
         json.dumps(rows, indent=2, ensure_ascii=False), encoding='utf-8-sig'),
     'lines.json': lambda path, rows: path.write_bytes(jsonl(rows)),
     'p.csv': lambda path, rows: path.write_bytes(csv_text(rows)),
+    'bom.csv': lambda path, rows: path.write_bytes(codecs.BOM_UTF8 + csv_text(
+        rows)),
     'P.CSV.gz': lambda path, rows: path.write_bytes(
         gzip.compress(csv_text(rows))),
     'p.parquet': write_parquet,
@@ -542,6 +546,23 @@ def test_many_rows_are_the_same_rows(tmp_path, small_memory):
       p.id for step in range(4) for p in batches(problems, 3, 1)(step)
   ]
   assert ids(many) == ids(list(many))
+
+
+@pytest.mark.parametrize('name', [
+    'p.jsonl', 'p.jsonl.gz', 'p.json', 'p.csv', 'p.parquet', 'p.arrow',
+    'p.array_record'
+])
+def test_memory_does_not_hold_the_rows(tmp_path, small_memory, name):
+  text = 'word ' * 400  # 2 kB
+  WRITE[name](
+      tmp_path / name,
+      [dict(ROW, id=str(i), solution=f'{i} {text}') for i in range(4000)])
+  tracemalloc.start()
+  problems = data.read_problems(tmp_path / name)
+  assert sum(len(p.solution) for p in problems) > 8e6
+  _, peak = tracemalloc.get_traced_memory()
+  tracemalloc.stop()
+  assert peak < 4e6
 
 
 def test_rows_are_read_once(tmp_path, small_memory, monkeypatch):
