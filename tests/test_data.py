@@ -23,6 +23,7 @@ from exprl_jax.data import problems as data
 from exprl_jax.data import tiny_world as world
 from exprl_jax.data.batches import batches
 from exprl_jax.data.sources import base, json_array
+from exprl_jax.rl import curriculum
 from exprl_jax.runtime import registry
 from exprl_jax.types import InputError, Problem
 from tests.test_train import run, without_times
@@ -673,6 +674,12 @@ def test_a_mixture_draws_by_weight(tmp_path):
   assert code[:5] != code[5:]
   again = batches(mixture_of(tmp_path, 0.75, 0.25), 4, seed=2)
   assert again(7) == batch_of(7)
+
+
+def test_a_curriculum_keeps_the_weights_of_a_mixture(tmp_path):
+  table = curriculum.Curriculum(mixture_of(tmp_path, 3, 1), config_lib.Config())
+  drawn = [table.weighted(1, (i,))[0].domain for i in range(400)]
+  assert 0.69 < drawn.count('math') / 400 < 0.81
 
 
 def test_sets_of_a_mixture_have_their_own_fields(tmp_path):
