@@ -9,6 +9,7 @@ import pathlib
 import random
 import re
 import shutil
+import tracemalloc
 
 from array_record.python import array_record_module
 import datasets
@@ -22,6 +23,7 @@ from exprl_jax.data import problems as data
 from exprl_jax.data import tiny_world as world
 from exprl_jax.data.batches import batches
 from exprl_jax.data.sources import base, json_array
+from exprl_jax.rl import curriculum
 from exprl_jax.runtime import registry
 from exprl_jax.types import InputError, Problem
 from tests.test_train import run, without_times
@@ -159,7 +161,8 @@ def csv_text(rows):
 
 
 def write_parquet(path, rows):
-  pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=2)
+  pq.write_table(pa.Table.from_pylist(rows), path,
+                 row_group_size=2 + len(rows) // 10)
 
 
 def write_arrow_file(path, rows):
@@ -190,6 +193,8 @@ WRITE = {
         json.dumps(rows, indent=2, ensure_ascii=False), encoding='utf-8-sig'),
     'lines.json': lambda path, rows: path.write_bytes(jsonl(rows)),
     'p.csv': lambda path, rows: path.write_bytes(csv_text(rows)),
+    'bom.csv': lambda path, rows: path.write_bytes(codecs.BOM_UTF8 + csv_text(
+        rows)),
     'P.CSV.gz': lambda path, rows: path.write_bytes(
         gzip.compress(csv_text(rows))),
     'p.parquet': write_parquet,
@@ -544,6 +549,23 @@ def test_many_rows_are_the_same_rows(tmp_path, small_memory):
   assert ids(many) == ids(list(many))
 
 
+@pytest.mark.parametrize('name', [
+    'p.jsonl', 'p.jsonl.gz', 'p.json', 'p.csv', 'p.parquet', 'p.arrow',
+    'p.array_record'
+])
+def test_memory_does_not_hold_the_rows(tmp_path, small_memory, name):
+  text = 'word ' * 400  # 2 kB
+  WRITE[name](
+      tmp_path / name,
+      [dict(ROW, id=str(i), solution=f'{i} {text}') for i in range(4000)])
+  tracemalloc.start()
+  problems = data.read_problems(tmp_path / name)
+  assert sum(len(p.solution) for p in problems) > 8e6
+  _, peak = tracemalloc.get_traced_memory()
+  tracemalloc.stop()
+  assert peak < 6e6
+
+
 def test_rows_are_read_once(tmp_path, small_memory, monkeypatch):
   path = write(tmp_path, *ITEMS)
   first = data.read_problems(path)
@@ -652,6 +674,12 @@ def test_a_mixture_draws_by_weight(tmp_path):
   assert code[:5] != code[5:]
   again = batches(mixture_of(tmp_path, 0.75, 0.25), 4, seed=2)
   assert again(7) == batch_of(7)
+
+
+def test_a_curriculum_keeps_the_weights_of_a_mixture(tmp_path):
+  table = curriculum.Curriculum(mixture_of(tmp_path, 3, 1), config_lib.Config())
+  drawn = [table.weighted(1, (i,))[0].domain for i in range(400)]
+  assert 0.69 < drawn.count('math') / 400 < 0.81
 
 
 def test_sets_of_a_mixture_have_their_own_fields(tmp_path):

@@ -116,7 +116,7 @@ class Grader:
       raise InputError(
           f'problem {bad[0].id!r}: grader {self._grader(bad[0])!r} cannot read '
           f'the answer {bad[0].answer[:200]!r} (true for {len(bad)} of '
-          f'the {len(problems)} problems checked with it); correct it, leave '
+          f'{len(problems)} problems checked with it); correct it, leave '
           'the problem out, or give its domain another grader in '
           'config.grading.domains')
 

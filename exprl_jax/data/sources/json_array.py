@@ -2,6 +2,7 @@
 
 import codecs
 from collections.abc import Iterator
+import io
 import json
 import re
 from typing import Any
@@ -35,7 +36,7 @@ def read(path: epath.Path) -> Iterator[tuple[int, Any]]:
 
 def _items(path: epath.Path) -> Iterator[tuple[int, Any]]:
   with base.open_bytes(path) as file:
-    text = codecs.getreader('utf-8-sig')(file)
+    text = io.TextIOWrapper(file, 'utf-8-sig', newline='')
     buffer, at, number = _more(text, '', path, 1), 0, 1
     while True:
       # 1. '[' or ',' before an item, ']' behind the last one.
@@ -73,11 +74,11 @@ def _skip(text: str, at: int) -> int:
   return match.end() if match else at
 
 
-def _more(text: codecs.StreamReader, rest: str, path: epath.Path,
+def _more(text: io.TextIOWrapper, rest: str, path: epath.Path,
           number: int) -> str:
   """Returns `rest` with what follows, at least as much again."""
   try:
-    return rest + text.read(chars=max(_CHUNK, len(rest)))
+    return rest + text.read(max(_CHUNK, len(rest)))
   except UnicodeDecodeError as e:
     raise InputError(f'{path}: not UTF-8 ({e.reason}; in item {number} or '
                      'later)') from None
