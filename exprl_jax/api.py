@@ -24,7 +24,6 @@ from exprl_jax.data import validation
 from exprl_jax.data.tokenizer import Tokenizer
 from exprl_jax.evals import judge_traces
 from exprl_jax.judge import factory
-from exprl_jax.judge.tree import Judgments
 from exprl_jax.models import config as model_config
 from exprl_jax.models import references
 from exprl_jax.models.config import ModelConfig
@@ -179,7 +178,7 @@ def sample(model: Model, prompts: Sequence[Prompt], n: int = 1,
   if not ids:
     return []
   # A multiple, so that prompts of other lengths need no other programs.
-  width = -(-max(map(len, ids)) // 128) * 128
+  width = -(-max(1, *map(len, ids)) // 128) * 128
   config = _config(
       rollout={
           'group_size': n, 'max_prompt_tokens': width,
@@ -230,29 +229,19 @@ def score(judge: Model | str | os.PathLike,
   Raises:
     InputError: a problem, the judge or a value is not as it should be.
   """
-  # 1. The config and what it is about.
+  # 1. All that can fail on input.
   model = judge if isinstance(judge, Model) else None
-  keys |= {'init': str(model.folder if model else judge), 'readout': readout}
+  source = str(model.folder if model else judge)
   if model:
     keys['dtype'] = model.config.dtype
-  config = _config(run='judge', reward=reward, judge=keys,
-                   mesh={'data': -1, 'fsdp': 1})
+  config = _config(run='judge', reward=reward, mesh={'data': -1, 'fsdp': 1},
+                   judge=keys | {'init': source, 'readout': readout})
   recipes.check_judge(config)
   items = [_problem(row, i) for i, row in enumerate(problems)]
   factory.check(config, items)
-  tokenizer = Tokenizer(references.find(config.judge.init).folder)
-  found = _split(config, tokenizer, items, traces)
-  if not found:
-    return [[] for _ in items]
-  # 2. The judge.
-  mesh = model.mesh if model else mesh_lib.make_mesh(config.mesh)
-  longest = max(
-      sum(len(tokenizer.encode(step)) for step in t.steps) for t in found)
-  shared = (model.folder, model.config, model.params) if model else None
-  loaded = factory.load(config, mesh, shared=shared, max_trace_tokens=longest)
-  # 3. Its scores, trace by trace.
-  judgments = judge_traces.score(loaded, found)
-  rows = (_scores(t, judgments, i) for i, t in enumerate(found))
+  found = _split(config, items, traces)
+  # 2. Scores, trace by trace.
+  rows = iter(_judge(config, model, found) if found else [])
   return [[next(rows) for _ in texts] for texts in traces]
 
 
@@ -263,13 +252,13 @@ def _problem(row: Problem | Mapping[str, Any], i: int) -> Problem:
                               ('solution',))
 
 
-def _split(config: Config, tokenizer: Tokenizer, problems: Sequence[Problem],
+def _split(config: Config, problems: Sequence[Problem],
            traces: Sequence[Sequence[str]]) -> list[judge_traces.Trace]:
   """Splits the traces of all problems into steps."""
   if len(problems) != len(traces) or any(isinstance(x, str) for x in traces):
     raise InputError(f'score: {len(problems)} problems need as many lists of '
                      f'traces; there are {len(traces)}')
-  segment = steps_lib.segmenter(config.judge, tokenizer,
+  segment = steps_lib.segmenter(config.judge, _judge_tokenizer(config),
                                 config.reward == 'process')
   return [
       judge_traces.Trace(f'{problem.id}/{i}', problem, segment.split(text),
@@ -279,14 +268,27 @@ def _split(config: Config, tokenizer: Tokenizer, problems: Sequence[Problem],
   ]
 
 
-def _scores(trace: judge_traces.Trace, judgments: Judgments,
-            i: int) -> TraceScores:
-  """Takes the scores of trace i out of all judgments."""
-  n = len(trace.steps)
-  return TraceScores(trace.steps, judgments.score[i, :n],
-                     judgments.readable[i, :n],
-                     judgments.score_token_probability[i, :n],
-                     judgments.texts[i][:n])
+def _judge(config: Config, model: Model | None,
+           traces: Sequence[judge_traces.Trace]) -> list[TraceScores]:
+  """Scores traces by a loaded model, or by that of the config."""
+  tokenizer = _judge_tokenizer(config)
+  longest = max(
+      sum(len(tokenizer.encode(step)) for step in t.steps) for t in traces)
+  judge = factory.load(
+      config, model.mesh if model else mesh_lib.make_mesh(config.mesh),
+      shared=(model.folder, model.config, model.params) if model else None,
+      max_trace_tokens=longest)
+  found = judge_traces.score(judge, traces)
+  return [
+      TraceScores(t.steps, found.score[i, :n], found.readable[i, :n],
+                  found.score_token_probability[i, :n], found.texts[i][:n])
+      for i, t in enumerate(traces)
+      for n in [len(t.steps)]
+  ]
+
+
+def _judge_tokenizer(config: Config) -> Tokenizer:
+  return Tokenizer(references.find(config.judge.init).folder)
 
 
 def _config(**keys: Any) -> Config:

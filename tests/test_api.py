@@ -129,6 +129,7 @@ def test_a_loaded_judge_scores_as_its_folder_does():
     (lambda m: ex.load_model('asset:tiny_policy', 'float16'), 'policy.dtype'),
     (lambda m: ex.sample(m, 'how many ?'), 'should be a list'),
     (lambda m: ex.sample(m, [[10**6]]), 'prompt 0: `tokens` should be'),
+    (lambda m: ex.sample(m, [[]]), 'prompt 0 has 0 tokens'),
     (lambda m: ex.sample(m, [[1]], top_p=0.0), 'top_p=0.0'),
     (lambda m: ex.sample(m, [[1]], top_kk=1), 'did you mean rollout.top_k'),
     (lambda m: ex.score(m, [{'question': 'a'}], [['b']]), 'no solution'),

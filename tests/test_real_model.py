@@ -5,7 +5,6 @@ special tokens are in use. tests/smollm2.py says what to install.
 """
 
 import json
-import os
 import pathlib
 import subprocess
 import sys
@@ -58,6 +57,12 @@ def theirs(folder):
   return open_in_transformers(folder)
 
 
+@pytest.fixture(scope='module')
+def tokenizer(folder):
+  """Theirs."""
+  return transformers.AutoTokenizer.from_pretrained(folder)
+
+
 def open_in_transformers(folder):
   return transformers.AutoModelForCausalLM.from_pretrained(
       folder, dtype=torch.float32).eval()
@@ -94,11 +99,10 @@ def test_the_folder_loads_untouched(folder):
     '日本語 naïve 🙂', 'def f():\n\treturn 3.14159  # 12,345'
 ])
 @pytest.mark.parametrize('system', ['', 'Think step by step. '])
-def test_prompts_are_those_of_transformers(folder, model, question, system):
+def test_prompts_are_those_of_transformers(model, tokenizer, question, system):
   messages = [{'role': 'user', 'content': question}]
   if system:
     messages.insert(0, {'role': 'system', 'content': system})
-  tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
   want = tokenizer.apply_chat_template(messages, add_generation_prompt=True,
                                        return_dict=False)
   assert prompt_ids(model.tokenizer, question, system) == want
@@ -152,7 +156,8 @@ def test_the_judge_reads_the_probabilities_of_transformers(
                                             abs=1e-3)
 
 
-def test_an_exported_folder_is_the_same_model(folder, theirs, tmp_path):
+def test_an_exported_folder_is_the_same_model(folder, theirs, tokenizer,
+                                              tmp_path):
   main.main([
       '--config=configs/export.py', f'--config.policy.init={folder}',
       f'--config.export.out={tmp_path / "out"}', '--config.export.dtype=float32'
@@ -160,12 +165,9 @@ def test_an_exported_folder_is_the_same_model(folder, theirs, tmp_path):
   copy = open_in_transformers(tmp_path / 'out')
   for a, b in zip(theirs.parameters(), copy.parameters(), strict=True):
     assert torch.equal(a, b)
-  tokenizers = [
-      transformers.AutoTokenizer.from_pretrained(x)
-      for x in (folder, tmp_path / 'out')
-  ]
-  assert tokenizers[0].chat_template == tokenizers[1].chat_template
-  assert tokenizers[0].get_vocab() == tokenizers[1].get_vocab()
+  other = transformers.AutoTokenizer.from_pretrained(tmp_path / 'out')
+  assert tokenizer.chat_template == other.chat_template
+  assert tokenizer.get_vocab() == other.get_vocab()
 
 
 REWARD = '''
@@ -200,8 +202,7 @@ def test_a_training_step(folder, one_device, tmp_path, lora_rank):
       '--config.rollout.temperature=1', '--config.steps=1',
       '--config.optim.updates=1', '--config.optim.lr=1e-4',
       '--config.eval.problems=', '--config.checkpoint.every=0'
-  ], check=True, env=os.environ | {'XLA_FLAGS': ''},
-                 cwd=pathlib.Path(ex.__file__).parents[1])
+  ], check=True, cwd=pathlib.Path(ex.__file__).parents[1])
   (row,) = metrics.read(workdir / 'metrics.jsonl')
   assert row['mismatch/logprob_abs_diff'] < 1e-3
   assert 0 < row['optim/grad_norm'] < np.inf and row['reward/mean'] > 0
