@@ -110,6 +110,7 @@ class TraceSampler:
     self._grader = grading.Grader(config.grading)
     self._config, self._tokenizer = config, Tokenizer(origin.folder)
     self._problems = problems.training_problems(config, NEEDS)
+    self._grader.check(self._problems)  # calibration needs the truth
     self._prompts = chat.policy_prompts(self._tokenizer, self._problems, config)
     _, model, self._params = references.load(origin, mesh, config.policy.dtype,
                                              frozen=True)
