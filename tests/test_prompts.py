@@ -110,19 +110,20 @@ def test_prompts_have_the_ids_of_transformers(folders, vocabulary, template):
   theirs.chat_template = TEMPLATES[template]
   (folder / 'chat_template.jinja').write_text(TEMPLATES[template])
   ours = Tokenizer(folder)
-  questions = QUESTIONS
-  if (folder / 'tokenizer.model').exists():
-    # transformers' conversion merges runs of blanks unlike sentencepiece, whose
-    # ids these models were trained on.
-    questions = [q for q in QUESTIONS if '  ' not in q]
-  for question, system in itertools.product(questions, ['', 'Be brief.']):
+  # transformers' conversion merges runs of blanks unlike sentencepiece, whose
+  # ids these models were trained on.
+  differs = (folder / 'tokenizer.model').exists()
+  for question, system in itertools.product(QUESTIONS, ['', 'Be brief.']):
     messages = [{'role': 'user', 'content': question}]
     if system:
       messages.insert(0, {'role': 'system', 'content': system})
     want = theirs.apply_chat_template(messages, tokenize=True,
                                       add_generation_prompt=True,
                                       return_dict=False, enable_thinking=False)
-    (ids,) = ours.encode_pieces([chat.policy_text(ours, question, system)])
+    pieces = chat.policy_text(ours, question, system)
+    if differs and '  ' in ''.join(piece.text for piece in pieces):
+      continue
+    (ids,) = ours.encode_pieces([pieces])
     assert ids == want, (question, theirs.decode(want), ours.decode(ids, True))
 
 
