@@ -1,8 +1,8 @@
 r"""The paper's recipes with Qwen3-4B-Instruct-2507 as policy and judge.
 
   python -m exprl_jax.main --config=configs/qwen3_4b.py:exprl_process \
-    --config.policy.init=/models/Qwen3-4B-Instruct-2507 \
-    --config.judge.init=/models/Qwen3-4B-Instruct-2507 \
+    --config.policy.init=Qwen/Qwen3-4B-Instruct-2507 \
+    --config.judge.init=Qwen/Qwen3-4B-Instruct-2507 \
     --config.data.train=/data/train.jsonl
 
 Values are those of arXiv 2606.17024 unless a recipe says otherwise. Each
@@ -20,7 +20,7 @@ after stage 1, as reported in the paper:
 
 from ml_collections import ConfigDict
 
-_MODEL = '/models/Qwen3-4B-Instruct-2507'
+_MODEL = 'Qwen/Qwen3-4B-Instruct-2507'
 
 
 def _base() -> ConfigDict:

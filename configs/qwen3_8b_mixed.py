@@ -1,8 +1,8 @@
 r"""The paper's recipes on four domains: Qwen3-8B, judged by Qwen3-4B.
 
   python -m exprl_jax.main --config=configs/qwen3_8b_mixed.py:exprl_outcome \
-    --config.policy.init=/models/Qwen3-8B \
-    --config.judge.init=/models/Qwen3-4B-Instruct-2507 \
+    --config.policy.init=Qwen/Qwen3-8B \
+    --config.judge.init=Qwen/Qwen3-4B-Instruct-2507 \
     --config.data.train=/data/train.jsonl
 
 Each argument names a function below, which sets what its recipe changes. Each
@@ -22,7 +22,7 @@ def _base() -> ConfigDict:
   c = ConfigDict()
   c.seed = 1
   c.policy = ConfigDict(
-      dict(init='/models/Qwen3-8B', dtype='bfloat16', remat='full'))
+      dict(init='Qwen/Qwen3-8B', dtype='bfloat16', remat='full'))
   c.rollout = ConfigDict(
       dict(group_size=1, max_prompt_tokens=4096, max_new_tokens=16384,
            temperature=0.8, slots=256, overlong='keep'))
@@ -74,7 +74,7 @@ def exprl_outcome(c: ConfigDict) -> None:
   _train(c)
   c.reward = 'outcome'
   c.judge = ConfigDict(
-      dict(init='/models/Qwen3-4B-Instruct-2507', dtype='bfloat16',
+      dict(init='Qwen/Qwen3-4B-Instruct-2507', dtype='bfloat16',
            template='math', readout='generate_expect', rationale_tokens=4096,
            max_prompt_tokens=8192,
            templates=('physics=science', 'science=science', 'code=code')))

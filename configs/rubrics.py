@@ -18,7 +18,7 @@ def get_config():
   c.run = 'rubrics'
   c.seed = 0
   c.judge = ConfigDict(
-      dict(init='/models/Qwen3-4B-Instruct-2507', dtype='bfloat16',
+      dict(init='Qwen/Qwen3-4B-Instruct-2507', dtype='bfloat16',
            max_prompt_tokens=8192, slots=64))
   c.data = ConfigDict(dict(train='/data/train.jsonl', limit=0))
   c.rubrics = ConfigDict(

@@ -254,6 +254,9 @@ def test_dry_run_shows_the_prompts_and_writes_nothing(tmp_path, capsys):
       ['--config=configs/tiny.py', '--dry_run', f'--workdir={tmp_path / "w"}'])
   out = capsys.readouterr().out
   assert '--- policy prompt' in out and '--- judge prompt' in out
+  assert '  optim.lr = 0.0005\n' in out and '  seed = ' not in out
+  assert 'tokens, rollout.max_prompt_tokens=48' in out
+  assert 'not checked: values of weights' in out
   policy_part = out.split('--- policy prompt')[1].split('--- judge prompt')[0]
   assert 'by ' not in policy_part and 'boxed' not in policy_part
   assert not (tmp_path / 'w').exists()

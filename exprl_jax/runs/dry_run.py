@@ -1,11 +1,14 @@
 """--dry_run: read everything, compute nothing, show what the models see."""
 
 from collections.abc import Sequence
+import operator
 
 import jax
 
-from exprl_jax.config import Config
-from exprl_jax.data import chat, verdicts
+from exprl_jax import config as config_lib
+from exprl_jax.config import Config, loading
+from exprl_jax.data import chat, mixture, verdicts
+from exprl_jax.data.mixture import Mixture
 from exprl_jax.data.problems import training_problems
 from exprl_jax.data.tokenizer import Tokenizer
 from exprl_jax.evals import judge_traces
@@ -20,14 +23,37 @@ from exprl_jax.runs import evaluate, recipes, rubrics, setup, sft, validate
 from exprl_jax.runtime import mesh as mesh_lib
 from exprl_jax.types import Problem
 
+_NOT_CHECKED = ("values of weights, which are not read",
+                'memory and compilation on devices',
+                'whether the judge can judge (configs/judge.py measures it)',
+                'write access to the workdir')
+
 
 def dry_run(config: Config) -> None:
-  """Checks config, data, tokenizers and template; prints one prompt of each.
+  """Checks all that a run reads; prints settings and one prompt of each kind.
 
   Raises:
     InputError: whatever the run itself would stumble over at its start.
   """
+  _show_settings(config)
   _check_weights(config)
+  _show_inputs(config)
+  print(f'\nnot checked: {"; ".join(_NOT_CHECKED)}')
+
+
+def _show_settings(config: Config) -> None:
+  """Prints the keys that differ from their defaults."""
+  default = config_lib.Config()
+  print('settings (all others have their defaults)')
+  for name, _ in loading.hints(config_lib.Config):
+    get = operator.attrgetter(name)
+    if get(config) != get(default):
+      print(f'  {name} = {get(config)!r}')
+  print()
+
+
+def _show_inputs(config: Config) -> None:
+  """Checks data, tokenizers and templates, and prints prompts."""
   if config.run == 'rubrics':
     _show_rubric_prompt(config)
   elif config.run == 'validate':
@@ -101,6 +127,10 @@ def _show_model(config: Config, mesh: jax.sharding.Mesh) -> Tokenizer:
 
 def _show_training(config: Config, mesh: jax.sharding.Mesh,
                    problems: Sequence[Problem]) -> None:
+  if isinstance(problems, Mixture):
+    sets = mixture.parse(config.data.mixture)
+    for s, part in zip(sets, problems.parts):
+      print(f'  {s.name}: {len(part)} problems, weight {s.weight:g}')
   print(f'{len(problems)} problems; {config.data.batch} x '
         f'{config.rollout.group_size} samples a step, {config.optim.updates} '
         f'updates of them, in micro-batches of '
@@ -111,6 +141,8 @@ def _show_policy_prompt(config: Config, tokenizer: Tokenizer,
                         problems: Sequence[Problem]) -> None:
   (ids,) = chat.policy_prompts(tokenizer, problems[:1], config)
   print('\n--- policy prompt\n' + tokenizer.decode(ids, special=True))
+  print(f'--- {len(ids)} tokens, rollout.max_prompt_tokens='
+        f'{config.rollout.max_prompt_tokens}')
 
 
 def _show_judge_prompt(config: Config, problem: Problem) -> None:
