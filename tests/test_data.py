@@ -271,6 +271,12 @@ def test_splits_of_a_saved_data_set_are_named(tmp_path):
   with pytest.raises(InputError, match='choose a split of it: .*/d/train, '):
     data.read_problems(tmp_path / 'd')
   assert data.read_problems(tmp_path / 'd/test') == WANT
+  next((tmp_path / 'd/test').glob('*.arrow')).unlink()
+  with pytest.raises(InputError, match='arrow: no such problem file'):
+    data.read_problems(tmp_path / 'd/test')
+  (tmp_path / 'd/test/state.json').write_text('{}')
+  with pytest.raises(InputError, match='state.json: not as save_to_disk'):
+    data.read_problems(tmp_path / 'd/test')
 
 
 def test_ids_by_default_are_numbers_of_rows(tmp_path):

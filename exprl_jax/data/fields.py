@@ -18,6 +18,7 @@ from typing import Any
 
 from exprl_jax import config as config_lib
 from exprl_jax.data import validation
+from exprl_jax.data.sources import base
 from exprl_jax.grading import answers
 from exprl_jax.runtime import registry
 from exprl_jax.types import InputError
@@ -58,7 +59,7 @@ class Fields:
         row = function(row)
       except Exception as e:  # whatever the user's function raises
         raise InputError(f'{where}: {self.key}.convert={self.convert}: '
-                         f'{type(e).__name__}: {e}') from None
+                         f'{type(e).__name__}: {base.first_line(e)}') from None
       if not isinstance(row, dict):
         return row
     if self.fields:

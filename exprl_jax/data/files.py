@@ -7,7 +7,7 @@ import json
 import os
 import posixpath
 import re
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from etils import epath
 
@@ -75,14 +75,20 @@ def _expand(part: str) -> Sequence[epath.Path]:
 
 def _of_folder(folder: epath.Path) -> Sequence[epath.Path]:
   """Lists the files of a folder that have rows, in it or below."""
-  if (folder / 'dataset_dict.json').is_file():
-    splits = json.loads((folder / 'dataset_dict.json').read_text())['splits']
-    raise InputError(f'{folder}: choose a split of it: ' +
-                     ', '.join(f'{folder}/{s}' for s in splits))
-  if (folder / 'state.json').is_file():  # by save_to_disk, in their order
-    state = json.loads((folder / 'state.json').read_text())
-    return [folder / f['filename'] for f in state.get('_data_files', ())]
+  if (splits := folder / 'dataset_dict.json').is_file():
+    raise InputError(f'{folder}: choose a split of it: ' + ', '.join(
+        f'{folder}/{s}' for s in _described(splits, 'splits')))
+  if (state := folder / 'state.json').is_file():  # by save_to_disk, in order
+    return [folder / f['filename'] for f in _described(state, '_data_files')]
   return _with_rows(str(folder), _below(folder))
+
+
+def _described(path: epath.Path, key: str) -> Sequence[Any]:
+  try:
+    return json.loads(path.read_text())[key]
+  except (ValueError, KeyError):
+    raise InputError(f'{path}: not as save_to_disk writes it (no {key}); save '
+                     'the data set again') from None
 
 
 def _below(folder: epath.Path) -> Iterator[epath.Path]:
@@ -117,11 +123,14 @@ def _with_rows(name: str, paths: Iterable[epath.Path]) -> list[epath.Path]:
 
 def _stat(path: epath.Path) -> tuple[int, int] | None:
   """Returns size and time of a file; None of a folder."""
-  if '://' not in str(path):
-    own = os.stat(path)
-    return None if path.is_dir() else (own.st_size, own.st_mtime_ns)
-  stat = path.stat()
-  return None if stat.is_directory else (stat.length, int(stat.mtime))
+  try:
+    if '://' not in str(path):
+      own = os.stat(path)
+      return None if path.is_dir() else (own.st_size, own.st_mtime_ns)
+    stat = path.stat()
+    return None if stat.is_directory else (stat.length, int(stat.mtime))
+  except OSError as e:
+    raise InputError(f'{path}: no such problem file ({e.strerror})') from None
 
 
 def _short(paths: Sequence[epath.Path]) -> list[str]:
