@@ -8,15 +8,16 @@ Needs the extra `reasoning_gym`. docs/datasets.md says what it is for.
 
 from collections.abc import Sequence
 import difflib
-from typing import Any, overload
+from typing import Any
 
+from exprl_jax.data.lazy import Lazy, digest
 from exprl_jax.grading import reasoning_gym
 from exprl_jax.types import InputError, Problem
 
 _WHERE = 'reasoning_gym:'
 
 
-class Tasks(Sequence[Problem]):
+class Tasks(Lazy):
   """The tasks of a family, made on access."""
 
   def __init__(self, name: str, tasks: Any, size: int) -> None:
@@ -28,26 +29,17 @@ class Tasks(Sequence[Problem]):
       size: number of tasks.
     """
     self._name, self._tasks, self._size = name, tasks, size
+    self.digest = digest(name, size)
 
   def __len__(self) -> int:
     return self._size
 
-  @overload
-  def __getitem__(self, index: int) -> Problem:
-    ...
-
-  @overload
-  def __getitem__(self, index: slice) -> Sequence[Problem]:
-    ...
-
-  def __getitem__(self, index: int | slice) -> Problem | Sequence[Problem]:
-    if isinstance(index, slice):
-      return [self[i] for i in range(*index.indices(self._size))]
-    number = range(self._size)[index]
-    task = self._tasks[number]
+  def get(self, i: int) -> Problem:
+    """See Lazy."""
+    task = self._tasks[i]
     answer = task['answer']
     return Problem(
-        id=f'{self._name}#{number}',
+        id=f'{self._name}#{i}',
         question=task['question'].strip(),
         # Only gsm_symbolic tells how its answer comes about.
         solution=task['metadata'].get('answer_cot', ''),
