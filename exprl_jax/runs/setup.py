@@ -72,8 +72,8 @@ def inputs(config: Config) -> Inputs:
 
 
 def check_problems(config: Config, problems: Sequence[Problem],
-                    reward: base.Reward, tokenizer: Tokenizer,
-                    grader: Grader) -> None:
+                   reward: base.Reward, tokenizer: Tokenizer,
+                   grader: Grader) -> None:
   """Checks that prompts fit, answers can be read, and rubrics are there."""
   checks: list[verdicts.Check] = [
       lambda some: chat.policy_prompts(tokenizer, some, config), grader.check
