@@ -76,18 +76,12 @@ def inputs(config: Config) -> Inputs:
 
 
 def check_problems(config: Config, problems: Sequence[Problem],
-<<<<<<< HEAD
                    reward: base.Reward, tokenizer: Tokenizer) -> None:
   """Checks that prompts fit and rubrics are there.
 
   Raises:
     InputError: one does not fit, or has no rubric; names the problem.
   """
-=======
-                   reward: base.Reward, tokenizer: Tokenizer,
-                   grader: Grader) -> None:
-  """Checks that prompts fit, answers can be read, and rubrics are there."""
->>>>>>> wt-data
   checks: list[verdicts.Check] = [
       lambda some: chat.policy_prompts(tokenizer, some, config)
   ]
