@@ -10,7 +10,7 @@ import pytest
 
 from exprl_jax import config as config_lib
 from exprl_jax import main
-from exprl_jax.data import checks
+from exprl_jax.data import checks, problems, stored, validation
 from exprl_jax.data.checks import Evaluation, golds, report, text
 from exprl_jax.grading.grader import Grade, Grader
 from exprl_jax.judge import factory, readouts
@@ -566,3 +566,36 @@ def test_open_answers_of_competition_problems_are_counted(tmp_path, grader):
   # Against itself, every question is found, and found as such.
   found = validate.check_training(config, train, train, [], None, 0)
   assert found.counts == {'in_evaluation': 270}
+
+
+def test_rows_that_cannot_be_read_count_as_bad(tmp_path, capsys):
+  path, rejects = write(tmp_path / 'p.jsonl', ROWS[:2]), tmp_path / 'bad.jsonl'
+  path.write_text(path.read_text() + '{"question": \n{"question": 3}\n[1]\n')
+  flags = ['--config.eval.problems=', f'--config.data.rejects={rejects}']
+  config = frozen(
+      command(path, *flags, '--config.data.max_bad=3', config='tiny'))
+  assert [p.id for p in setup.inputs(config).problems] == ['a', 'b']
+  found = [json.loads(line) for line in rejects.read_text().splitlines()]
+  assert [(f['kind'], f['where'].split(':')[-1]) for f in found
+         ] == [('unreadable_row', n) for n in '345']
+  config = frozen(
+      command(path, *flags, '--config.data.max_bad=2', config='tiny'))
+  with pytest.raises(InputError,
+                     match='p.jsonl:5: .* more than data.max_bad=2'):
+    setup.inputs(config)
+  with pytest.raises(InputError, match='p.jsonl:3: not JSON'):
+    setup.inputs(frozen(command(path, *flags, config='tiny')))
+  with pytest.raises(InputError, match='3 of 5 rows have errors'):
+    main.main(command(path, config='validate'))
+  assert 'error    unreadable_row               3' in capsys.readouterr().out
+
+
+def test_errors_of_many_rows_are_kept_with_them(tmp_path, monkeypatch):
+  monkeypatch.setenv('EXPRL_CACHE', str(tmp_path))
+  monkeypatch.setattr(stored, 'IN_MEMORY', 1)
+  path = write(tmp_path / 'p.jsonl', ROWS[:2])
+  path.write_text(path.read_text() + 'x\n')
+  for _ in range(2):  # read, then taken from the cache
+    rejects = validation.Rejects(1)
+    assert len(problems.read_problems(path, rejects=rejects)) == 2
+    assert len(rejects.errors) == 1 and 'p.jsonl:3: not' in rejects.errors[0]

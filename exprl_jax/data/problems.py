@@ -17,6 +17,7 @@ from exprl_jax.data import fields as fields_lib
 from exprl_jax.data import files as files_lib
 from exprl_jax.data import mixture, rubrics, sources, stored, validation
 from exprl_jax.data.lazy import Lazy, Mapped, digest
+from exprl_jax.data.validation import Rejects
 from exprl_jax.types import InputError, Problem
 
 _FORMAT = 1  # of stored problems; another one means that they are read again
@@ -24,7 +25,8 @@ _FORMAT = 1  # of stored problems; another one means that they are read again
 
 def read_problems(path: epath.PathLike, needs: Sequence[str] = (),
                   limit: int = 0, fields: fields_lib.Fields = fields_lib.OURS,
-                  domain: str = 'math') -> Sequence[Problem]:
+                  domain: str = 'math',
+                  rejects: Rejects | None = None) -> Sequence[Problem]:
   """Reads problems and checks every row.
 
   A row has `question` and, by purpose, `solution` (judge, SFT), `answer`
@@ -41,6 +43,8 @@ def read_problems(path: epath.PathLike, needs: Sequence[str] = (),
     limit: number of problems; 0: all.
     fields: how rows get our field names.
     domain: of rows that have none.
+    rejects: collects the errors of rows, which are left out; by default, the
+      first one is raised.
 
   Raises:
     InputError: no such file, no rows, or a bad row; names file and line.
@@ -54,29 +58,38 @@ def read_problems(path: epath.PathLike, needs: Sequence[str] = (),
   files = files_lib.find(str(path))
   key = digest(_FORMAT,
                __version__, [(str(f.path), f.size, f.modified) for f in files],
-               fields.name(), sorted(needs), limit, domain)
-  problems = stored.store(lambda: _entries(files, fields, needs, limit, domain),
-                          key)
+               fields.name(), sorted(needs), limit, domain, rejects
+               and rejects.limit)
+  found = Rejects(rejects.limit if rejects else 0)
+  problems = stored.store(
+      lambda: _entries(files, fields, needs, limit, domain, found), key)
+  if rejects:
+    rejects.errors += stored.remember(found.errors, key)
   if not problems:
     raise InputError(f'{path}: no problems in it')
   return problems
 
 
 def _entries(files: Sequence[files_lib.File], fields: fields_lib.Fields,
-             needs: Sequence[str], limit: int,
-             domain: str) -> Iterator[tuple[str, Problem]]:
+             needs: Sequence[str], limit: int, domain: str,
+             rejects: Rejects) -> Iterator[tuple[str, Problem]]:
   """Yields FILE:LINE and problem of all rows that are used."""
+  rejects.errors.clear()  # of an earlier pass
   read = used = 0
   for file in files:
     path = str(file.path)
     for number, row in sources.format_of(path)(file.path):
       where = f'{path}:{number}'
-      row = fields.apply(row, where)
+      name = number if len(files) == 1 else f'{file.name}:{number}'
+      try:
+        problem = _problem(row, fields, where, name, needs, domain)
+      except InputError as e:
+        rejects.add(e)
+        continue
       read += 1
-      if row is not None:
+      if problem:
         used += 1
-        name = number if len(files) == 1 else f'{file.name}:{number}'
-        yield where, validation.check_row(row, where, name, needs, domain)
+        yield where, problem
         if used == limit:
           return
   if used < read and jax.process_index() == 0:
@@ -84,27 +97,40 @@ def _entries(files: Sequence[files_lib.File], fields: fields_lib.Fields,
                     fields.convert, used, read)
 
 
-def training_problems(config: Config,
-                      needs: Sequence[str]) -> Sequence[Problem]:
+def _problem(row: Any, fields: fields_lib.Fields, where: str, name: int | str,
+             needs: Sequence[str], domain: str) -> Problem | None:
+  """Makes the problem of a row; None: it is not used."""
+  if isinstance(row, InputError):
+    raise row
+  row = fields.apply(row, where)
+  if row is None:
+    return None
+  return validation.check_row(row, where, name, needs, domain)
+
+
+def training_problems(config: Config, needs: Sequence[str],
+                      rejects: Rejects | None = None) -> Sequence[Problem]:
   """Reads the problems of data.train or data.mixture, with data.rubrics.
 
   Args:
     config: its `data`.
     needs: fields that must not be empty.
+    rejects: as of `read_problems`.
 
   Raises:
     InputError: as `read_problems` and `with_rubrics`.
   """
   cfg = config.data
   if not cfg.mixture:
-    problems = read_problems(cfg.train, needs, cfg.limit, fields_lib.of(cfg))
+    problems = read_problems(cfg.train, needs, cfg.limit, fields_lib.of(cfg),
+                             rejects=rejects)
     return with_rubrics(problems, cfg.rubrics) if cfg.rubrics else problems
   sets = mixture.parse(cfg.mixture)
   names = [s.name for s in sets]
   parts: list[Lazy] = [
       Mapped(
           read_problems(s.files, needs, cfg.limit,
-                        fields_lib.of(cfg, names, s.name), s.name),
+                        fields_lib.of(cfg, names, s.name), s.name, rejects),
           functools.partial(_prefixed, s.name), s.name) for s in sets
   ]
   if cfg.rubrics:

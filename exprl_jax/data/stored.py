@@ -75,6 +75,20 @@ def store(entries: Entries, digest: str) -> Sequence[Problem]:
   return Stored(path, digest)
 
 
+def remember(errors: list[str], digest: str) -> list[str]:
+  """Keeps the errors of rows that were left out beside the stored problems.
+
+  Returns:
+    The errors; those of the first time if the problems were not read again.
+  """
+  path = folder('problems') / f'{digest}.json'
+  if not path.with_suffix('.npy').is_file():
+    return errors  # few problems, which are always read
+  if not path.is_file():
+    path.write_text(json.dumps(errors))
+  return json.loads(path.read_text())
+
+
 def folder(name: str) -> pathlib.Path:
   """Returns a folder of the cache, which need not be there."""
   root = os.environ.get('EXPRL_CACHE') or '~/.cache/exprl_jax'

@@ -124,6 +124,33 @@ def _rubric_items(value: Any, where: str) -> tuple[RubricItem, ...]:
                      f'points}} ({e})') from None
 
 
+class Rejects:
+  """The errors of rows that are left out, up to a limit.
+
+  Attributes:
+    limit: number of rows.
+    errors: of the rows, each with file and line.
+  """
+
+  def __init__(self, limit: int = 0) -> None:
+    self.limit = limit
+    self.errors: list[str] = []
+
+  def add(self, error: InputError) -> None:
+    """Leaves out the row of an error.
+
+    Raises:
+      InputError: there are too many.
+    """
+    if len(self.errors) < self.limit:
+      self.errors.append(str(error))
+    elif self.limit:
+      raise InputError(f'{error}; with this row, more than data.max_bad='
+                       f'{self.limit} cannot be read') from None
+    else:
+      raise error
+
+
 def distinct(problems: Iterable[tuple[str, Problem]]) -> list[Problem]:
   """Collects problems and checks that their ids differ.
 

@@ -14,7 +14,6 @@ import numpy as np
 from exprl_jax import rewards
 from exprl_jax.config import Config
 from exprl_jax.data import chat, verdicts
-from exprl_jax.data import problems as problems_lib
 from exprl_jax.data.batches import batches
 from exprl_jax.data.tokenizer import Tokenizer
 from exprl_jax.evals.held_out import HeldOut
@@ -62,11 +61,8 @@ def inputs(config: Config) -> Inputs:
   tokenizer = Tokenizer(origin.folder)
   grader = Grader(config.grading)
   held_out = HeldOut(config, tokenizer, grader)
-  # With data.max_bad, rows that lack a field are left out, too.
-  needs = () if config.data.max_bad else reward.needs
-  problems = validate.usable(config,
-                             problems_lib.training_problems(config, needs),
-                             grader, budgets.of_models(config))
+  problems = validate.usable(config, reward.needs, grader,
+                             budgets.of_models(config))
   if reward.uses_judge:
     factory.check(config, ())
   check_problems(config, problems, reward, tokenizer)

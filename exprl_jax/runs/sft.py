@@ -10,7 +10,6 @@ import numpy as np
 from exprl_jax.config import Config
 from exprl_jax.data import chat
 from exprl_jax.data.batches import batches
-from exprl_jax.data.problems import training_problems
 from exprl_jax.data.tokenizer import Tokenizer
 from exprl_jax.evals.held_out import HeldOut
 from exprl_jax.models import hf, references
@@ -88,8 +87,7 @@ def usable(config: Config, tokenizer: Tokenizer) -> Sequence[Problem]:
   Raises:
     InputError: a problem is bad or does not fit; names it.
   """
-  needs = () if config.data.max_bad else ('solution',)
-  return validate.usable(config, training_problems(config, needs), None, [
+  return validate.usable(config, ('solution',), None, [
       budgets.policy_prompt(config, tokenizer),
       budgets.target(config, tokenizer)
   ])

@@ -15,6 +15,7 @@ from exprl_jax.config import Config
 from exprl_jax.data import checks, fields, problems, tiny_world, verdicts
 from exprl_jax.data.checks import Budget, Report, Row
 from exprl_jax.data.lazy import Lazy, digest, digest_of
+from exprl_jax.data.validation import Rejects
 from exprl_jax.evals import held_out
 from exprl_jax.grading.grader import Grader
 from exprl_jax.runs import budgets
@@ -33,10 +34,14 @@ def validate(config: Config) -> None:
     InputError: a file cannot be read, more than data.max_bad training rows have
       errors, or an evaluation problem has.
   """
-  train = located(_name(config), problems.training_problems(config, ()))
+  rejects = Rejects(_ALL)
+  train = located(_name(config),
+                  problems.training_problems(config, (), rejects))
   found = check(config, train, evaluation_rows(config),
                 budgets.of_models(config),
                 keep=_ALL if config.data.rejects else 0)
+  found[0] = checks.with_unreadable(found[0], rejects.errors,
+                                    _ALL if config.data.rejects else 0)
   if jax.process_index() == 0:
     for report in found:
       print(table(report), flush=True)
@@ -45,13 +50,16 @@ def validate(config: Config) -> None:
     enforce(config, report)
 
 
-def usable(config: Config, training: Sequence[Problem], grader: Grader | None,
+def usable(config: Config, needs: Sequence[str], grader: Grader | None,
            limits: Sequence[Budget]) -> Sequence[Problem]:
-  """Checks the data of a run at its start.
+  """Reads the training data of a run and checks it.
+
+  Generated problems are not checked.
 
   Args:
     config: its `data`, `eval` and reward.
-    training: the problems of data.train; generated ones are not checked.
+    needs: fields that must not be empty. With data.max_bad, rows that lack one
+      are left out, as others with errors.
     grader: of final answers; None: gold answers are not checked.
     limits: limits of tokens.
 
@@ -61,6 +69,9 @@ def usable(config: Config, training: Sequence[Problem], grader: Grader | None,
   Raises:
     InputError: more than data.max_bad problems have errors, or all of them.
   """
+  limit = config.data.max_bad
+  rejects = Rejects(limit)
+  training = problems.training_problems(config, () if limit else needs, rejects)
   if isinstance(training, tiny_world.PretrainingText):
     return training
   name, evaluation = _name(config), list(evaluation_rows(config))
@@ -73,11 +84,12 @@ def usable(config: Config, training: Sequence[Problem], grader: Grader | None,
           config.rollout, config.judge, grader is not None,
           [(b.name, b.limit, b.tokenizer) for b in limits],
           [repr(p) for _, p in evaluation]))
-  enforce(config, report)
+  read = checks.with_unreadable(report, rejects.errors, limit)
+  enforce(config, read)
   if jax.process_index() == 0:
-    write_rejects(config, report)
-    if report.counts:
-      print(f"{summary(report)}; run='validate' shows them", flush=True)
+    write_rejects(config, read)
+    if read.counts:
+      print(f"{summary(read)}; run='validate' shows them", flush=True)
   if not report.rejected:
     return training
   if report.bad_rows == report.rows:

@@ -16,13 +16,14 @@ from exprl_jax.data.checks.report import (
     Report,
     error_kinds,
     summarize,
+    with_unreadable,
 )
 from exprl_jax.data.checks.rows import Budget
 from exprl_jax.grading.grader import Grader
 
 __all__ = [
     'KINDS', 'Budget', 'Evaluation', 'Finding', 'Report', 'Row', 'check',
-    'error_kinds', 'find'
+    'error_kinds', 'find', 'with_unreadable'
 ]
 
 _CHUNK = 1024  # rows whose gold answers are graded together

@@ -1,6 +1,6 @@
 """What the checks of a data set find, counted by kind."""
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 import dataclasses
 from typing import Any, NamedTuple
 
@@ -25,6 +25,7 @@ class Kind(NamedTuple):
 
 
 KINDS = {
+    'unreadable_row': Kind('error', 'not JSON, or a field of another type'),
     'duplicate_id': Kind('error', 'the id of an earlier row'),
     'missing_field': Kind('error', 'a field that the run needs is empty'),
     'invisible_text': Kind('error',
@@ -108,6 +109,26 @@ class Report:
     }
     rejects = [Finding(*f) for f in values['rejects']]
     return cls(**values | {'examples': examples, 'rejects': rejects})
+
+
+def with_unreadable(report: Report, errors: Sequence[str], keep: int) -> Report:
+  """Adds the errors of rows that could not be read, 'FILE:LINE: MESSAGE'."""
+  if not errors:
+    return report
+  kind = 'unreadable_row'
+  found = [Finding(kind, *_split(error)) for error in errors]
+  return dataclasses.replace(
+      report, rows=report.rows + len(errors),
+      bad_rows=report.bad_rows + len(errors),
+      counts={kind: len(errors)} | report.counts, errors=[kind, *report.errors],
+      examples={kind: found[:EXAMPLES]} | report.examples,
+      rejects=[*found[:keep], *report.rejects])
+
+
+def _split(error: str) -> tuple[str, str, str]:
+  """Returns FILE:LINE, no field, and the message."""
+  where, _, message = error.partition(': ')
+  return where, 'row', message
 
 
 def summarize(name: str, findings: Iterable[Finding], errors: Collection[str],

@@ -30,7 +30,8 @@ class Format(Protocol):
       path: of the file, local or on gs://.
 
     Yields:
-      The number of the line or row, from 1, and the row: a dict.
+      The number of the line or row, from 1, and the row: a dict, or the
+      InputError of a row that cannot be read while those after it can.
 
     Raises:
       InputError: it is not such a file; names file and line.
