@@ -102,11 +102,16 @@ def prompts() -> np.ndarray:
 class Numbers:
   """A tokenizer of token ids that are written as text; nothing ends a row."""
 
-  eos_ids, pad_id = (), 0
+  eos_ids, bos_ids, pad_id, has_chat_template = (), (), 0, True
 
-  def render(self, messages):
+  def render(self, messages, options=None):
     """No template."""
+    del options
     return messages[-1]['content']
+
+  def encode_pieces(self, texts):
+    """Token ids of whole texts."""
+    return [self.encode(' '.join(p.text for p in pieces)) for pieces in texts]
 
   def encode(self, text, special=False):
     """Token ids."""
