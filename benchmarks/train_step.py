@@ -172,7 +172,7 @@ def ours(beta: float, rows: int):
 
 
 def theirs(beta: float, micro_prompts: int, batches) -> int:
-  """Trains on what `batches` yields; returns its optimiser steps."""
+  """Trains on what `batches` yields; returns its optimizer steps."""
   import rollout
   from tunix.rl import rl_cluster
   from tunix.rl.grpo import grpo_learner

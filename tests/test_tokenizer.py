@@ -114,7 +114,7 @@ def test_ids_are_those_of_sentencepiece(models, name):
 def test_nothing_is_added_to_a_piece_or_taken_from_it(models, write, name):
   tokenizer = Tokenizer(write(prefix=name) if name in PREFIX else models[name])
   encode, decode = tokenizer.encode, tokenizer.decode
-  # 'default' has sentencepiece's normalisation, which makes blanks of '\n'.
+  # 'default' has sentencepiece's normalization, which makes blanks of '\n'.
   for text in (t for t in TEXTS if name != 'default' or t.isprintable()):
     for i in range(len(text) + 1):
       assert decode(encode(text[:i]) + encode(text[i:])) == text

@@ -42,7 +42,7 @@ QWEN3_4B = ModelConfig(vocab_size=151936, num_layers=36, embed_dim=2560,
 V5E_BYTES = 15.75 * 2**30  # of a chip, usable
 V5E, V6E, V5P = 'v5e:2x4', 'v6e:2x4', 'v5p:2x2x1'
 GIB = 2**30 / 1e9  # bars are in 1e9 bytes a chip
-# A gradient's program does not know that the optimiser's moments are there as
+# A gradient's program does not know that the optimizer's moments are there as
 # well: without these it is less thrifty (docs/tpu.md).
 FLAGS = {
     'xla_tpu_scheduler_percent_shared_memory_limit': '70',
@@ -138,7 +138,7 @@ def test_a_train_step_of_qwen3_4b(v5e_8, name, remat, more, bar):
   moments = per_chip(step.moments())
   print(f'\n{name} {remat}, {"a later" if more else "the first"} micro-batch: '
         f'arguments {arguments:.2f}, peak {peak:.2f} GB a chip, with the '
-        f'moments {peak + moments:.2f}, optimiser {gigabytes(step.apply())}')
+        f'moments {peak + moments:.2f}, optimizer {gigabytes(step.apply())}')
   assert peak + moments <= bar
 
 

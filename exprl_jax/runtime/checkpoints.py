@@ -27,7 +27,7 @@ def steps(workdir: epath.PathLike) -> list[int]:
 
 def restore_params(workdir: epath.PathLike, step: int,
                    abstract: Params) -> tuple[int, Params]:
-  """The parameters of a checkpoint, without the optimiser.
+  """The parameters of a checkpoint, without the optimizer.
 
   Args:
     workdir: of a run that has checkpoints.
