@@ -512,6 +512,7 @@ def test_a_gold_answer_is_readable_by_the_grader_of_its_domain():
   assert made.readable(problems) == want  # known by now
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('recipe', ['tiny', 'tiny:self_distill'])
 def test_problems_without_an_answer_train(tmp_path, recipe):
   lines = config_lib.resolve(
