@@ -8,8 +8,8 @@ half of --files each, --rows in all; with --only, those with that in their
 title. Prints a table, of the first start and of the next one, each in a process
 of its own:
   read   seconds until problems can be drawn: all rows checked
-  check  seconds until all prompts are known to fit and all answers to be
-         readable (tokenizer of the tiny policy), behind that
+  check  seconds of the checks at the start of a run (runs/validate.py, prompts
+         by the tokenizer of the tiny policy), behind that
   RSS    resident memory after that, and its peak, in MB
   draw   problems per second, in the random order of training
 Seconds are of processor time, which other work on the machine changes little.
@@ -99,14 +99,15 @@ def data_sets(folder: pathlib.Path, count: int, files: int) -> DataSets:
 def measure(keys: dict[str, Any]) -> dict[str, float]:
   """Starts on a data set, in this process."""
   from exprl_jax import config as config_lib
-  from exprl_jax import rewards
   from exprl_jax.data import problems as data
   from exprl_jax.data.batches import batches
   from exprl_jax.data.tokenizer import Tokenizer
   from exprl_jax.grading.grader import Grader
-  from exprl_jax.runs import setup
+  from exprl_jax.runs import budgets, validate
   keys = {k: tuple(v) if isinstance(v, list) else v for k, v in keys.items()}
-  config = config_lib.Config(data=config_lib.Data(batch=64, **keys))
+  config = config_lib.Config(data=config_lib.Data(batch=64,
+                                                  **keys), reward='sparse',
+                             rollout=config_lib.Rollout(max_prompt_tokens=4096))
   tokenizer = Tokenizer(config_lib.resolve('asset:tiny_policy'))
   grader = Grader(config.grading)
   start = time.process_time()
@@ -115,8 +116,8 @@ def measure(keys: dict[str, Any]) -> dict[str, float]:
   batch_of(0)
   read = time.process_time() - start
   start = time.process_time()
-  setup.check_problems(config, problems, rewards.lookup('sparse'), tokenizer,
-                       grader)
+  validate.usable(config, ('solution', 'answer'), grader,
+                  [budgets.policy_prompt(config, tokenizer)])
   check = time.process_time() - start
   memory = status('VmRSS'), status('VmHWM')
   start = time.process_time()

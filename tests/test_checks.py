@@ -600,3 +600,8 @@ def test_errors_of_many_rows_are_kept_with_them(tmp_path, monkeypatch):
     rejects = validation.Rejects(1)
     assert len(problems.read_problems(path, rejects=rejects)) == 2
     assert len(rejects.errors) == 1 and 'p.jsonl:3: not' in rejects.errors[0]
+
+
+def test_a_dry_run_of_validate_needs_no_model(capsys):
+  main.main(command('asset:tiny_problems/train.jsonl', '--dry_run'))
+  assert '512 rows, 0 with errors' in capsys.readouterr().out

@@ -58,8 +58,8 @@ def read_problems(path: epath.PathLike, needs: Sequence[str] = (),
   files = files_lib.find(str(path))
   key = digest(_FORMAT,
                __version__, [(str(f.path), f.size, f.modified) for f in files],
-               fields.name(), sorted(needs), limit, domain, rejects
-               and rejects.limit)
+               fields.name(), sorted(needs), limit, domain,
+               bool(rejects and rejects.limit))
   found = Rejects(rejects.limit if rejects else 0)
   problems = stored.store(
       lambda: _entries(files, fields, needs, limit, domain, found), key)

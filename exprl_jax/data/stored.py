@@ -85,8 +85,17 @@ def remember(errors: list[str], digest: str) -> list[str]:
   if not path.with_suffix('.npy').is_file():
     return errors  # few problems, which are always read
   if not path.is_file():
-    path.write_text(json.dumps(errors))
+    write_whole(path, json.dumps(errors))
   return json.loads(path.read_text())
+
+
+def write_whole(path: pathlib.Path, text: str) -> None:
+  """Writes a file that is there as a whole or not at all."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  with tempfile.NamedTemporaryFile('w', dir=path.parent, suffix='.part',
+                                   delete=False) as file:
+    file.write(text)
+  pathlib.Path(file.name).replace(path)
 
 
 def folder(name: str) -> pathlib.Path:

@@ -62,8 +62,8 @@ def _check(problems: Sequence[Problem], checks: Sequence[Check],
       function(chunk)
   if own:
     with contextlib.suppress(OSError):  # then the next start checks again
-      path.parent.mkdir(parents=True, exist_ok=True)
-      path.write_text(json.dumps({'problems': len(problems), 'data': own}))
+      stored.write_whole(path,
+                         json.dumps({'problems': len(problems), 'data': own}))
 
 
 def remembered(problems: Sequence[Problem], compute: Callable[[], Any], *key:
@@ -87,8 +87,7 @@ def remembered(problems: Sequence[Problem], compute: Callable[[], Any], *key:
   value = compute()
   if own and jax.process_index() == 0:
     with contextlib.suppress(OSError):  # then the next start computes again
-      path.parent.mkdir(parents=True, exist_ok=True)
-      path.write_text(json.dumps(value))
+      stored.write_whole(path, json.dumps(value))
   return value
 
 

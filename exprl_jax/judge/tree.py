@@ -136,6 +136,7 @@ class Judge:
         cache_name(cfg)
     ]
     self._max_trace_tokens = max_trace_tokens
+    self._gap_tokens = len(tokenizer.encode(layout.GAP))
     self.engine = Engine(
         model, mesh,
         engine_options(cfg, self.template, tokenizer, max_trace_tokens,
@@ -186,12 +187,14 @@ class Judge:
         owners += [(i, step) for step in range(len(made))]
         traces += made
     laid_out = layout.lay_out(self.template, traces)
-    asked = []
-    for (i, first), trace in zip(owners, laid_out):
-      if self._too_long(trace):
-        out[i] = [Judgment(0.0, 0.0, readouts.OVERLONG)] * len(out[i])
-      else:
-        asked.append((i, first, trace))
+    overlong = {
+        i for (i, _), trace in zip(owners, laid_out) if self._too_long(trace)
+    }
+    for i in overlong:
+      out[i] = [Judgment(0.0, 0.0, readouts.OVERLONG)] * len(out[i])
+    asked = [(i, first, trace)
+             for (i, first), trace in zip(owners, laid_out)
+             if i not in overlong]
     answers = self._readout.read([trace for _, _, trace in asked], self._ask,
                                  self.template, self.cfg)
     for (i, first, trace), judgments in zip(asked, answers):
@@ -226,7 +229,8 @@ class Judge:
     longest = max(q.fork.at + len(q.fork.suffix) for q in trace.questions)
     around = trace.start + max(len(q.fork.suffix) for q in trace.questions)
     limit = self.cfg.max_prompt_tokens
-    return around > limit or longest > limit + self._max_trace_tokens
+    return (around > limit
+            or longest > limit + self._max_trace_tokens + self._gap_tokens)
 
   def _is_long(self, steps: Sequence[str]) -> bool:
     """Whether a trace, or a step that is judged by itself, loses its middle."""

@@ -85,7 +85,7 @@ def _check_weights(config: Config) -> None:
             or config.run == 'train' and recipes.uses_judge(config)
             or config.run == 'evaluate' and config.eval.behaviors == 'judge')
   sources = [config.judge.init] if judged else []
-  if not (config.run == 'rubrics' or recipes.judges_traces(config)
+  if not (config.run in ('rubrics', 'validate') or recipes.judges_traces(config)
           or config.policy.random):
     sources.append(config.policy.init)
   if config.run == 'evaluate':

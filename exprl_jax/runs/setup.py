@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 import dataclasses
 import functools
 import pathlib
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -73,22 +74,21 @@ def inputs(config: Config) -> Inputs:
 
 def check_problems(config: Config, problems: Sequence[Problem],
                    reward: base.Reward, tokenizer: Tokenizer) -> None:
-  """Checks that prompts fit and rubrics are there.
+  """Checks that the teacher's prompts fit and rubrics are there.
 
   Raises:
     InputError: one does not fit, or has no rubric; names the problem.
   """
-  checks: list[verdicts.Check] = [
-      lambda some: chat.policy_prompts(tokenizer, some, config)
-  ]
-  key = [config.rollout, tokenizer.digest()]
+  checks: list[verdicts.Check] = []
+  key: list[Any] = [config.rollout, tokenizer.digest()]
   if reward.granularity == 'token':
     checks.append(lambda some: teacher.prompts(tokenizer, some, config))
     key += [config.teacher, teacher.template(config.teacher)]
   if reward.uses_judge:
     checks.append(lambda some: factory.check_rubrics(config.judge, some))
     key += [config.judge.reference, config.judge.judgment]
-  verdicts.check(problems, checks, *key)
+  if checks:
+    verdicts.check(problems, checks, *key)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
