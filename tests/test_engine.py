@@ -12,10 +12,10 @@ import pytest
 from exprl_jax import config as config_lib
 from exprl_jax.models import head, transformer
 from exprl_jax.rollout import decode, sampling
-from exprl_jax.rollout import stats as stats_lib
 from exprl_jax.rollout.engine import Engine, Options
 from exprl_jax.rollout.pages import Pages
 from exprl_jax.rollout.requests import Fork, Request, Sampling, SharedPrefix
+from exprl_jax.runtime import chips
 from exprl_jax.runtime import mesh as mesh_lib
 from exprl_jax.types import InputError
 
@@ -424,7 +424,8 @@ def test_prompts_are_prefilled_once(small, one_device):
 def test_the_roofline_fraction_by_hand(small, one_device, monkeypatch):
   cfg, params = small
   kind = jax.devices()[0].device_kind
-  monkeypatch.setitem(stats_lib.BANDWIDTH, kind, 1e9)
+  monkeypatch.setitem(chips.CHIPS, kind,
+                      chips.CHIPS['TPU v5 lite']._replace(bandwidth=1e9))
   engine = Engine(cfg, one_device, OPTIONS)
   engine.generate(params, [
       Request([5] * 7, 0, 1, Sampling(10)),

@@ -32,6 +32,7 @@ from exprl_jax.rollout.requests import Request, Sample
 from exprl_jax.rollout.rows import DecodeText, Launch
 from exprl_jax.rollout.runner import Runner
 from exprl_jax.rollout.scheduler import Scheduler
+from exprl_jax.runtime import chips
 from exprl_jax.types import Params
 
 
@@ -138,11 +139,11 @@ class Engine:
     device's bandwidth is not known.
     """
     out = self.stats.metrics(self.options.slots)
-    bandwidth = stats_lib.BANDWIDTH.get(jax.devices()[0].device_kind)
-    if bandwidth and self.stats.decode_seconds:
+    chip = chips.find(jax.devices()[0].device_kind)
+    if chip and self.stats.decode_seconds:
       out['perf/decode_roofline_frac'] = self.stats.decode_roofline(
           self.weight_bytes, paged.token_bytes(self._model, self.options.dtype),
-          bandwidth * self._mesh.size)
+          chip.bandwidth * self._mesh.size)
     return out
 
 

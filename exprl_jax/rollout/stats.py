@@ -2,13 +2,6 @@
 
 import dataclasses
 
-# Bytes a second of a device's memory, from the makers' data sheets.
-BANDWIDTH = {
-    'TPU v4': 1.228e12, 'TPU v5 lite': 0.819e12, 'TPU v5': 2.765e12,
-    'TPU v6 lite': 1.64e12, 'NVIDIA A100-SXM4-80GB': 2.039e12,
-    'NVIDIA H100 80GB HBM3': 3.35e12, 'NVIDIA H200': 4.8e12
-}
-
 
 @dataclasses.dataclass
 class Stats:
