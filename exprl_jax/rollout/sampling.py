@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from exprl_jax.runtime import mesh as mesh_lib
+
 _BLOCK = 512  # tokens of the vocabulary, in the search for the drawn one
 
 _Bounds = tuple[jax.Array, jax.Array]
@@ -76,7 +78,12 @@ def _invert(
     The tokens, and the totals.
   """
   b, v = weight.shape
-  blocks = jnp.pad(weight, ((0, 0), (0, -v % _BLOCK))).reshape(b, -1, _BLOCK)
+  # Blocks do not cross devices: only their sums and the chosen one do.
+  parts = mesh_lib.vocab_parts(v)
+  blocks = jnp.pad(weight.reshape(b, parts, -1),
+                   ((0, 0), (0, 0), (0, -(v // parts) % _BLOCK)))
+  blocks = mesh_lib.constrain(blocks, 'batch', 'vocab', None)
+  blocks = blocks.reshape(b, -1, _BLOCK)
   upto = jnp.cumsum(blocks.sum(axis=-1), axis=-1)
   total = upto[:, -1]
   target = _below(u * total, total)
@@ -86,7 +93,9 @@ def _invert(
   inside = jnp.cumsum(
       jnp.take_along_axis(blocks, block[:, None, None], axis=1)[:, 0], axis=-1)
   rest = _below(jnp.maximum(target - before, 0.0), inside[:, -1])
-  return block * _BLOCK + (inside <= rest[:, None]).sum(axis=-1), total
+  part, block = jnp.divmod(block, blocks.shape[1] // parts)
+  first = part * (v // parts) + block * _BLOCK
+  return first + (inside <= rest[:, None]).sum(axis=-1), total
 
 
 def _below(x: jax.Array, bound: jax.Array) -> jax.Array:

@@ -133,6 +133,15 @@ def batch_parts(mesh: Mesh) -> int:
   return int(np.prod([mesh.shape[a] for a in RULES['batch']]))
 
 
+def vocab_parts(size: int) -> int:
+  """Counts the parts that a vocabulary is split into on the mesh in context."""
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty:
+    return 1
+  (axes,) = spec(('vocab',), (size,), mesh)
+  return int(np.prod([mesh.shape[a] for a in axes_of(axes)]))
+
+
 def split(shape: Sequence[int], axis: int, mesh: Mesh) -> NamedSharding:
   """Shards one axis over as many devices as divide it."""
   axes = tuple(a for a in mesh.axis_names if mesh.shape[a] > 1)
