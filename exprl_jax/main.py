@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 # when needed, so that a misspelt flag is reported at once.
 _WITHOUT_WORKDIR = ('sample', 'rubrics', 'export', 'validate')
 # Run modes with a report of their own.
-_OWN_REPORT = ('judge', 'evaluate')
+_OWN_REPORT = ('judge', 'evaluate', 'plan')
 
 
 def parse(

@@ -16,6 +16,7 @@ LAYERS = [
     {'rollout', 'tiny.traces', 'tiny.assets'},
     {'judge', 'rl', 'tiny'},
     {'rewards', 'evals', 'tiny.judge_data'},
+    {'planning'},
     {'runs'},
     {'main'},
     {'api'},

@@ -6,9 +6,10 @@ import pytest
 
 from exprl_jax import config as config_lib
 from exprl_jax import main
+from exprl_jax.planning import programs
 from exprl_jax.rl import learner, optimizer
 from exprl_jax.rollout import decode
-from exprl_jax.runs import programs, recipes
+from exprl_jax.runs import recipes
 from exprl_jax.runtime import mesh as mesh_lib
 
 

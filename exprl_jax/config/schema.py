@@ -317,6 +317,21 @@ class Calibration:
 
 
 @dataclasses.dataclass(frozen=True)
+class Plan:
+  """run='plan': memory and time of a training run, without it (docs/tpu.md)."""
+
+  run: Literal['train', 'sft'] = 'train'  # the run mode that is planned
+  topology: str = ''  # GENERATION:SHAPE[*SLICES] such as v5e:8x8; '': the
+  # devices that are here
+  layers: Count = 0  # compile models of so many layers and twice as many, and
+  # extrapolate; 0: all layers
+  prompt_tokens: Count = 0  # mean; 0: an eighth of rollout.max_prompt_tokens
+  new_tokens: Count = 0  # mean; 0: a third of rollout.max_new_tokens
+  search: bool = False  # change what does not fit until it does, and write the
+  # config
+
+
+@dataclasses.dataclass(frozen=True)
 class JudgeTraining:
   """run='train_judge': how the tiny judge is made."""
 
@@ -334,7 +349,8 @@ class Config:
   """One run."""
 
   run: Literal['train', 'sft', 'evaluate', 'judge', 'sample', 'rubrics',
-               'export', 'train_judge', 'validate'] = 'train'  # runs/RUN.py
+               'export', 'train_judge', 'validate',
+               'plan'] = 'train'  # runs/RUN.py
   seed: int = 0
   steps: Count = 100
   reward: str = 'process'  # rewards/: process | outcome | sparse | teacher |
@@ -357,4 +373,5 @@ class Config:
   rubrics: Rubrics = Rubrics()
   export: Export = Export()
   calibration: Calibration = Calibration()
+  plan: Plan = Plan()
   judge_training: JudgeTraining = JudgeTraining()

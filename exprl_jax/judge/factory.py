@@ -74,7 +74,7 @@ def by_domain(config: config_lib.Config) -> dict[str, tuple[str, str]]:
 def load(config: config_lib.Config, mesh: jax.sharding.Mesh,
          workdir: pathlib.Path | None = None,
          shared: tuple[epath.Path, ModelConfig, Params] | None = None,
-         max_trace_tokens: int = 0) -> AnyJudge:
+         max_trace_tokens: int = 0, options: Options | None = None) -> AnyJudge:
   """The judge of a config.
 
   Args:
@@ -84,6 +84,8 @@ def load(config: config_lib.Config, mesh: jax.sharding.Mesh,
     shared: (folder, ModelConfig, parameters) of a frozen copy that is loaded
       already: it is the judge, too, if it is the same checkpoint.
     max_trace_tokens: where the config does not say; 0: the policy's budget.
+    options: the engine's sizes; None: for a judge that has the devices to
+      itself.
   """
   cfg, folder = config.judge, references.folder_of(config.judge.init)
   if shared and (folder, cfg.dtype, cfg.weights) == (shared[0], shared[1].dtype,
@@ -102,7 +104,7 @@ def load(config: config_lib.Config, mesh: jax.sharding.Mesh,
 
   def judge(template: str, task: str) -> Judge:
     return Judge(dataclasses.replace(cfg, template=template), model, params,
-                 tokenizer, mesh, task, max_tokens, cache, name)
+                 tokenizer, mesh, task, max_tokens, cache, name, options)
 
   default = judge(cfg.template,
                   'process' if config.reward == 'process' else 'outcome')

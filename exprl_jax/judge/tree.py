@@ -99,7 +99,7 @@ def engine_options(cfg: config_lib.Judge, template: prompts.Template,
   answer = readouts.READOUTS[cfg.readout].max_new_tokens(template, cfg)
   return Options(cfg.slots, read + len(tokenizer.encode(layout.GAP)) + answer,
                  cfg.page, cfg.pages, prefill=min(256, -(-read // 32) * 32),
-                 widths=(16, 64, 256, 1024), dtype=dtype,
+                 widths=(16, 64, 256, 1024), dtype=dtype, weights=cfg.weights,
                  config_section='judge')
 
 
@@ -109,7 +109,7 @@ class Judge:
   def __init__(self, cfg: config_lib.Judge, model: ModelConfig, params: Params,
                tokenizer: Tokenizer, mesh: jax.sharding.Mesh, task: str,
                max_trace_tokens: int, cache: cache_lib.Cache | None = None,
-               weights_name: str = ''):
+               weights_name: str = '', options: Options | None = None):
     """Renders the template and sizes the engine.
 
     Args:
@@ -122,6 +122,7 @@ class Judge:
       max_trace_tokens: longer traces lose their middle.
       cache: earlier judgments, and where new ones go.
       weights_name: of the parameters, in the cache.
+      options: the engine's sizes; None: `engine_options`.
 
     Raises:
       InputError: the template does not suit the tokenizer.
@@ -137,10 +138,9 @@ class Judge:
     ]
     self._max_trace_tokens = max_trace_tokens
     self._gap_tokens = len(tokenizer.encode(layout.GAP))
-    self.engine = Engine(
-        model, mesh,
-        engine_options(cfg, self.template, tokenizer, max_trace_tokens,
-                       model.dtype), tokenizer.decode)
+    self._options = options or engine_options(cfg, self.template, tokenizer,
+                                              max_trace_tokens, model.dtype)
+    self.engine = Engine(model, mesh, self._options, tokenizer.decode)
 
   def score(self, items: Sequence[Item], max_steps: int) -> Judgments:
     """Scores the trace up to the end of each step (or each step alone).

@@ -166,3 +166,10 @@ def for_length(cfg: ModelConfig, max_tokens: int) -> ModelConfig:
           f'max_position_embeddings={rope.original_length} tokens, not '
           f'{max_tokens}; lower the token budgets of the run')
   return dataclasses.replace(cfg, max_tokens=max_tokens)
+
+
+def with_layers(cfg: ModelConfig, layers: int) -> ModelConfig:
+  """Returns the model with only its first layers."""
+  return dataclasses.replace(
+      cfg, num_layers=layers, windows=cfg.windows[:layers],
+      nope_layers=tuple(i for i in cfg.nope_layers if i < layers))

@@ -63,8 +63,6 @@ def _outcome(config: Config, judge: Judge | ByDomain) -> functools.partial:
 
 
 REWARDS = {
-    'process': Reward('step', _process, needs=('solution',), uses_judge=True,
-                      uses_reference=True),
-    'outcome': Reward('row', _outcome, needs=('solution',), uses_judge=True,
-                      uses_reference=True),
+    'process': Reward('step', _process, needs=('solution',), uses_judge=True),
+    'outcome': Reward('row', _outcome, needs=('solution',), uses_judge=True),
 }

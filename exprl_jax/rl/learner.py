@@ -40,11 +40,11 @@ class Gradient(NamedTuple):
 @functools.partial(
     jax.jit,
     static_argnames=('model', 'cfg', 'temperature', 'on_policy', 'lora_scale'),
-    donate_argnames=('total',))
+    donate_argnames=('total',), keep_unused=True)
 def gradient(model: ModelConfig, params: Params, batch: PackedBatch, cfg: Loss,
              *, temperature: float, on_policy: bool = True,
              base_params: Params | None = None, lora_scale: float | None = None,
-             total: Gradient | None = None) -> Gradient:
+             total: Gradient | None = None, resident: Params = ()) -> Gradient:
   """The gradient of a micro-batch's loss, added to `total`.
 
   Args:
@@ -59,7 +59,10 @@ def gradient(model: ModelConfig, params: Params, batch: PackedBatch, cfg: Loss,
       'exact_kl'.
     lora_scale: of the adapters; None: there are none.
     total: the result for other micro-batches, donated.
+    resident: not read: what else is on the devices. The compiler takes all
+      memory that it does not know to be taken.
   """
+  del resident
   adapters = lora_scale is not None
 
   def loss_of(params: Params) -> tuple[jax.Array, tuple[dict, dict]]:
@@ -146,7 +149,8 @@ def update(policy: Policy, state: TrainState, examples: Sequence[Example],
         for g in range(i, groups, cfg.updates)
         for k in range(group_size)
     ]
-    grads, logged = batch_gradient(policy, state.params, part)
+    grads, logged = batch_gradient(policy, state.params, part,
+                                   () if cfg.offload else state.opt_state)
     state = onload(state) if cfg.offload else state
     with jax.set_mesh(policy.mesh):
       state, values = apply(state, grads, cfg, total_steps)
@@ -166,10 +170,20 @@ def update(policy: Policy, state: TrainState, examples: Sequence[Example],
 
 
 def batch_gradient(
-    policy: Policy, params: Params,
-    examples: Sequence[Example]) -> tuple[Params, dict[str, float]]:
-  """The gradient of one optimizer step over micro-batches, and its metrics."""
+    policy: Policy, params: Params, examples: Sequence[Example],
+    moments: Params = ()
+) -> tuple[Params, dict[str, float]]:
+  """The gradient of one optimizer step over micro-batches, and its metrics.
+
+  Args:
+    policy: with its config.
+    params: what trains.
+    examples: of the step.
+    moments: the optimizer's, where they stay on the devices.
+  """
   config, total = policy.config, None
+  resident = resident_arrays(policy.base_params(config.loss), policy.reference,
+                             policy.resident, moments)
   plan, micro_batches = pack(examples, config, policy.mesh)
   with jax.set_mesh(policy.mesh):
     for batch in micro_batches:
@@ -177,9 +191,21 @@ def batch_gradient(
                        base_params=policy.base_params(config.loss),
                        temperature=config.rollout.temperature or 1.0,
                        on_policy=config.optim.updates == 1,
-                       lora_scale=policy.lora_scale)
+                       lora_scale=policy.lora_scale, resident=resident)
   assert total is not None, 'an update has examples'
   return total.gradient, summary(total) | {'perf/packing_fill': plan.fill}
+
+
+def resident_arrays(base_params: Params | None, *trees: Params) -> list:
+  """Lists arrays that `gradient` does not read, each once.
+
+  Args:
+    base_params: that it does read.
+    *trees: of arrays, or of their ShapeDtypeStructs.
+  """
+  seen = {id(x) for x in jax.tree.leaves(base_params)}
+  leaves = {id(x): x for x in jax.tree.leaves(trees) if id(x) not in seen}
+  return list(leaves.values())
 
 
 def pack(

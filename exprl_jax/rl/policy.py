@@ -27,12 +27,15 @@ class Policy:
     reference: the frozen starting parameters: the KL reference, the teacher of
       self-distillation, and the base under adapters. None where nothing needs
       them.
+    resident: other arrays that are alive while the policy trains: a judge's.
+      The gradient's program is told of them, so that it fits beside them.
   """
 
   config: Config
   model: ModelConfig
   mesh: jax.sharding.Mesh
   reference: Params | None = None
+  resident: Params = ()
 
   @property
   def lora_scale(self) -> float | None:

@@ -9,6 +9,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from exprl_jax.models import head, paged, quantization, transformer
+from exprl_jax.models.abstract import sharded_params
 from exprl_jax.models.config import ModelConfig
 from exprl_jax.rollout import sampling
 from exprl_jax.rollout.protocol import (
@@ -202,8 +203,8 @@ def prepare(cfg: ModelConfig, params: Params,
   token and wants them replicated, or tensor parallel. Matrices in int8 stay
   in int8. Parameters that are as they should be are returned as they are.
   """
-  wanted, convert = _converter(cfg, mesh,
-                               'int8' if quantization.quantized(params) else '')
+  wanted, convert = converter(cfg, mesh,
+                              'int8' if quantization.quantized(params) else '')
   same = jax.tree.map(
       lambda x, w: x.dtype == w.dtype and x.sharding.is_equivalent_to(
           w.sharding, x.ndim), params, wanted)
@@ -211,14 +212,29 @@ def prepare(cfg: ModelConfig, params: Params,
 
 
 @functools.cache
-def _converter(cfg: ModelConfig, mesh: jax.sharding.Mesh,
-               weights: str) -> tuple[Params, jax.stages.Wrapped]:
+def converter(cfg: ModelConfig, mesh: jax.sharding.Mesh,
+              weights: str) -> tuple[Params, jax.stages.Wrapped]:
   """The abstract parameters for sampling, and the program that makes them."""
-  cast = functools.partial(
-      quantization.quantize if weights else transformer.cast, cfg)
-  wanted = jax.eval_shape(cast, transformer.abstract_params(cfg))
-  shardings = mesh_lib.shardings(
-      (quantization if weights else transformer).logical_axes(cfg), wanted,
-      mesh)
-  wanted = jax.tree.map(lambda x, s: x.update(sharding=s), wanted, shardings)
-  return wanted, jax.jit(cast, out_shardings=shardings)
+  int8 = bool(weights)
+  cast = functools.partial(quantization.quantize if int8 else transformer.cast,
+                           cfg)
+  wanted = sharded_params(cfg, mesh, frozen=True, int8=int8)
+  shardings = jax.tree.map(lambda x: x.sharding, wanted)
+
+  def convert(params: Params) -> Params:
+    # Layer by layer: to change the sharding of an array, XLA may hold all of it
+    # on every device.
+    rest = {k: v for k, v in params.items() if k != 'layers'}
+
+    def one(layer: Params) -> Params:
+      # The barrier keeps XLA from doing it to all layers, each time.
+      layer = jax.lax.optimization_barrier(layer)
+      stacked = jax.tree.map(lambda x: x[None], layer)
+      out = cast(rest | {'layers': stacked})['layers']
+      out = jax.lax.with_sharding_constraint(out, shardings['layers'])
+      return jax.tree.map(lambda x: x[0], out)
+
+    layers = jax.lax.map(one, params['layers'])
+    return cast(params) | {'layers': layers}
+
+  return wanted, jax.jit(convert, out_shardings=shardings)

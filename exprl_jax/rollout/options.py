@@ -6,11 +6,12 @@ import jax
 import numpy as np
 
 from exprl_jax.models import paged
+from exprl_jax.models.abstract import sharded_params
 from exprl_jax.models.config import ModelConfig
+from exprl_jax.runtime import chips
 from exprl_jax.runtime import mesh as mesh_lib
 from exprl_jax.types import InputError
 
-_MEMORY_SHARE = 0.9  # of a device's free memory that pages may take
 _PASS_TOKENS = 1024  # on each device, of a prefill pass
 
 
@@ -23,7 +24,7 @@ class Options:
     max_tokens: of a row, prompt and completion.
     page: tokens in a page.
     pages: on each device, of every layer; 0: enough for all slots at
-      max_tokens, or what fits into 90 % of the free memory.
+      max_tokens, or what fits beside all that is alive at that time.
     chunk: tokens that a row decodes before the host looks again.
     prefill: tokens of a prompt in one prefill pass.
     dtype: of the pages: that of the model, or 'int8'.
@@ -33,6 +34,10 @@ class Options:
     widths: of prefill passes; each job takes the one that wastes least. One
       program is compiled for each, when it is first needed. (): `prefill`
       alone, for prompts of similar length.
+    weights: 'int8' where the parameters are in int8.
+    reserved: bytes on each device of what else is alive while the engine runs.
+    share: of the memory that is left, what pages may take.
+    margin: share of a device's memory that stays free.
     config_section: section of the config that the sizes come from, for errors.
   """
 
@@ -46,6 +51,10 @@ class Options:
   kernel: str = 'auto'
   ahead: bool | None = None
   widths: tuple[int, ...] = ()
+  weights: str = ''
+  reserved: int = 0
+  share: float = 1.0
+  margin: float = 0.05
   config_section: str = 'rollout'
 
   @property
@@ -91,21 +100,67 @@ def resolve(options: Options, model: ModelConfig,
   # A row, the dummy page, and a copy of the row's last, partial page.
   least = options.pages_for(options.max_tokens) + 2
   if pages < least:
+    if options.pages:
+      raise InputError(
+          f'{options.config_section}.pages={pages} of {options.page} tokens: a '
+          f'row of {options.max_tokens} tokens needs {least}')
     raise InputError(
-        f'{options.config_section}.pages={pages} of {options.page} tokens: a '
-        f'row of {options.max_tokens} tokens needs {least}')
+        f'{options.config_section}: a row of {options.max_tokens} tokens needs '
+        f'{least} pages of {options.page} tokens, and only {max(pages, 0)} fit '
+        f'beside {options.reserved / 1e9:.1f} GB of other arrays on a device; '
+        "run='plan' says what to change")
   return options
 
 
 def _pages_that_fit(options: Options, model: ModelConfig,
                     mesh: jax.sharding.Mesh, slots: int) -> int:
-  """Pages for all slots of a device at max_tokens, or as memory allows."""
+  """Pages for all slots of a device at max_tokens, or as memory allows.
+
+  What is free at the moment does not matter: what will be alive together is
+  added up.
+  """
   wanted = slots * (options.pages_for(options.max_tokens) + 1) + 2
-  memory = mesh.local_devices[0].memory_stats() or {}
-  if 'bytes_limit' not in memory:
+  limit = chips.memory_limit(mesh.local_devices[0])
+  if limit is None:
     return wanted
-  free = memory['bytes_limit'] - memory['bytes_in_use']
+  taken = (options.reserved + weight_bytes(options, model, mesh) +
+           workspace(options, model, mesh))
+  free = (limit * (1 - options.margin) - taken) * options.share
   page_bytes = paged.token_bytes(model, options.dtype) * options.page
-  fit = int(_MEMORY_SHARE * free * mesh.shape['tensor'] / page_bytes)
+  fit = int(free * mesh.shape['tensor'] / page_bytes)
   # All processes must take the same.
-  return min(wanted, int(np.min(mesh_lib.gather(np.asarray(fit, np.int32)))))
+  if jax.process_count() > 1:
+    fit = int(np.min(mesh_lib.gather(np.asarray(fit, np.int32))))
+  return min(wanted, fit)
+
+
+def weight_bytes(options: Options, model: ModelConfig,
+                 mesh: jax.sharding.Mesh) -> int:
+  """Bytes on each device of the parameters to sample with."""
+  return mesh_lib.device_bytes(
+      sharded_params(model, mesh, frozen=True, int8=options.weights == 'int8'))
+
+
+def pool_bytes(options: Options, model: ModelConfig,
+               mesh: jax.sharding.Mesh) -> int:
+  """Bytes on each device of the pool of pages."""
+  options = resolve(options, model, mesh)
+  layout = paged.Layout(options.pages, options.page, options.dtype,
+                        options.kernel)
+  return mesh_lib.device_bytes(paged.abstract_pool(model, layout, mesh))
+
+
+def workspace(options: Options, model: ModelConfig,
+              mesh: jax.sharding.Mesh) -> int:
+  """Bytes on each device that decoding and prefill passes take, at most.
+
+  An estimate for sizing the pool; run='plan' compiles the programs and has
+  their true sizes. Decoding holds up to 18 arrays of logits where a row
+  truncates its distribution; both relayout some of the weights.
+  """
+  tensor = mesh.shape['tensor']
+  rows = -(-options.slots // mesh_lib.batch_parts(mesh))
+  logits = 18 * 4 * rows * -(-model.vocab_size // tensor)
+  width = model.embed_dim * 4 + 3 * 2 * model.mlp_dim // tensor
+  passes = 4 * _PASS_TOKENS * width
+  return max(logits, passes) + weight_bytes(options, model, mesh) // 8

@@ -12,6 +12,7 @@ from exprl_jax.rollout import decode, protocol
 from exprl_jax.rollout.options import Options, resolve
 from exprl_jax.runtime import mesh as mesh_lib
 from exprl_jax.runtime.programs import Program, abstract
+from exprl_jax.types import Params
 
 
 def programs(model: ModelConfig, mesh: jax.sharding.Mesh, options: Options,
@@ -28,7 +29,8 @@ def programs(model: ModelConfig, mesh: jax.sharding.Mesh, options: Options,
   options = resolve(options, model, mesh)
   layout = paged.Layout(options.pages, options.page, options.dtype,
                         options.kernel)
-  params = sharded_params(model, mesh, frozen=True)
+  params = sharded_params(model, mesh, frozen=True,
+                          int8=options.weights == 'int8')
   pool = paged.abstract_pool(model, layout, mesh)
   devices = mesh_lib.batch_parts(mesh)
   array = functools.partial(abstract, mesh)
@@ -73,3 +75,17 @@ def _decode(model: ModelConfig, mesh: jax.sharding.Mesh, options: Options,
   return Program(f'{owner}/decode', decode.decode,
                  (model, layout, options.chunk, unrolled, params, pool, state,
                   inputs, key, array((), jnp.int32)), {}, mesh)
+
+
+def sampling_copy(model: ModelConfig, params: Params, mesh: jax.sharding.Mesh,
+                  owner: str) -> Program:
+  """Lists the copy of parameters to sample with: decode.prepare.
+
+  Args:
+    model: the decoder.
+    params: abstract, as they are held otherwise.
+    mesh: to sample on.
+    owner: begins the name.
+  """
+  convert = decode.converter(model, mesh, '')[1]
+  return Program(f'{owner}/sampling_copy', convert, (params,), {}, mesh)

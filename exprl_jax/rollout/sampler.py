@@ -33,7 +33,7 @@ class Sampler:
   """An engine of the sizes of `config.rollout`."""
 
   def __init__(self, config: Config, model: ModelConfig, tokenizer: Tokenizer,
-               mesh: jax.sharding.Mesh):
+               mesh: jax.sharding.Mesh, options: Options | None = None):
     """Sizes the engine; no memory is taken before `generate`.
 
     Args:
@@ -41,6 +41,8 @@ class Sampler:
       model: the policy.
       tokenizer: gives the end tokens and the text for stop strings.
       mesh: to sample on.
+      options: the engine's sizes; None: `engine_options`, for a policy that has
+        the devices to itself.
     """
     cfg = config.rollout
     self.model, self.mesh = model, mesh
@@ -48,7 +50,7 @@ class Sampler:
     self.sampling = Sampling(cfg.max_new_tokens, cfg.temperature, cfg.top_k,
                              cfg.top_p, cfg.min_p, cfg.min_new_tokens,
                              tokenizer.eos_ids, stop_strings=cfg.stop)
-    self.engine = Engine(model, mesh, engine_options(config, model),
+    self.engine = Engine(model, mesh, options or engine_options(config, model),
                          tokenizer.decode)
 
   def generate(self, params: Params, prompts: Sequence[Sequence[int]],

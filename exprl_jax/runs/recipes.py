@@ -5,6 +5,8 @@ which it takes, a loss which keys it reads. A key that the recipe does not read
 and that was set is a mistake, so it is an error.
 """
 
+import dataclasses
+
 import ml_collections
 
 from exprl_jax import config as config_lib
@@ -34,6 +36,9 @@ def check(c: Config) -> None:
   Raises:
     InputError: names the keys and the remedy.
   """
+  if c.run == 'plan':  # as the run that is planned
+    check(dataclasses.replace(c, run=c.plan.run))
+    return
   _check_needed(c)
   check_judge(c)
   for name in ('rollout.system_prompts', 'judge.templates', 'grading.domains'):

@@ -21,6 +21,7 @@ from exprl_jax.evals.held_out import HeldOut
 from exprl_jax.grading.grader import Grader
 from exprl_jax.judge import factory, hacking
 from exprl_jax.models import hf, references, transformer
+from exprl_jax.planning import memory
 from exprl_jax.rewards import base, teacher
 from exprl_jax.rl import credit, curriculum, optimizer
 from exprl_jax.rl.policy import Policy
@@ -171,16 +172,19 @@ def start(inputs: Inputs, workdir: pathlib.Path) -> tuple[Run, int, TrainState]:
   state = optimizer.init_state(params, config.optim,
                                config.steps * config.optim.updates)
   # 1. The judge, which may be the frozen copy of the policy.
+  models = memory.models(config, inputs.mesh)
   judge = None
-  if inputs.reward.uses_judge:
+  if models.judging:
     shared = None
-    if inputs.origin.is_folder and not config.policy.random:
+    if models.shared:
       shared = inputs.origin.folder, policy.model, policy.reference
-    judge = factory.load(config, inputs.sampling_mesh, workdir, shared)
+    judge = factory.load(config, inputs.sampling_mesh, workdir, shared,
+                         options=models.judging)
+  policy = dataclasses.replace(policy, resident=judge.params if judge else ())
   scorer = inputs.reward.make(config, judge)
-  # 2. After state and judge: the page pool is sized by the free memory.
+  # 2. The sampler; pools are sized by all that will be alive.
   sampler = Sampler(config, policy.model, inputs.tokenizer,
-                    inputs.sampling_mesh)
+                    inputs.sampling_mesh, models.rollout)
   table = curriculum.Curriculum(inputs.problems, config)
   source = _source(inputs, sampler, table, _early(inputs, judge))
   monitor = hacking.Monitor(config) if judge else None
@@ -207,8 +211,7 @@ def _policy(inputs: Inputs, workdir: pathlib.Path) -> tuple[Policy, Params]:
   model, params, base_params = references.policy(config, inputs.mesh)
   workdir_lib.claim(workdir, config)
   reference = base_params
-  if reference is None and (config.loss.kl_coef
-                            or inputs.reward.uses_reference):
+  if reference is None and memory.keeps_reference(config, inputs.origin):
     # The frozen copy must be other arrays: updates donate the policy.
     reference = jax.jit(
         lambda x: jax.tree.map(jnp.copy, transformer.cast(model, x)))(params)

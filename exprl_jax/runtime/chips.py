@@ -2,6 +2,8 @@
 
 from typing import NamedTuple
 
+import jax
+
 _GIB = 2**30
 
 
@@ -52,3 +54,16 @@ CHIPS = {
 def find(device_kind: str) -> Chip | None:
   """The chip of a jax.Device.device_kind; None: it is not known."""
   return CHIPS.get(device_kind)
+
+
+def memory_limit(device: jax.Device) -> int | None:
+  """Bytes that programs can take of a device; None: as much as the host has.
+
+  A TPU need not be there: it is known by its kind.
+  """
+  chip = find(device.device_kind)
+  if chip and device.platform == 'tpu':
+    return chip.memory
+  if device.platform == 'cpu':
+    return None
+  return (device.memory_stats() or {}).get('bytes_limit')

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 import functools
 import json
+import math
 from typing import Any
 
 from absl import logging
@@ -131,6 +132,13 @@ def shardings(logical: Any, abstract: Any, mesh: Mesh) -> Any:
 def batch_parts(mesh: Mesh) -> int:
   """Counts the parts that the rows of a batch are split into."""
   return int(np.prod([mesh.shape[a] for a in RULES['batch']]))
+
+
+def device_bytes(tree: Any) -> int:
+  """Bytes that sharded arrays, or ShapeDtypeStructs, take on each device."""
+  return sum(
+      math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+      for x in jax.tree.leaves(tree))
 
 
 def vocab_parts(size: int) -> int:

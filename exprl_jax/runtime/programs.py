@@ -47,6 +47,16 @@ class Program(NamedTuple):
     return self.lower().compile(
         compiler_options=dict(options) if options else None)
 
+  def results(self) -> Any:
+    """The results as ShapeDtypeStructs, with the shardings of the program.
+
+    Only for programs that fix them.
+    """
+    out = self.lower().out_info
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
+        out)
+
 
 def abstract(mesh: Mesh, shape: tuple[int, ...], dtype: Any, *axes:
              str | None) -> Any:

@@ -1,0 +1,171 @@
+"""A plan: what a training run takes on given devices, phase by phase."""
+
+import dataclasses
+from typing import Any
+
+import jax
+
+from exprl_jax.config import Config
+from exprl_jax.models import paged
+from exprl_jax.planning import compiled, memory, programs, timing
+from exprl_jax.planning.compiled import Weight
+from exprl_jax.runtime import chips
+from exprl_jax.runtime import mesh as mesh_lib
+from exprl_jax.types import InputError
+
+MARGIN = 0.05  # of a device's memory, that stays free
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Plan:
+  """What a run takes.
+
+  Attributes:
+    config: of the run.
+    mesh: to train on.
+    chip: of the devices; None: not known.
+    models: with the engines' sizes.
+    account: what is alive in each phase.
+    weights: of the compiled programs, in the list's order.
+    shares: of a step: program -> calls and seconds.
+  """
+
+  config: Config
+  mesh: jax.sharding.Mesh
+  chip: chips.Chip | None
+  models: memory.Models
+  account: memory.Account
+  weights: dict[str, Weight]
+  shares: dict[str, timing.Share]
+
+  @property
+  def phases(self) -> list[str]:
+    """Those that the run has."""
+    return [
+        p for p in memory.PHASES if any(
+            compiled.phase(name) == p for name in self.weights)
+    ]
+
+  def alive(self, phase: str) -> dict[str, float]:
+    """Bytes by owner, and what the programs take beside them."""
+    workspace = compiled.workspaces(list(self.weights.items()))[phase]
+    return {**self.account.alive(phase), 'workspace': workspace}
+
+  def peak(self) -> tuple[float, str]:
+    """The largest sum of a phase, and the phase."""
+    return max((sum(self.alive(p).values()), p) for p in self.phases)
+
+  @property
+  def margin(self) -> float:
+    """The share of a device's memory that stays free."""
+    if self.account.limit is None:
+      return 1.0
+    return 1 - self.peak()[0] / self.account.limit
+
+  @property
+  def fits(self) -> bool:
+    """Whether enough stays free; by half a percent less, as pages round."""
+    return self.margin >= MARGIN - 0.005
+
+  def pool_tokens(self, owner: str) -> int:
+    """Tokens that an engine's pages hold on all devices: 'policy', 'judge'."""
+    options = (self.models.rollout
+               if owner == 'policy' else self.models.judging)
+    assert options is not None
+    return options.pages * options.page * mesh_lib.batch_parts(
+        mesh_lib.rollout_mesh(self.mesh, self.config.mesh.rollout_tensor))
+
+  def host_bytes(self) -> float:
+    """Bytes of host memory for each device: moments and layer inputs that are
+    offloaded, and the copy of the state that is written as a checkpoint."""
+    owners = self.account.owners
+    moments, policy = owners['moments'][0], owners['policy'][0]
+    out = float(policy + moments)
+    if self.config.optim.offload:
+      out += moments
+    if self.config.policy.remat == 'offload':
+      model = self.models.policy
+      cells = (self.config.optim.row_tokens *
+               self.config.optim.micro_rows) * model.embed_dim
+      out += 2 * cells * model.num_layers
+    return out
+
+  def seconds(self) -> dict[str, float]:
+    """Seconds of each phase of a step."""
+    out = dict.fromkeys(self.phases, 0.0)
+    for name, share in self.shares.items():
+      out[compiled.phase(name)] += share.calls * share.seconds
+    return out
+
+  def json(self) -> dict[str, Any]:
+    """All of it, for plan.json."""
+    return {
+        'devices': self.mesh.size,
+        'device_kind': self.mesh.devices.flat[0].device_kind,
+        'limit_bytes': self.account.limit, 'margin': self.margin,
+        'fits': self.fits, 'memory_bytes': {
+            phase: self.alive(phase) for phase in self.phases
+        }, 'programs': {
+            name: dataclasses.asdict(w) for name, w in self.weights.items()
+        },
+        'step': {name: share._asdict() for name, share in self.shares.items()
+                }, 'seconds': self.seconds(), 'host_bytes': self.host_bytes(),
+        'pool_tokens': {
+            owner: self.pool_tokens(owner)
+            for owner in ('policy', 'judge')
+            if owner == 'policy' or self.models.judging
+        }
+    }
+
+
+def make(config: Config, devices: list[jax.Device] | None,
+         compiler: compiled.Compiler) -> Plan:
+  """Compiles the programs of a run and adds everything up.
+
+  Args:
+    config: of a training run; no weights are read.
+    devices: to plan for; None: those that are here.
+    compiler: remembers programs from one plan to the next.
+
+  Raises:
+    InputError: a model is missing, or a pool cannot hold a single row.
+  """
+  mesh = mesh_lib.make_mesh(config.mesh, devices)
+  sampling = mesh_lib.rollout_mesh(mesh, config.mesh.rollout_tensor)
+  found = memory.models(config, mesh).resolved(sampling)
+  if not config.plan.layers:
+    weights = _weigh(config, mesh, found, compiler)
+  else:
+    # A layer adds the same to everything: two depths give all.
+    few = config.plan.layers
+    layers = found.policy.num_layers
+    if few * 2 > layers:
+      raise InputError(f'config.plan.layers={few}: at most half of the '
+                       f"policy's {layers} layers")
+    small = _weigh(config, mesh, found.with_layers(few), compiler)
+    large = _weigh(config, mesh, found.with_layers(2 * few), compiler)
+    weights = {}
+    for name, weight in small.items():
+      model = found.judge if name.startswith('judge/') else found.policy
+      assert model is not None
+      weights[name] = weight.extrapolated(large[name],
+                                          (model.num_layers - few) / few)
+  chip = chips.find(mesh.devices.flat[0].device_kind)
+  return Plan(config, mesh, chip, found, memory.account(config, mesh), weights,
+              timing.shares(config, found, mesh, weights, chip))
+
+
+def _weigh(config: Config, mesh: jax.sharding.Mesh, found: memory.Models,
+           compiler: compiled.Compiler) -> dict[str, Weight]:
+  """Compiles all programs of a run."""
+  out = {}
+  for program in programs.programs(config, mesh, found):
+    trips = config.rollout.chunk if program.name.endswith('/decode') else 1
+    out[program.name] = compiler.weigh(program, compiled.owned_bytes(program),
+                                       trips)
+  return out
+
+
+def token_bytes(plan: Plan) -> float:
+  """Bytes on all devices of a token's keys and values, of the policy."""
+  return paged.token_bytes(plan.models.policy, plan.models.rollout.dtype)

@@ -1,0 +1,138 @@
+"""A plan as text and as a picture."""
+
+from collections.abc import Iterable, Sequence
+import pathlib
+
+from exprl_jax.planning import timing
+from exprl_jax.planning.plan import MARGIN, Plan
+
+
+def text(plan: Plan) -> str:
+  """The tables of a plan: programs, memory, pools, time, verdict."""
+  return '\n\n'.join([
+      _programs(plan),
+      _memory(plan),
+      _pools(plan),
+      _time(plan),
+      _verdict(plan)
+  ])
+
+
+def _programs(plan: Plan) -> str:
+  rows = []
+  for name, w in plan.weights.items():
+    share = plan.shares.get(name)
+    called = ('', '') if share is None else (f'{share.calls:.0f}',
+                                             f'{1e3 * share.seconds:.1f}')
+    rows.append([
+        name,
+        _gb(w.arguments),
+        _gb(w.temporaries),
+        _gb(w.peak), f'{(share.flops if share else w.flops) / 1e12:.2f}',
+        _gb(share.memory_bytes if share else w.memory_bytes),
+        _gb(w.network_bytes), *called
+    ])
+  return table([
+      'program', 'arguments', 'temporaries', 'peak', 'TFLOP', 'HBM', 'network',
+      'calls', 'ms'
+  ], rows) + (
+      '\nGB and TFLOP of one call on each device; ms at '
+      f'{timing.MATMUL:.0%} of the matrix units, {timing.MEMORY:.0%} of '
+      f'HBM, {timing.NETWORK:.0%} of the links')
+
+
+def _memory(plan: Plan) -> str:
+  phases = plan.phases
+  alive = {p: plan.alive(p) for p in phases}
+  owners = [*dict.fromkeys(o for p in phases for o in alive[p])]
+  owners = [o for o in owners if o != 'workspace'] + ['workspace']
+  rows = [[o, *(_gb(alive[p].get(o, 0.0)) for p in phases)] for o in owners]
+  rows.append(['sum', *(_gb(sum(alive[p].values())) for p in phases)])
+  limit = plan.account.limit
+  title = 'memory of each device, GB' + (f'; it has {_gb(limit)}'
+                                         if limit else '')
+  return title + '\n' + table(['owner', *phases], rows)
+
+
+def _pools(plan: Plan) -> str:
+  lines = []
+  work = timing.work(plan.config, plan.models)
+  r = plan.config.rollout
+  tokens = plan.pool_tokens('policy')
+  lines.append(
+      f'policy pages: {tokens:,} tokens on all devices, '
+      f'{tokens // (r.max_prompt_tokens + r.max_new_tokens):,} samples of '
+      f'{r.max_prompt_tokens + r.max_new_tokens:,} tokens or '
+      f'{tokens // (work.prompt + work.completion):,} of '
+      f'{work.prompt + work.completion:,}; rollout.slots={r.slots}')
+  if plan.models.judging:
+    tokens = plan.pool_tokens('judge')
+    longest = plan.models.judging.max_tokens
+    lines.append(
+        f'judge pages: {tokens:,} tokens, {tokens // longest:,} traces '
+        f'of {longest:,}')
+  host = f'host memory: {_gb(plan.host_bytes())} GB for each device'
+  if plan.chip:
+    host += f' of {_gb(plan.chip.host_memory)}'
+  return '\n'.join([*lines, host])
+
+
+def _time(plan: Plan) -> str:
+  work, seconds = timing.work(plan.config, plan.models), plan.seconds()
+  if not any(seconds.values()):
+    return 'time: the peaks of this device are not known'
+  parts = ', '.join(f'{p} {s:.1f}' for p, s in seconds.items())
+  return (f'a step of {work.rows} samples of {work.prompt} + {work.completion} '
+          f'tokens on average: {sum(seconds.values()):.1f} s ({parts})')
+
+
+def _verdict(plan: Plan) -> str:
+  if plan.account.limit is None:
+    return 'the memory of these devices is not limited'
+  size, phase = plan.peak()
+  short = size - plan.account.limit * (1 - MARGIN)
+  if plan.fits:
+    return (f'fits: the largest sum, {phase}, leaves {plan.margin:.1%} of a '
+            'device free')
+  return (f'does not fit: {phase} takes {_gb(size)} GB of '
+          f'{_gb(plan.account.limit)}, {_gb(short)} too much for a margin of '
+          f'{MARGIN:.0%}')
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+  """Aligned columns; the first is text, the others are numbers."""
+  lines = [list(header), *map(list, rows)]
+  widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
+  return '\n'.join('  '.join([
+      line[0].ljust(widths[0]), *(x.rjust(w)
+                                  for x, w in zip(line[1:], widths[1:]))
+  ]).rstrip()
+                   for line in lines)
+
+
+def _gb(size: float) -> str:
+  return f'{size / 1e9:.2f}'
+
+
+def picture(plan: Plan, path: pathlib.Path) -> None:
+  """Draws the memory of a device by phase and owner."""
+  import matplotlib
+  matplotlib.use('Agg')
+  from matplotlib import pyplot as plt
+  fig, ax = plt.subplots(figsize=(8, 4))
+  alive = {p: plan.alive(p) for p in plan.phases}
+  owners = [*dict.fromkeys(o for p in alive for o in alive[p])]
+  bottom = [0.0] * len(alive)
+  for i, owner in enumerate(owners):
+    sizes = [alive[p].get(owner, 0.0) / 1e9 for p in alive]
+    ax.bar(list(alive), sizes, bottom=bottom, label=owner, width=0.6,
+           color=plt.get_cmap('tab20')(i))
+    bottom = [a + b for a, b in zip(bottom, sizes)]
+  if plan.account.limit:
+    ax.axhline(plan.account.limit / 1e9, color='black', linewidth=1)
+    ax.text(-0.4, plan.account.limit / 1e9, 'limit', va='bottom', fontsize=8)
+  ax.set_ylabel('GB on each device')
+  ax.legend(fontsize=8, loc='upper left', bbox_to_anchor=(1.0, 1.0))
+  fig.tight_layout()
+  fig.savefig(path, dpi=120)
+  plt.close(fig)
