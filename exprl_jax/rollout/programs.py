@@ -26,8 +26,7 @@ def programs(model: ModelConfig, mesh: jax.sharding.Mesh, options: Options,
   """
   model = for_length(model, options.max_tokens)
   options = resolve(options, model, mesh)
-  layout = paged.Layout(options.pages, options.page, options.dtype,
-                        options.kernel)
+  layout = options.layout
   params = sharded_params(model, mesh, frozen=True)
   pool = paged.abstract_pool(model, layout, mesh)
   devices = mesh_lib.batch_parts(mesh)
