@@ -12,9 +12,10 @@ import pytest
 from exprl_jax import config as config_lib
 from exprl_jax.data import tiny_world as world
 from exprl_jax.data.tokenizer import Tokenizer
-from exprl_jax.models import config, hf, paged, quantization, transformer
+from exprl_jax.models import config, hf, quantization, transformer
 from exprl_jax.models.matrices import Int8
 from exprl_jax.rollout import decode, engine, protocol
+from exprl_jax.rollout import options as options_lib
 from exprl_jax.rollout.requests import Request, Sampling
 from exprl_jax.runtime import mesh as mesh_lib
 from tests.conftest import JUDGE, POLICY, SMALL, SMALL_JSON
@@ -177,7 +178,8 @@ def test_the_engine_counts_bytes_and_prepare_copies_nothing(model, one_device):
 def test_no_copy_outside_of_int8_while_decoding(one_device, unrolled):
   """XLA keeps a layer or two at a time, not all of them over the loop."""
   cfg = dataclasses.replace(SMALL, num_layers=16, embed_dim=128, mlp_dim=256)
-  layout = paged.Layout(4, 4, 'float32', 'reference')
+  layout = engine.Options(slots=2, max_tokens=8, page=4, pages=4)
+  layout = options_lib.resolve(layout, cfg, one_device).layout
   params, (pool, state), key = jax.eval_shape(lambda: (
       quantization.quantize(cfg, transformer.init(cfg, jax.random.key(0))),
       decode.empty(cfg, layout, one_device, 2), jax.random.key(0)))

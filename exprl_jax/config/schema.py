@@ -83,6 +83,8 @@ class Judge:
   slots: Positive = 64  # sequences that are read at a time
   page: Positive = 64  # tokens in a page
   pages: Count = 0  # as rollout.pages
+  kv_dtype: Literal['', 'fp8', 'int8'] = ''  # as rollout.kv_dtype
+  kernel: Literal['auto', 'reference', 'ragged'] = 'auto'  # as rollout.kernel
   traces: str = ''  # run='judge': JSONL of traces; '': samples of the policy
 
 
@@ -133,7 +135,8 @@ class Rollout:
   chunk: Positive = 32  # tokens decoded between two scheduling decisions
   page: Positive = 128  # tokens in a page of keys and values
   pages: Count = 0  # per device; 0: enough for all slots, or what fits
-  kv_dtype: Literal['', 'int8'] = ''  # '': policy.dtype
+  # Of keys and values in pages; '': policy.dtype. TPUs: fp8, not int8.
+  kv_dtype: Literal['', 'fp8', 'int8'] = ''
   kernel: Literal['auto', 'reference', 'ragged'] = 'auto'  # paged attention
   system_prompt: str = ''
   system_prompts: tuple[str, ...] = ()  # for domains: 'code=TEXT'

@@ -42,7 +42,7 @@ NOT_IN_CACHE_KEY = frozenset({
     'init', 'template', 'templates', 'delimiter', 'max_steps',
     'min_step_tokens', 'max_trace_tokens', 'max_invalid_frac',
     'max_probe_score', 'monitor_window', 'monitor_rise', 'cache', 'overlap',
-    'slots', 'page', 'pages', 'traces'
+    'slots', 'page', 'pages', 'kernel', 'traces'
 })
 
 
@@ -99,8 +99,8 @@ def engine_options(cfg: config_lib.Judge, template: prompts.Template,
   answer = readouts.READOUTS[cfg.readout].max_new_tokens(template, cfg)
   return Options(cfg.slots, read + len(tokenizer.encode(layout.GAP)) + answer,
                  cfg.page, cfg.pages, prefill=min(256, -(-read // 32) * 32),
-                 widths=(16, 64, 256, 1024), dtype=dtype, weights=cfg.weights,
-                 config_section='judge')
+                 widths=(16, 64, 256, 1024), dtype=cfg.kv_dtype or dtype,
+                 kernel=cfg.kernel, weights=cfg.weights, config_section='judge')
 
 
 class Judge:

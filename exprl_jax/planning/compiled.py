@@ -19,7 +19,8 @@ from exprl_jax.types import InputError
 _PHASES = {
     'learner/gradient': 'gradient', 'learner/add_gradient': 'gradient',
     'learner/apply_gradient': 'optimizer', 'policy/logprobs': 'logprob',
-    'reference/logprobs': 'logprob', 'policy': 'rollout', 'judge': 'judge'
+    'reference/logprobs': 'logprob', 'policy/sampling_copy': 'copy',
+    'judge/sampling_copy': 'copy', 'policy': 'rollout', 'judge': 'judge'
 }
 
 

@@ -24,7 +24,7 @@ from exprl_jax.rollout.options import Options
 from exprl_jax.runtime import chips
 from exprl_jax.runtime import mesh as mesh_lib
 
-PHASES = ('rollout', 'judge', 'logprob', 'gradient', 'optimizer')
+PHASES = ('copy', 'rollout', 'judge', 'logprob', 'gradient', 'optimizer')
 _JUDGE_SHARE = 1 / 3  # of the free memory, where both engines run (overlap)
 
 
@@ -195,9 +195,9 @@ def account(config: Config, mesh: jax.sharding.Mesh) -> Account:
                   ('optimizer',) if config.optim.offload else PHASES),
       'gradient': (sizes['policy'], ('gradient', 'optimizer')),
       'reference': (sizes['reference'], PHASES),
-      'merged adapters': (sizes['merged adapters'], rollout),
+      'merged adapters': (sizes['merged adapters'], ('copy', *rollout)),
       'sampling copy': (options_lib.weight_bytes(found.rollout, found.policy,
-                                                 sampling), rollout),
+                                                 sampling), ('copy', *rollout)),
       'policy pages': (options_lib.pool_bytes(found.rollout, found.policy,
                                               sampling), rollout),
   }

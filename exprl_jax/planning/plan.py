@@ -6,7 +6,6 @@ from typing import Any
 import jax
 
 from exprl_jax.config import Config
-from exprl_jax.models import paged
 from exprl_jax.planning import compiled, memory, programs, timing
 from exprl_jax.planning.compiled import Weight
 from exprl_jax.runtime import chips
@@ -164,8 +163,3 @@ def _weigh(config: Config, mesh: jax.sharding.Mesh, found: memory.Models,
     out[program.name] = compiler.weigh(program, compiled.owned_bytes(program),
                                        trips)
   return out
-
-
-def token_bytes(plan: Plan) -> float:
-  """Bytes on all devices of a token's keys and values, of the policy."""
-  return paged.token_bytes(plan.models.policy, plan.models.rollout.dtype)

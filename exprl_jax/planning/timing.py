@@ -162,7 +162,8 @@ def _engine(add, owner: str, model: ModelConfig, options: Options,
     tokens: that each row decodes.
   """
   width = 4 * model.num_layers * model.num_heads * model.head_dim  # q k, p v
-  each = paged.token_bytes(model, options.dtype) / mesh.shape['tensor']
+  each = paged.token_bytes_per_device(model, options.dtype,
+                                      options.layout.kernel)
   # 1. Passes of the largest shape.
   shapes = [
       tuple(map(int,

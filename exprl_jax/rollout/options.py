@@ -1,7 +1,9 @@
 """The engine's sizes: what its programs are compiled for."""
 
 import dataclasses
+import functools
 
+from absl import logging
 import jax
 import numpy as np
 
@@ -27,8 +29,8 @@ class Options:
       max_tokens, or what fits beside all that is alive at that time.
     chunk: tokens that a row decodes before the host looks again.
     prefill: tokens of a prompt in one prefill pass.
-    dtype: of the pages: that of the model, or 'int8'.
-    kernel: one of paged.KERNELS.
+    dtype: of the pages: that of the model, 'fp8' or 'int8'.
+    kernel: one of paged.KERNELS; resolved: the kernel itself.
     ahead: launch a chunk before the results of the last one are read, so that
       the device never waits for the host. None: except on CPUs.
     widths: of prefill passes; each job takes the one that wastes least. One
@@ -48,7 +50,7 @@ class Options:
   chunk: int = 32
   prefill: int = 256
   dtype: str = 'float32'
-  kernel: str = 'auto'
+  kernel: str | paged.Kernel = 'auto'
   ahead: bool | None = None
   widths: tuple[int, ...] = ()
   weights: str = ''
@@ -61,6 +63,12 @@ class Options:
   def columns(self) -> int:
     """Columns of a page table. Prefill passes may end behind max_tokens."""
     return self.pages_for(self.max_tokens + self.prefill)
+
+  @property
+  def layout(self) -> paged.Layout:
+    """The shape of the pool; only resolved sizes have one."""
+    assert isinstance(self.kernel, paged.Kernel)
+    return paged.Layout(self.pages, self.page, self.dtype, self.kernel)
 
   def pages_for(self, tokens: int) -> int:
     """How many pages hold so many tokens."""
@@ -85,18 +93,18 @@ def resolve(options: Options, model: ModelConfig,
   Slots are rounded up to a multiple of the devices.
 
   Raises:
-    InputError: the pages cannot hold a single row.
+    InputError: the pages cannot hold a single row, or the kernel that is
+      requested cannot run.
   """
   devices = mesh_lib.batch_parts(mesh)
   slots = -(-options.slots // devices) * devices
   ahead = options.ahead
   if ahead is None:
     ahead = mesh.devices.flat[0].platform != 'cpu'
+  options = _with_kernel(options, model, mesh)
   pages = options.pages or _pages_that_fit(options, model, mesh,
                                            slots // devices)
-  options = dataclasses.replace(
-      options, slots=slots, ahead=ahead, pages=pages,
-      kernel=paged.choose(options.kernel, options.dtype))
+  options = dataclasses.replace(options, slots=slots, ahead=ahead, pages=pages)
   # A row, the dummy page, and a copy of the row's last, partial page.
   least = options.pages_for(options.max_tokens) + 2
   if pages < least:
@@ -110,6 +118,25 @@ def resolve(options: Options, model: ModelConfig,
         f'beside {options.reserved / 1e9:.1f} GB of other arrays on a device; '
         "run='plan' says what to change")
   return options
+
+
+def _with_kernel(options: Options, model: ModelConfig,
+                 mesh: jax.sharding.Mesh) -> Options:
+  """Replaces the kernel's name by the kernel, and 'fp8' by its full name."""
+  if isinstance(options.kernel, paged.Kernel):
+    return options
+  dtype = paged.DTYPES.get(options.dtype, options.dtype)
+  kernel = paged.choose(options.kernel, model, mesh, dtype, options.page,
+                        options.columns, options.config_section)
+  _log_once(
+      f'{options.config_section}: {dtype} pages of {options.page} tokens, '
+      f'{kernel.describe()}')
+  return dataclasses.replace(options, dtype=dtype, kernel=kernel)
+
+
+@functools.cache
+def _log_once(line: str) -> None:
+  logging.info('%s', line)
 
 
 def _pages_that_fit(options: Options, model: ModelConfig,
@@ -126,8 +153,10 @@ def _pages_that_fit(options: Options, model: ModelConfig,
   taken = (options.reserved + weight_bytes(options, model, mesh) +
            workspace(options, model, mesh))
   free = (limit * (1 - options.margin) - taken) * options.share
-  page_bytes = paged.token_bytes(model, options.dtype) * options.page
-  fit = int(free * mesh.shape['tensor'] / page_bytes)
+  assert isinstance(options.kernel, paged.Kernel)
+  page_bytes = options.page * paged.token_bytes_per_device(
+      model, options.dtype, options.kernel)
+  fit = int(free / page_bytes)
   # All processes must take the same.
   if jax.process_count() > 1:
     fit = int(np.min(mesh_lib.gather(np.asarray(fit, np.int32))))
@@ -144,9 +173,7 @@ def weight_bytes(options: Options, model: ModelConfig,
 def pool_bytes(options: Options, model: ModelConfig,
                mesh: jax.sharding.Mesh) -> int:
   """Bytes on each device of the pool of pages."""
-  options = resolve(options, model, mesh)
-  layout = paged.Layout(options.pages, options.page, options.dtype,
-                        options.kernel)
+  layout = resolve(options, model, mesh).layout
   return mesh_lib.device_bytes(paged.abstract_pool(model, layout, mesh))
 
 

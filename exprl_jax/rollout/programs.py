@@ -27,8 +27,7 @@ def programs(model: ModelConfig, mesh: jax.sharding.Mesh, options: Options,
   """
   model = for_length(model, options.max_tokens)
   options = resolve(options, model, mesh)
-  layout = paged.Layout(options.pages, options.page, options.dtype,
-                        options.kernel)
+  layout = options.layout
   params = sharded_params(model, mesh, frozen=True,
                           int8=options.weights == 'int8')
   pool = paged.abstract_pool(model, layout, mesh)

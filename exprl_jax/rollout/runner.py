@@ -37,8 +37,7 @@ class Runner:
     self._slots, self._chunk = options.slots, options.chunk
     self._unrolled = mesh.devices.flat[0].platform != 'tpu'
     self.devices = mesh_lib.batch_parts(mesh)
-    self.layout = paged.Layout(options.pages, options.page, options.dtype,
-                               options.kernel)
+    self.layout = options.layout
     self._pool: paged.Pool | None = None
     self._state: decode.State | None = None
     self._params: Params = None
