@@ -27,7 +27,7 @@ from exprl_jax.config.schema import (
 
 __all__ = [
     'Calibration', 'Checkpoint', 'Config', 'Credit', 'Data', 'Eval', 'Export',
-    'Grading', 'Judge', 'JudgeTraining', 'Loss', 'Mesh', 'Model', 'Optim', 'Profile',
-    'Rollout', 'Rubrics', 'Sample', 'Select', 'Teacher', 'by_domain', 'freeze',
-    'load', 'longest', 'overlay', 'resolve'
+    'Grading', 'Judge', 'JudgeTraining', 'Loss', 'Mesh', 'Model', 'Optim',
+    'Profile', 'Rollout', 'Rubrics', 'Sample', 'Select', 'Teacher', 'by_domain',
+    'freeze', 'load', 'longest', 'overlay', 'resolve'
 ]

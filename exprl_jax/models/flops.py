@@ -27,12 +27,11 @@ def matmul_params(cfg: ModelConfig) -> int:
 def forward_flops(cfg: ModelConfig, lengths: Iterable[int]) -> float:
   """Operations of a forward pass over sequences of these lengths."""
   lengths = [int(n) for n in lengths]
-  pairs = sum(_pairs(n, w)
-              for n in lengths
-              for w in cfg.windows) if cfg.windows else (
-                  cfg.num_layers * sum(_pairs(n, 0) for n in lengths))
-  return (2.0 * matmul_params(cfg) * sum(lengths)
-          + 4.0 * cfg.num_heads * cfg.head_dim * pairs)
+  pairs = sum(
+      _pairs(n, w) for n in lengths for w in cfg.windows) if cfg.windows else (
+          cfg.num_layers * sum(_pairs(n, 0) for n in lengths))
+  return (2.0 * matmul_params(cfg) * sum(lengths) +
+          4.0 * cfg.num_heads * cfg.head_dim * pairs)
 
 
 def train_flops(cfg: ModelConfig, lengths: Iterable[int],

@@ -87,8 +87,9 @@ def utilization(policy: Policy, examples: Sequence[Example],
     knows.
   """
   own = [len(x.tokens) for x in examples]
-  teacher = [len(x.teacher_tokens) for x in examples
-             if x.teacher_tokens is not None]
+  teacher = [
+      len(x.teacher_tokens) for x in examples if x.teacher_tokens is not None
+  ]
   out = {'perf/train_tokens_per_s': sum(own) / seconds}
   if chip := chips.find(jax.local_devices()[0].device_kind):
     spent = flops.train_flops(policy.model, own, policy.lora_scale is not None)

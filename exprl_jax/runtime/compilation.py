@@ -1,4 +1,4 @@
-"""Compilations: kept between runs, counted, and explained when they are late."""
+"""Compilations: kept between runs, counted, explained when they are late."""
 
 from collections.abc import Iterable
 import functools
@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from absl import logging
 import jax
+from jax.experimental.compilation_cache import compilation_cache
 
 _EVENT = '/jax/core/compile/backend_compile_duration'
 # Explains why a jitted function is traced again (jax_explain_cache_misses).
@@ -35,7 +36,9 @@ def use_cache(where: str) -> str:
     if not where and jax.default_backend() == 'tpu':
       root = os.environ.get('EXPRL_CACHE') or '~/.cache/exprl_jax'
       where = str(pathlib.Path(root).expanduser() / 'xla')
-  jax.config.update('jax_compilation_cache_dir', where or None)
+  if where != (jax.config.jax_compilation_cache_dir or ''):
+    jax.config.update('jax_compilation_cache_dir', where or None)
+    compilation_cache.reset_cache()  # JAX opens it at the first compilation
   if where:
     # Short compilations are not worth the file.
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 1.0)

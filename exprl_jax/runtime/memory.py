@@ -13,13 +13,13 @@ def hbm() -> dict[str, float]:
   not report are left out: on CPUs, all of them.
   """
   names = {
-      'hbm/in_use_gb': 'bytes_in_use',
-      'hbm/peak_gb': 'peak_bytes_in_use',
+      'hbm/in_use_gb': 'bytes_in_use', 'hbm/peak_gb': 'peak_bytes_in_use',
       'hbm/limit_gb': 'bytes_limit'
   }
   stats = [d.memory_stats() or {} for d in jax.local_devices()]
   return {
-      name: max(s[key] for s in stats) / 1e9
+      name: max(s[key]
+                for s in stats) / 1e9
       for name, key in names.items()
       if stats and all(key in s for s in stats)
   }
@@ -58,8 +58,8 @@ def _largest(arrays: list[Any], seen: set[Any]) -> int:
       key = _buffer(shard)
       if key not in seen:
         seen.add(key)
-        bytes_on[shard.device] = (
-            bytes_on.get(shard.device, 0) + shard.data.nbytes)
+        bytes_on[shard.device] = (bytes_on.get(shard.device, 0) +
+                                  shard.data.nbytes)
   return max(bytes_on.values(), default=0)
 
 

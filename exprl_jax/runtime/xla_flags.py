@@ -1,7 +1,8 @@
 """Flags of XLA for each generation of TPUs.
 
-libtpu reads LIBTPU_INIT_ARGS once, when JAX first asks for its devices: `apply`
-comes before that. This module does not import jax.
+libtpu reads LIBTPU_INIT_ARGS once, when JAX first asks for its devices (not
+when jax is imported): `apply` comes before that. This module does not import
+jax.
 """
 
 from collections.abc import Mapping, MutableMapping
