@@ -31,12 +31,13 @@ def use_cache(where: str) -> str:
   Returns:
     The folder; '': there is none.
   """
+  current = jax.config.values['jax_compilation_cache_dir'] or ''
   if where == 'auto':
-    where = jax.config.jax_compilation_cache_dir or ''
+    where = current
     if not where and jax.default_backend() == 'tpu':
       root = os.environ.get('EXPRL_CACHE') or '~/.cache/exprl_jax'
       where = str(pathlib.Path(root).expanduser() / 'xla')
-  if where != (jax.config.jax_compilation_cache_dir or ''):
+  if where != current:
     jax.config.update('jax_compilation_cache_dir', where or None)
     compilation_cache.reset_cache()  # JAX opens it at the first compilation
   if where:
@@ -64,12 +65,14 @@ class _Listener(py_logging.Filter):
     self.explaining = False
     self._reasons: dict[str, str] = {}
 
-  def event(self, name: str, seconds: float, **more: str | int) -> None:
-    """Is told of everything that JAX measures."""
-    if name == _EVENT:
-      function = re.sub(r'^\w+\((.*)\)$', r'\1', str(more.get('fun_name', '')))
+  def event(self, event: str, duration_secs: float,
+            **kwargs: str | int) -> None:
+    """Takes the measurements of JAX that are of compilations."""
+    if event == _EVENT:  # of 'jit(FUNCTION)'
+      function = re.sub(r'^\w+\((.*)\)$', r'\1', str(kwargs.get('fun_name',
+                                                                '')))
       self.compilations.append(
-          Compilation(function, seconds, self._reasons.pop(function, '')))
+          Compilation(function, duration_secs, self._reasons.pop(function, '')))
 
   def filter(self, record: py_logging.LogRecord) -> bool:
     """Takes explanations out of the log while a Watch asks for them."""
@@ -132,7 +135,7 @@ class Watch:
   def warmed_up(self) -> None:
     """Expects no program that is known by now to be compiled again."""
     self._warm = True
-    if not jax.config.jax_explain_cache_misses:
+    if not jax.config.values['jax_explain_cache_misses']:
       jax.config.update('jax_explain_cache_misses', True)
       self._listener.explaining = True
 

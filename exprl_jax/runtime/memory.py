@@ -64,9 +64,9 @@ def _largest(arrays: list[Any], seen: set[Any]) -> int:
 
 
 def _in_host_memory(array: jax.Array) -> bool:
+  device: Any = next(iter(array.sharding.device_set))
   kind = array.sharding.memory_kind
-  default = next(iter(array.sharding.device_set)).default_memory().kind
-  return kind is not None and kind != default
+  return kind is not None and kind != device.default_memory().kind
 
 
 def _buffer(shard: Any) -> Any:
