@@ -19,6 +19,7 @@ from ml_collections import config_flags
 from exprl_jax import config as config_lib
 from exprl_jax.config import files
 from exprl_jax.config.loading import RENAMED
+from exprl_jax.runtime import xla_flags
 from exprl_jax.types import InputError
 
 if TYPE_CHECKING:
@@ -131,6 +132,8 @@ def main(argv: list[str]) -> None:
   # 1. The command line and the config.
   path, values, given = parse(argv)
   logging.set_verbosity(logging.INFO if given.verbose else logging.WARNING)
+  if added := xla_flags.apply():  # before JAX asks for its devices
+    logging.info('added to LIBTPU_INIT_ARGS: %s', added)
   from exprl_jax.runs import recipes
   config = recipes.freeze(values)
   if given.distributed:
@@ -160,6 +163,8 @@ def run(config: config_lib.Config, path: str,
   Raises:
     InputError: something is not as it should be.
   """
+  from exprl_jax.runtime import compilation
+  compilation.use_cache(config.compile_cache)
   # 1. Modes without a workdir.
   if config.run in _WITHOUT_WORKDIR:
     run_mode(config.run)(config)

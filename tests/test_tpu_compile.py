@@ -24,6 +24,7 @@ from exprl_jax.rl import programs as learner_programs
 from exprl_jax.rollout import programs as engine_programs
 from exprl_jax.rollout.options import Options
 from exprl_jax.runtime import mesh as mesh_lib
+from exprl_jax.runtime import xla_flags
 from tests.conftest import SMALL
 
 pytestmark = [
@@ -42,12 +43,7 @@ QWEN3_4B = ModelConfig(vocab_size=151936, num_layers=36, embed_dim=2560,
 V5E_BYTES = 15.75 * 2**30  # of a chip, usable
 V5E, V6E, V5P = 'v5e:2x4', 'v6e:2x4', 'v5p:2x2x1'
 GIB = 2**30 / 1e9  # bars are in 1e9 bytes a chip
-# A gradient's program does not know that the optimizer's moments are there as
-# well: without these it is less thrifty (docs/tpu.md).
-FLAGS = {
-    'xla_tpu_scheduler_percent_shared_memory_limit': '70',
-    'xla_tpu_licm_size_inflation_ratio': '0.1'
-}
+FLAGS = xla_flags.compiler_options('v5e')
 
 
 @pytest.fixture(scope='module')

@@ -17,6 +17,7 @@ from exprl_jax.config.schema import (
     Mesh,
     Model,
     Optim,
+    Profile,
     Rollout,
     Rubrics,
     Sample,
@@ -27,6 +28,6 @@ from exprl_jax.config.schema import (
 __all__ = [
     'Calibration', 'Checkpoint', 'Config', 'Credit', 'Data', 'Eval', 'Export',
     'Grading', 'Judge', 'JudgeTraining', 'Loss', 'Mesh', 'Model', 'Optim',
-    'Rollout', 'Rubrics', 'Sample', 'Select', 'Teacher', 'by_domain', 'freeze',
-    'load', 'longest', 'overlay', 'resolve'
+    'Profile', 'Rollout', 'Rubrics', 'Sample', 'Select', 'Teacher', 'by_domain',
+    'freeze', 'load', 'longest', 'overlay', 'resolve'
 ]

@@ -273,6 +273,13 @@ class Checkpoint:
 
 
 @dataclasses.dataclass(frozen=True)
+class Profile:
+  """Traces of run='train' by jax.profiler (docs/performance.md)."""
+
+  steps: str = ''  # FIRST:LAST, traced into WORKDIR/profile; '': none
+
+
+@dataclasses.dataclass(frozen=True)
 class Mesh:
   """Sizes of the device mesh; -1 takes the remaining devices."""
 
@@ -359,6 +366,8 @@ class Config:
   reward: str = 'process'  # rewards/: process | outcome | sparse | teacher |
   # FILE.py:FUNCTION | MODULE:FUNCTION
   compare: str = ''  # a config, beside this one, to run as well; '': none
+  compile_cache: str = 'auto'  # folder or gs:// of compiled programs; auto: on
+  # TPUs, ~/.cache/exprl_jax/xla; '': none
   policy: Model = Model()
   judge: Judge = Judge()
   teacher: Teacher = Teacher()
@@ -371,6 +380,7 @@ class Config:
   grading: Grading = Grading()
   eval: Eval = Eval()
   checkpoint: Checkpoint = Checkpoint()
+  profile: Profile = Profile()
   mesh: Mesh = Mesh()
   sample: Sample = Sample()
   rubrics: Rubrics = Rubrics()

@@ -15,6 +15,7 @@ from exprl_jax.config import Config, Rollout
 from exprl_jax.config.loading import by_domain, get, longest
 from exprl_jax.judge import readouts
 from exprl_jax.rl import advantages, losses
+from exprl_jax.runtime import profiler
 from exprl_jax.runtime.registry import lookup
 from exprl_jax.types import InputError
 
@@ -46,6 +47,10 @@ def check(c: Config) -> None:
   check_truncation(c.rollout)
   if c.run == 'train':
     _check_recipe(c)
+    profiler.parse(c.profile.steps, c.steps)
+  elif c.profile.steps:
+    raise InputError(f'config.profile.steps={c.profile.steps!r} is for '
+                     "run='train'")
   if c.run == 'sft':
     _check_batch(c)
   if not 0 < c.data.contamination_overlap <= 1:

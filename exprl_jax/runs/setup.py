@@ -103,6 +103,7 @@ class Run:
   source: sources.Source
   reward: Callable[[Sequence[Group]], ScoredRollouts]
   curriculum: curriculum.Curriculum
+  judge: factory.AnyJudge | None  # that the reward asks
   monitor: hacking.Monitor | None  # where a judge gives the reward
   checkpoints: checkpoints_lib.Checkpoints
   log: metrics.Log
@@ -201,8 +202,8 @@ def start(inputs: Inputs, workdir: pathlib.Path) -> tuple[Run, int, TrainState]:
                                  inputs.problems) if judge else {}
   reward = base.scoring(config, inputs.tokenizer, inputs.grader, scorer,
                         inputs.reward.granularity)
-  return Run(inputs, workdir, policy, sampler, source, reward, table, monitor,
-             checkpoints, log, probes), done, state
+  return Run(inputs, workdir, policy, sampler, source, reward, table, judge,
+             monitor, checkpoints, log, probes), done, state
 
 
 def _policy(inputs: Inputs, workdir: pathlib.Path) -> tuple[Policy, Params]:

@@ -17,7 +17,7 @@ import numpy as np
 
 from exprl_jax.config import Config
 from exprl_jax.rl import advantages, experience, filters, learner
-from exprl_jax.runs import progress, setup
+from exprl_jax.runs import progress, setup, telemetry
 from exprl_jax.runtime import metrics
 
 
@@ -28,12 +28,14 @@ def train(config: Config, workdir: pathlib.Path) -> list[metrics.Row]:
   end, model/ (a Hugging Face directory) into `workdir`.
   """
   run, start, state = setup.start(setup.inputs(config), workdir)
+  devices = telemetry.Telemetry(run)
   empty_steps = filters.EmptySteps(config.select.max_empty_steps)
   if start == 0:
     run.evaluate(state, 0)
 
   for step in range(start, config.steps):
     key, timer = jax.random.fold_in(run.key, step), metrics.Timer()
+    devices.begin(step + 1)
     # 1. Roll out, 2. score; 3. drop groups without a gradient and refill.
     batch = filters.Batch(config)
     while not batch.complete:
@@ -58,10 +60,13 @@ def train(config: Config, workdir: pathlib.Path) -> list[metrics.Row]:
       with timer('update'):
         state, stats = learner.update(run.policy, state, examples,
                                       config.rollout.group_size)
+      values |= telemetry.utilization(run.policy, examples,
+                                      timer.seconds['update'])
       values |= credit.metrics
       values |= stats | progress.statistics(scored, advantage)
     # 7. Log, and watch the judge being hacked.
     values |= timer.metrics() | run.sampler.engine.metrics()
+    values |= devices.end(step + 1, state, values)
     run.report(step + 1, values)
     # 8. Samples, evaluation, checkpoint.
     run.write_samples(step + 1, scored, advantage)
@@ -69,5 +74,6 @@ def train(config: Config, workdir: pathlib.Path) -> list[metrics.Row]:
       run.evaluate(state, step + 1)
     run.checkpoints.save(step + 1, state, last=step + 1 == config.steps)
 
+  devices.close()
   run.close(state)
   return metrics.read(workdir / 'metrics.jsonl')

@@ -8,6 +8,7 @@ import sys
 import time
 from typing import Any
 
+import jax
 import numpy as np
 import tqdm
 
@@ -74,11 +75,15 @@ def read(path: pathlib.Path) -> list[Row]:
 
 
 class Timer:
-  """Adds up seconds by phase: `with timer('rollout'): ...`."""
+  """Adds up seconds by phase: `with timer('rollout'): ...`.
+
+  Phases have their names in traces of the profiler, too.
+  """
 
   def __init__(self) -> None:
     self.seconds: dict[str, float] = {}
     self._name, self._start = '', 0.0
+    self._annotation = jax.profiler.TraceAnnotation('')
 
   def __call__(self, name: str) -> 'Timer':
     """Names the phase that the `with` block times."""
@@ -86,10 +91,13 @@ class Timer:
     return self
 
   def __enter__(self) -> None:
+    self._annotation = jax.profiler.TraceAnnotation(self._name)
+    self._annotation.__enter__()
     self._start = time.perf_counter()
 
   def __exit__(self, *_: object) -> None:
     spent = time.perf_counter() - self._start
+    self._annotation.__exit__(None, None, None)
     self.seconds[self._name] = self.seconds.get(self._name, 0.0) + spent
 
   def metrics(self) -> dict[str, float]:

@@ -16,6 +16,8 @@ _MAY_CHANGE = frozenset({
     'eval',
     'checkpoint',
     'compare',
+    'compile_cache',
+    'profile',
     'sample',
     'export',
     'calibration',
