@@ -1,6 +1,13 @@
 """The configuration: schema.py has every key, loading.py reads and checks."""
 
-from exprl_jax.config.loading import by_domain, freeze, load, longest, overlay
+from exprl_jax.config.loading import (
+    by_domain,
+    freeze,
+    load,
+    longest,
+    overlay,
+    source,
+)
 from exprl_jax.config.paths import resolve
 from exprl_jax.config.schema import (
     Calibration,
@@ -29,5 +36,5 @@ __all__ = [
     'Calibration', 'Checkpoint', 'Config', 'Credit', 'Data', 'Eval', 'Export',
     'Grading', 'Judge', 'JudgeTraining', 'Loss', 'Mesh', 'Model', 'Optim',
     'Profile', 'Rollout', 'Rubrics', 'Sample', 'Select', 'Teacher', 'by_domain',
-    'freeze', 'load', 'longest', 'overlay', 'resolve'
+    'freeze', 'load', 'longest', 'overlay', 'resolve', 'source'
 ]

@@ -10,6 +10,7 @@ ConfigDict. What goes with what is checked by runs/recipes.py.
 from collections.abc import Iterator, Mapping
 import dataclasses
 import difflib
+import operator
 import typing
 from typing import Any
 
@@ -127,6 +128,25 @@ def hints(cls: type, prefix: str = '') -> Iterator[tuple[str, Any]]:
       yield from hints(typing.cast(type, hint), f'{prefix}{name}.')
     else:
       yield prefix + name, hint
+
+
+def source(config: Config) -> str:
+  """Writes the config file of a config: the keys that are not the defaults."""
+  lines = [
+      'from ml_collections import ConfigDict', '', '',
+      'def get_config() -> ConfigDict:', '  c = ConfigDict()'
+  ]
+  sections = set()
+  for name, _ in hints(Config):
+    value = operator.attrgetter(name)(config)
+    if value == operator.attrgetter(name)(Config()):
+      continue
+    section, dot, _ = name.rpartition('.')
+    if dot and section not in sections:
+      sections.add(section)
+      lines.append(f'  c.{section} = ConfigDict()')
+    lines.append(f'  c.{name} = {value!r}')
+  return '\n'.join([*lines, '  return c', ''])
 
 
 def check(name: str, value: Any, hint: Any) -> None:

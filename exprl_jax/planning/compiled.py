@@ -117,7 +117,7 @@ def _weight(compiled: jax.stages.Compiled, owned: float, flops: float,
   if mesh.devices.flat[0].platform != 'tpu':  # temporaries are not in it
     peak = (memory.argument_size_in_bytes + memory.output_size_in_bytes +
             memory.temp_size_in_bytes - memory.alias_size_in_bytes)
-  moved = hlo.traffic(compiled.as_text(), trips)
+  moved = hlo.traffic(compiled.as_text() or '', trips)
   return Weight(float(memory.argument_size_in_bytes),
                 float(memory.temp_size_in_bytes), float(peak),
                 max(0.0, peak - owned), flops, moved.memory_bytes,

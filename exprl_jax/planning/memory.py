@@ -17,14 +17,17 @@ from exprl_jax.models import config as model_config
 from exprl_jax.models import references
 from exprl_jax.models.abstract import sharded_params
 from exprl_jax.models.config import ModelConfig
+from exprl_jax.planning import estimates
 from exprl_jax.rl import programs as learner_programs
 from exprl_jax.rollout import options as options_lib
 from exprl_jax.rollout import sampler
+from exprl_jax.rollout.options import NoRoomError as NoRoomError
 from exprl_jax.rollout.options import Options
 from exprl_jax.runtime import chips
 from exprl_jax.runtime import mesh as mesh_lib
 
 PHASES = ('copy', 'rollout', 'judge', 'logprob', 'gradient', 'optimizer')
+MARGIN = 0.05  # of a device's memory, that stays free
 _JUDGE_SHARE = 1 / 3  # of the free memory, where both engines run (overlap)
 
 
@@ -71,19 +74,41 @@ class Account:
 
   Attributes:
     owners: name -> (bytes, phases in which they are there).
+    workspaces: phase -> bytes that its programs take beside them.
     limit: what programs can take; None: not known (CPUs).
   """
 
   owners: Mapping[str, tuple[int, tuple[str, ...]]]
+  workspaces: Mapping[str, float]
   limit: int | None
 
-  def alive(self, phase: str) -> dict[str, int]:
-    """The owners of a phase and their bytes."""
-    return {
-        name: size
+  @property
+  def phases(self) -> list[str]:
+    """Those that the run has, in order."""
+    return [p for p in PHASES if p in self.workspaces]
+
+  def alive(self, phase: str) -> dict[str, float]:
+    """Bytes by owner in a phase; 'workspace' is that of its programs."""
+    owners = {
+        name: float(size)
         for name, (size, phases) in self.owners.items()
         if phase in phases and size
     }
+    return owners | {'workspace': self.workspaces[phase]}
+
+  def peak(self) -> tuple[float, str]:
+    """The largest sum of a phase, and the phase."""
+    return max((sum(self.alive(p).values()), p) for p in self.phases)
+
+  @property
+  def margin(self) -> float:
+    """The share of a device's memory that stays free; negative: too little."""
+    return 1 - self.peak()[0] / self.limit if self.limit else 1.0
+
+  @property
+  def fits(self) -> bool:
+    """Whether enough stays free; by half a percent less, as pages round."""
+    return self.margin >= MARGIN - 0.005
 
 
 def trained(config: Config, model: ModelConfig,
@@ -125,6 +150,29 @@ def keeps_reference(config: Config, origin: references.Reference) -> bool:
           or reward.uses_judge and shares_judge(config, origin))
 
 
+def policy_model(config: Config) -> ModelConfig:
+  """The decoder that trains, as the config sets it up."""
+  cfg = config.policy
+  model = model_config.read_config(references.find(cfg.init).folder)
+  model = dataclasses.replace(model, dtype=cfg.dtype, remat=cfg.remat,
+                              attention=cfg.attention)
+  return model_config.for_length(model, longest(config))
+
+
+def decoders(config: Config) -> tuple[ModelConfig, ModelConfig | None]:
+  """The policy, and the judge if there is one of its own parameters."""
+  policy = policy_model(config)
+  if not (uses_judge(config)
+          and not shares_judge(config, references.find(config.policy.init))):
+    return policy, None
+  return policy, factory.engine_options(config)[0]
+
+
+def uses_judge(config: Config) -> bool:
+  """Whether the run loads a judge."""
+  return config.run == 'train' and rewards.lookup(config.reward).uses_judge
+
+
 def models(config: Config, mesh: jax.sharding.Mesh) -> Models:
   """Sizes the engines of a training run by what is alive beside them.
 
@@ -146,7 +194,7 @@ def models(config: Config, mesh: jax.sharding.Mesh) -> Models:
   always = sizes['policy'] + sizes['reference']
   always += 0 if config.optim.offload else sizes['moments']
   rollout = sampler.engine_options(config, policy)
-  if not (config.run == 'train' and rewards.lookup(config.reward).uses_judge):
+  if not uses_judge(config):
     reserved = always + sizes['merged adapters']
     return Models(policy, None, False,
                   dataclasses.replace(rollout, reserved=reserved), None)
@@ -173,9 +221,8 @@ def models(config: Config, mesh: jax.sharding.Mesh) -> Models:
 
 
 def account(config: Config, mesh: jax.sharding.Mesh) -> Account:
-  """Adds up what a training run keeps on each device.
-
-  What programs take beyond their owned arguments is not in it.
+  """Adds up what a training run keeps on each device, with estimates of what
+  its programs take.
 
   Args:
     config: of the run.
@@ -207,4 +254,22 @@ def account(config: Config, mesh: jax.sharding.Mesh) -> Account:
                        judging if found.shared else PHASES)
     owners['judge pages'] = (options_lib.pool_bytes(found.judging, found.judge,
                                                     sampling), judging)
-  return Account(owners, chips.memory_limit(mesh.devices.flat[0]))
+  return Account(owners, _workspaces(config, found, mesh, sampling),
+                 chips.memory_limit(mesh.devices.flat[0]))
+
+
+def _workspaces(config: Config, found: Models, mesh: jax.sharding.Mesh,
+                sampling: jax.sharding.Mesh) -> dict[str, float]:
+  """Estimates what the programs of each phase take."""
+  rollout = options_lib.workspace(found.rollout, found.policy, sampling)
+  logprob = estimates.logprobs(config, found.policy, mesh)
+  out = {
+      'copy': estimates.copy(found.policy, sampling), 'rollout': float(rollout),
+      'logprob': logprob,
+      'gradient': estimates.gradient(config, found.policy, mesh),
+      'optimizer': 0.1 * trained(config, found.policy, mesh)['policy']
+  }
+  if found.judging and found.judge:
+    out['judge'] = float(
+        options_lib.workspace(found.judging, found.judge, sampling))
+  return out

@@ -12,8 +12,6 @@ from exprl_jax.runtime import chips
 from exprl_jax.runtime import mesh as mesh_lib
 from exprl_jax.types import InputError
 
-MARGIN = 0.05  # of a device's memory, that stays free
-
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Plan:
@@ -36,35 +34,6 @@ class Plan:
   account: memory.Account
   weights: dict[str, Weight]
   shares: dict[str, timing.Share]
-
-  @property
-  def phases(self) -> list[str]:
-    """Those that the run has."""
-    return [
-        p for p in memory.PHASES if any(
-            compiled.phase(name) == p for name in self.weights)
-    ]
-
-  def alive(self, phase: str) -> dict[str, float]:
-    """Bytes by owner, and what the programs take beside them."""
-    workspace = compiled.workspaces(list(self.weights.items()))[phase]
-    return {**self.account.alive(phase), 'workspace': workspace}
-
-  def peak(self) -> tuple[float, str]:
-    """The largest sum of a phase, and the phase."""
-    return max((sum(self.alive(p).values()), p) for p in self.phases)
-
-  @property
-  def margin(self) -> float:
-    """The share of a device's memory that stays free."""
-    if self.account.limit is None:
-      return 1.0
-    return 1 - self.peak()[0] / self.account.limit
-
-  @property
-  def fits(self) -> bool:
-    """Whether enough stays free; by half a percent less, as pages round."""
-    return self.margin >= MARGIN - 0.005
 
   def pool_tokens(self, owner: str) -> int:
     """Tokens that an engine's pages hold on all devices: 'policy', 'judge'."""
@@ -91,7 +60,7 @@ class Plan:
 
   def seconds(self) -> dict[str, float]:
     """Seconds of each phase of a step."""
-    out = dict.fromkeys(self.phases, 0.0)
+    out = dict.fromkeys(self.account.phases, 0.0)
     for name, share in self.shares.items():
       out[compiled.phase(name)] += share.calls * share.seconds
     return out
@@ -101,9 +70,9 @@ class Plan:
     return {
         'devices': self.mesh.size,
         'device_kind': self.mesh.devices.flat[0].device_kind,
-        'limit_bytes': self.account.limit, 'margin': self.margin,
-        'fits': self.fits, 'memory_bytes': {
-            phase: self.alive(phase) for phase in self.phases
+        'limit_bytes': self.account.limit, 'margin': self.account.margin,
+        'fits': self.account.fits, 'memory_bytes': {
+            phase: self.account.alive(phase) for phase in self.account.phases
         }, 'programs': {
             name: dataclasses.asdict(w) for name, w in self.weights.items()
         },
@@ -150,7 +119,10 @@ def make(config: Config, devices: list[jax.Device] | None,
       weights[name] = weight.extrapolated(large[name],
                                           (model.num_layers - few) / few)
   chip = chips.find(mesh.devices.flat[0].device_kind)
-  return Plan(config, mesh, chip, found, memory.account(config, mesh), weights,
+  account = dataclasses.replace(
+      memory.account(config, mesh),
+      workspaces=compiled.workspaces(list(weights.items())))
+  return Plan(config, mesh, chip, found, account, weights,
               timing.shares(config, found, mesh, weights, chip))
 
 

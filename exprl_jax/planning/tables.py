@@ -4,7 +4,8 @@ from collections.abc import Iterable, Sequence
 import pathlib
 
 from exprl_jax.planning import timing
-from exprl_jax.planning.plan import MARGIN, Plan
+from exprl_jax.planning.memory import MARGIN
+from exprl_jax.planning.plan import Plan
 
 
 def text(plan: Plan) -> str:
@@ -42,8 +43,8 @@ def _programs(plan: Plan) -> str:
 
 
 def _memory(plan: Plan) -> str:
-  phases = plan.phases
-  alive = {p: plan.alive(p) for p in phases}
+  phases = plan.account.phases
+  alive = {p: plan.account.alive(p) for p in phases}
   owners = [*dict.fromkeys(o for p in phases for o in alive[p])]
   owners = [o for o in owners if o != 'workspace'] + ['workspace']
   rows = [[o, *(_gb(alive[p].get(o, 0.0)) for p in phases)] for o in owners]
@@ -89,11 +90,11 @@ def _time(plan: Plan) -> str:
 def _verdict(plan: Plan) -> str:
   if plan.account.limit is None:
     return 'the memory of these devices is not limited'
-  size, phase = plan.peak()
+  size, phase = plan.account.peak()
   short = size - plan.account.limit * (1 - MARGIN)
-  if plan.fits:
-    return (f'fits: the largest sum, {phase}, leaves {plan.margin:.1%} of a '
-            'device free')
+  if plan.account.fits:
+    return (f'fits: the largest sum, {phase}, leaves '
+            f'{plan.account.margin:.1%} of a device free')
   return (f'does not fit: {phase} takes {_gb(size)} GB of '
           f'{_gb(plan.account.limit)}, {_gb(short)} too much for a margin of '
           f'{MARGIN:.0%}')
@@ -120,7 +121,7 @@ def picture(plan: Plan, path: pathlib.Path) -> None:
   matplotlib.use('Agg')
   from matplotlib import pyplot as plt
   fig, ax = plt.subplots(figsize=(8, 4))
-  alive = {p: plan.alive(p) for p in plan.phases}
+  alive = {p: plan.account.alive(p) for p in plan.account.phases}
   owners = [*dict.fromkeys(o for p in alive for o in alive[p])]
   bottom = [0.0] * len(alive)
   for i, owner in enumerate(owners):

@@ -1,6 +1,6 @@
 """How long a training step takes at stated shares of the devices' peaks."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import math
 from typing import NamedTuple
 
@@ -19,6 +19,7 @@ from exprl_jax.runtime.chips import Chip
 # What good programs reach: of the matrix units, of HBM, of the links.
 MATMUL, MEMORY, NETWORK = 0.5, 0.6, 0.7
 _FILL = 0.9  # of packed rows
+_Add = Callable[[str, float, float, float], None]
 
 
 class Work(NamedTuple):
@@ -144,7 +145,7 @@ def live_rows(options: Options, mesh: jax.sharding.Mesh, rows: int,
   return max(1, min(options.slots, rows, parts * ((options.pages - 2) // each)))
 
 
-def _engine(add, owner: str, model: ModelConfig, options: Options,
+def _engine(add: _Add, owner: str, model: ModelConfig, options: Options,
             mesh: jax.sharding.Mesh, weights: Mapping[str, Weight], *,
             passes: int, rows: int, context: int, tokens: int) -> None:
   """Adds the prefill passes and chunks of an engine.

@@ -17,6 +17,10 @@ from exprl_jax.types import InputError
 _PASS_TOKENS = 1024  # on each device, of a prefill pass
 
 
+class NoRoomError(InputError):
+  """Beside all that is alive, pages for a single row do not fit."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Options:
   """The engine's sizes.
@@ -95,6 +99,7 @@ def resolve(options: Options, model: ModelConfig,
   Raises:
     InputError: the pages cannot hold a single row, or the kernel that is
       requested cannot run.
+    NoRoomError: memory for the pages of a single row is not left.
   """
   devices = mesh_lib.batch_parts(mesh)
   slots = -(-options.slots // devices) * devices
@@ -112,7 +117,7 @@ def resolve(options: Options, model: ModelConfig,
       raise InputError(
           f'{options.config_section}.pages={pages} of {options.page} tokens: a '
           f'row of {options.max_tokens} tokens needs {least}')
-    raise InputError(
+    raise NoRoomError(
         f'{options.config_section}: a row of {options.max_tokens} tokens needs '
         f'{least} pages of {options.page} tokens, and only {max(pages, 0)} fit '
         f'beside {options.reserved / 1e9:.1f} GB of other arrays on a device; '

@@ -8,18 +8,25 @@ docs/tpu.md explains the output.
 import dataclasses
 import json
 import pathlib
-from typing import Any
 
+import jax
+
+from exprl_jax import config as config_lib
 from exprl_jax.config import Config
-from exprl_jax.planning import compiled, tables
+from exprl_jax.planning import compiled, memory, search, tables
 from exprl_jax.planning import plan as plan_lib
-from exprl_jax.runtime import topology
+from exprl_jax.runtime import chips, topology, xla_flags
+from exprl_jax.runtime import mesh as mesh_lib
 from exprl_jax.runtime import workdir as workdir_lib
 from exprl_jax.runtime.metrics import Row
+from exprl_jax.types import InputError
 
 
 def plan(config: Config, workdir: pathlib.Path) -> list[Row]:
   """Prints the plan, and writes plan.json and memory.png into `workdir`.
+
+  With plan.search, keys are changed until the run fits, and planned.py is the
+  config with them.
 
   Returns:
     No rows: there is no metrics.jsonl.
@@ -30,15 +37,50 @@ def plan(config: Config, workdir: pathlib.Path) -> list[Row]:
   """
   workdir_lib.claim(workdir, config)
   devices = (topology.devices(config.plan.topology)
-             if config.plan.topology else None)
+             if config.plan.topology else jax.devices())
   planned = dataclasses.replace(config, run=config.plan.run)
-  made = plan_lib.make(planned, devices, compiled.Compiler(_flags(config)))
+  chip = chips.find(devices[0].device_kind)
+  compiler = compiled.Compiler(
+      xla_flags.compiler_options(chip.name if chip else None) if devices[0].
+      platform == 'tpu' else None)
+  if config.plan.search:
+    planned = _search(planned, devices, compiler, workdir)
+  made = plan_lib.make(planned, devices, compiler)
   print(tables.text(made))
+  if not made.account.fits and not config.plan.search:
+    changes = search.suggest(planned, made.mesh)
+    print(f'estimated to fit: {search.flags(changes)}' if changes else
+          'no change of its keys makes it fit; use more devices')
   (workdir / 'plan.json').write_text(json.dumps(made.json(), indent=1))
   tables.picture(made, workdir / 'memory.png')
-  print(f'plan {workdir}/plan.json, memory.png')
+  print(f'plan {workdir}/plan.json, memory.png; compiled in '
+        f'{compiler.seconds:.0f} s')
   return []
 
 
-def _flags(config: Config) -> dict[str, Any] | None:
-  return None
+def _search(config: Config, devices: list[jax.Device],
+            compiler: compiled.Compiler, workdir: pathlib.Path) -> Config:
+  """Changes keys until the compiled programs fit; writes planned.py.
+
+  Raises:
+    InputError: nothing makes it fit.
+  """
+
+  def weigh(config: Config) -> memory.Account | None:
+    try:
+      account = plan_lib.make(config, devices, compiler).account
+    except memory.NoRoomError:
+      return None
+    size, phase = account.peak()
+    print(f'  {size / 1e9:.2f} GB in {phase}', flush=True)
+    return account
+
+  mesh = mesh_lib.make_mesh(config.mesh, devices)
+  changes = search.fit(config, mesh, weigh)
+  if changes is None:
+    raise InputError('config: no change of its keys makes it fit on '
+                     f'{len(devices)} devices; use more')
+  print(f'fits with {search.flags(changes) or "no change"}\n')
+  found = search.with_keys(config, changes)
+  (workdir / 'planned.py').write_text(config_lib.source(found))
+  return found

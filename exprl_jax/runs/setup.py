@@ -21,7 +21,7 @@ from exprl_jax.evals.held_out import HeldOut
 from exprl_jax.grading.grader import Grader
 from exprl_jax.judge import factory, hacking
 from exprl_jax.models import hf, references, transformer
-from exprl_jax.planning import memory
+from exprl_jax.planning import memory, search
 from exprl_jax.rewards import base, teacher
 from exprl_jax.rl import credit, curriculum, optimizer
 from exprl_jax.rl.policy import Policy
@@ -68,6 +68,7 @@ def inputs(config: Config) -> Inputs:
   if reward.uses_judge:
     factory.check(config, ())
   check_problems(config, problems, reward, tokenizer)
+  search.check(config, mesh)
   return Inputs(config, mesh,
                 mesh_lib.rollout_mesh(mesh, config.mesh.rollout_tensor), origin,
                 tokenizer, problems, reward, grader, held_out)

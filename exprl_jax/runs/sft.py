@@ -13,6 +13,7 @@ from exprl_jax.data.batches import batches
 from exprl_jax.data.tokenizer import Tokenizer
 from exprl_jax.evals.held_out import HeldOut
 from exprl_jax.models import hf, references
+from exprl_jax.planning import memory, search
 from exprl_jax.rl import learner, optimizer
 from exprl_jax.rl.experience import Example
 from exprl_jax.rl.policy import Policy
@@ -37,6 +38,7 @@ def sft(config: Config, workdir: pathlib.Path) -> list[metrics.Row]:
   tokenizer = Tokenizer(folder)
   problems = usable(config, tokenizer)
   held_out = HeldOut(config, tokenizer)
+  search.check(config, mesh)
   # 2. Weights and training state.
   policy, params = _policy(config, mesh)
   workdir_lib.claim(workdir, config)
@@ -46,7 +48,8 @@ def sft(config: Config, workdir: pathlib.Path) -> list[metrics.Row]:
   start, state = checkpoints.restore(state)
   log = metrics.Log(workdir, config.steps, start, jax.process_index() == 0)
   sampler = Sampler(config, policy.model, tokenizer,
-                    mesh_lib.rollout_mesh(mesh, config.mesh.rollout_tensor))
+                    mesh_lib.rollout_mesh(mesh, config.mesh.rollout_tensor),
+                    memory.models(config, mesh).rollout)
   if start == 0:
     held_out(sampler, policy.full_params(state.params), 0, log)
 
