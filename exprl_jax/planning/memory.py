@@ -19,15 +19,18 @@ from exprl_jax.models.abstract import sharded_params
 from exprl_jax.models.config import ModelConfig
 from exprl_jax.planning import estimates
 from exprl_jax.rl import programs as learner_programs
+from exprl_jax.rollout import decode, sampler
 from exprl_jax.rollout import options as options_lib
-from exprl_jax.rollout import sampler
 from exprl_jax.rollout.options import NoRoomError as NoRoomError
 from exprl_jax.rollout.options import Options
 from exprl_jax.runtime import chips
 from exprl_jax.runtime import mesh as mesh_lib
+from exprl_jax.types import Params
 
 PHASES = ('copy', 'rollout', 'judge', 'logprob', 'gradient', 'optimizer')
 MARGIN = 0.05  # of a device's memory, that stays free
+# Owner -> (bytes on each device, phases in which they are there).
+Owners = dict[str, tuple[int, tuple[str, ...]]]
 _JUDGE_SHARE = 1 / 3  # of the free memory, where both engines run (overlap)
 
 
@@ -78,7 +81,7 @@ class Account:
     limit: what programs can take; None: not known (CPUs).
   """
 
-  owners: Mapping[str, tuple[int, tuple[str, ...]]]
+  owners: Owners
   workspaces: Mapping[str, float]
   limit: int | None
 
@@ -109,21 +112,6 @@ class Account:
   def fits(self) -> bool:
     """Whether enough stays free; by half a percent less, as pages round."""
     return self.margin >= MARGIN - 0.005
-
-
-def trained(config: Config, model: ModelConfig,
-            mesh: jax.sharding.Mesh) -> dict[str, int]:
-  """Bytes on each device of parameters, moments, reference, merged adapters."""
-  state = learner_programs.state(config, model, mesh)
-  frozen = mesh_lib.device_bytes(sharded_params(model, mesh, frozen=True))
-  lora = config.policy.lora_rank > 0
-  return {
-      'policy': mesh_lib.device_bytes(state.params),
-      'moments': mesh_lib.device_bytes(state.opt_state),
-      'reference': frozen *
-      keeps_reference(config, references.find(config.policy.init)),
-      'merged adapters': frozen * lora,
-  }
 
 
 def shares_judge(config: Config, origin: references.Reference) -> bool:
@@ -173,6 +161,56 @@ def uses_judge(config: Config) -> bool:
   return config.run == 'train' and rewards.lookup(config.reward).uses_judge
 
 
+def owners(config: Config, mesh: jax.sharding.Mesh) -> Owners:
+  """Lists what a run keeps on each device, without pages.
+
+  Args:
+    config: of the run.
+    mesh: to train on.
+  """
+  policy, sampling = policy_model(config), sampling_mesh(config, mesh)
+  lora, frozen = config.policy.lora_rank > 0, _frozen(policy, mesh)
+  state = learner_programs.state(config, policy, mesh)
+  rollout = ('rollout', 'judge') if config.judge.overlap else ('rollout',)
+  judging = ('rollout', 'judge') if config.judge.overlap else ('judge',)
+  size = mesh_lib.device_bytes
+  reference = keeps_reference(config, references.find(config.policy.init))
+  out: Owners = {
+      'policy': (size(state.params), PHASES),
+      'moments': (size(state.opt_state),
+                  ('optimizer',) if config.optim.offload else PHASES),
+      'gradient': (size(state.params), ('gradient', 'optimizer')),
+      'reference': (size(frozen) * reference, PHASES),
+      'merged adapters': (size(frozen) * lora, ('copy', *rollout)),
+      'sampling copy': (_copied(frozen if lora else state.params, policy,
+                                sampling), ('copy', *rollout))
+  }
+  if uses_judge(config):
+    judge, options = factory.engine_options(config)
+    if shares_judge(config, references.find(config.policy.init)):
+      out['judge'] = _copied(frozen, judge, sampling), judging
+    else:
+      out['judge'] = (options_lib.weight_bytes(options, judge,
+                                               sampling), PHASES)
+  return out
+
+
+def _frozen(model: ModelConfig, mesh: jax.sharding.Mesh) -> Params:
+  return sharded_params(model, mesh, frozen=True)
+
+
+def _copied(held: Params, model: ModelConfig, mesh: jax.sharding.Mesh) -> int:
+  """Bytes on each device of the copy to sample with; 0: it is what is held."""
+  wanted = _frozen(model, mesh)
+  return 0 if decode.is_prepared(held,
+                                 wanted) else mesh_lib.device_bytes(wanted)
+
+
+def sampling_mesh(config: Config, mesh: jax.sharding.Mesh) -> jax.sharding.Mesh:
+  """The mesh that both engines run on."""
+  return mesh_lib.rollout_mesh(mesh, config.mesh.rollout_tensor)
+
+
 def models(config: Config, mesh: jax.sharding.Mesh) -> Models:
   """Sizes the engines of a training run by what is alive beside them.
 
@@ -181,43 +219,31 @@ def models(config: Config, mesh: jax.sharding.Mesh) -> Models:
     mesh: to train on.
 
   Raises:
-    InputError: there is no such model, or a pool cannot hold a single row.
+    InputError: there is no such model.
+    NoRoomError: a pool cannot hold a single row.
   """
-  sampling = mesh_lib.rollout_mesh(mesh, config.mesh.rollout_tensor)
-  origin = references.find(config.policy.init)
-  cfg = config.policy
-  policy = dataclasses.replace(model_config.read_config(origin.folder),
-                               dtype=cfg.dtype, remat=cfg.remat,
-                               attention=cfg.attention)
-  policy = model_config.for_length(policy, longest(config))
-  sizes = trained(config, policy, mesh)
-  always = sizes['policy'] + sizes['reference']
-  always += 0 if config.optim.offload else sizes['moments']
+  policy, sampling = policy_model(config), sampling_mesh(config, mesh)
+  kept, overlap = owners(config, mesh), config.judge.overlap
+
+  def reserved(phase: str) -> int:
+    return sum(size for size, phases in kept.values() if phase in phases)
+
   rollout = sampler.engine_options(config, policy)
+  rollout = dataclasses.replace(rollout, reserved=reserved('rollout'))
   if not uses_judge(config):
-    reserved = always + sizes['merged adapters']
-    return Models(policy, None, False,
-                  dataclasses.replace(rollout, reserved=reserved), None)
-  # The judge: while it runs, the policy's copy and pool are gone, unless both
-  # engines run (overlap).
+    return Models(policy, None, False, rollout, None)
   judge, judging = factory.engine_options(config)
   judge = model_config.for_length(judge, judging.max_tokens)
-  shared = shares_judge(config, origin)
-  own = 0 if shared else options_lib.weight_bytes(judging, judge, sampling)
-  reserved = always
-  if config.judge.overlap:
-    reserved += options_lib.weight_bytes(rollout, policy, sampling)
-    reserved += options_lib.workspace(rollout, policy, sampling)
-    reserved += sizes['merged adapters']
-    judging = dataclasses.replace(judging, share=_JUDGE_SHARE)
-  judging = dataclasses.replace(judging, reserved=reserved)
-  reserved = always + own + sizes['merged adapters']
-  if config.judge.overlap:
-    reserved += options_lib.pool_bytes(judging, judge, sampling)
-    reserved += options_lib.workspace(judging, judge, sampling)
-    reserved += options_lib.weight_bytes(judging, judge, sampling) - own
-  return Models(policy, judge, shared,
-                dataclasses.replace(rollout, reserved=reserved), judging)
+  judging = dataclasses.replace(judging, reserved=reserved('judge'))
+  if overlap:  # both pools are there: the judge's takes its share first
+    other = options_lib.workspace(rollout, policy, sampling)
+    judging = dataclasses.replace(judging, share=_JUDGE_SHARE,
+                                  reserved=reserved('judge') + other)
+    taken = options_lib.pool_bytes(judging, judge, sampling)
+    taken += options_lib.workspace(judging, judge, sampling)
+    rollout = dataclasses.replace(rollout, reserved=reserved('rollout') + taken)
+  shared = shares_judge(config, references.find(config.policy.init))
+  return Models(policy, judge, shared, rollout, judging)
 
 
 def account(config: Config, mesh: jax.sharding.Mesh) -> Account:
@@ -230,31 +256,19 @@ def account(config: Config, mesh: jax.sharding.Mesh) -> Account:
 
   Raises:
     InputError: as `models`.
+    NoRoomError: as `models`.
   """
-  found = models(config, mesh)
-  sampling = mesh_lib.rollout_mesh(mesh, config.mesh.rollout_tensor)
-  sizes = trained(config, found.policy, mesh)
-  rollout = ('rollout', 'judge') if config.judge.overlap else ('rollout',)
-  judging = ('rollout', 'judge') if config.judge.overlap else ('judge',)
-  owners: dict[str, tuple[int, tuple[str, ...]]] = {
-      'policy': (sizes['policy'], PHASES),
-      'moments': (sizes['moments'],
-                  ('optimizer',) if config.optim.offload else PHASES),
-      'gradient': (sizes['policy'], ('gradient', 'optimizer')),
-      'reference': (sizes['reference'], PHASES),
-      'merged adapters': (sizes['merged adapters'], ('copy', *rollout)),
-      'sampling copy': (options_lib.weight_bytes(found.rollout, found.policy,
-                                                 sampling), ('copy', *rollout)),
-      'policy pages': (options_lib.pool_bytes(found.rollout, found.policy,
-                                              sampling), rollout),
-  }
+  found, sampling = models(config, mesh), sampling_mesh(config, mesh)
+  kept = owners(config, mesh)
+  kept['policy pages'] = (options_lib.pool_bytes(found.rollout, found.policy,
+                                                 sampling),
+                          kept['sampling copy'][1][1:])
   if found.judging and found.judge:
-    owners['judge'] = (options_lib.weight_bytes(found.judging, found.judge,
-                                                sampling),
-                       judging if found.shared else PHASES)
-    owners['judge pages'] = (options_lib.pool_bytes(found.judging, found.judge,
-                                                    sampling), judging)
-  return Account(owners, _workspaces(config, found, mesh, sampling),
+    kept['judge pages'] = (options_lib.pool_bytes(found.judging, found.judge,
+                                                  sampling),
+                           ('rollout', 'judge') if config.judge.overlap else
+                           ('judge',))
+  return Account(kept, _workspaces(config, found, mesh, sampling),
                  chips.memory_limit(mesh.devices.flat[0]))
 
 
@@ -267,7 +281,7 @@ def _workspaces(config: Config, found: Models, mesh: jax.sharding.Mesh,
       'copy': estimates.copy(found.policy, sampling), 'rollout': float(rollout),
       'logprob': logprob,
       'gradient': estimates.gradient(config, found.policy, mesh),
-      'optimizer': 0.1 * trained(config, found.policy, mesh)['policy']
+      'optimizer': 0.1 * owners(config, mesh)['policy'][0]
   }
   if found.judging and found.judge:
     out['judge'] = float(

@@ -205,10 +205,20 @@ def prepare(cfg: ModelConfig, params: Params,
   """
   wanted, convert = converter(cfg, mesh,
                               'int8' if quantization.quantized(params) else '')
+  return params if is_prepared(params, wanted) else convert(params)
+
+
+def is_prepared(params: Params, wanted: Params) -> bool:
+  """Whether parameters are as they should be for sampling.
+
+  Args:
+    params: arrays, or ShapeDtypeStructs with shardings.
+    wanted: ShapeDtypeStructs with shardings.
+  """
   same = jax.tree.map(
       lambda x, w: x.dtype == w.dtype and x.sharding.is_equivalent_to(
-          w.sharding, x.ndim), params, wanted)
-  return params if all(jax.tree.leaves(same)) else convert(params)
+          w.sharding, len(x.shape)), params, wanted)
+  return all(jax.tree.leaves(same))
 
 
 @functools.cache

@@ -41,7 +41,8 @@ class Options:
       program is compiled for each, when it is first needed. (): `prefill`
       alone, for prompts of similar length.
     weights: 'int8' where the parameters are in int8.
-    reserved: bytes on each device of what else is alive while the engine runs.
+    reserved: bytes on each device of all that is alive beside the pages, with
+      the parameters; None: the parameters alone.
     share: of the memory that is left, what pages may take.
     margin: share of a device's memory that stays free.
     config_section: section of the config that the sizes come from, for errors.
@@ -58,7 +59,7 @@ class Options:
   ahead: bool | None = None
   widths: tuple[int, ...] = ()
   weights: str = ''
-  reserved: int = 0
+  reserved: int | None = None
   share: float = 1.0
   margin: float = 0.05
   config_section: str = 'rollout'
@@ -107,20 +108,20 @@ def resolve(options: Options, model: ModelConfig,
   if ahead is None:
     ahead = mesh.devices.flat[0].platform != 'cpu'
   options = _with_kernel(options, model, mesh)
-  pages = options.pages or _pages_that_fit(options, model, mesh,
-                                           slots // devices)
+  given = options.pages
+  pages = given or _pages_that_fit(options, model, mesh, slots // devices)
   options = dataclasses.replace(options, slots=slots, ahead=ahead, pages=pages)
   # A row, the dummy page, and a copy of the row's last, partial page.
   least = options.pages_for(options.max_tokens) + 2
   if pages < least:
-    if options.pages:
+    if given:
       raise InputError(
           f'{options.config_section}.pages={pages} of {options.page} tokens: a '
           f'row of {options.max_tokens} tokens needs {least}')
     raise NoRoomError(
         f'{options.config_section}: a row of {options.max_tokens} tokens needs '
         f'{least} pages of {options.page} tokens, and only {max(pages, 0)} fit '
-        f'beside {options.reserved / 1e9:.1f} GB of other arrays on a device; '
+        f'beside {(options.reserved or 0) / 1e9:.1f} GB on a device; '
         "run='plan' says what to change")
   return options
 
@@ -155,8 +156,10 @@ def _pages_that_fit(options: Options, model: ModelConfig,
   limit = chips.memory_limit(mesh.local_devices[0])
   if limit is None:
     return wanted
-  taken = (options.reserved + weight_bytes(options, model, mesh) +
-           workspace(options, model, mesh))
+  taken = options.reserved
+  if taken is None:
+    taken = weight_bytes(options, model, mesh)
+  taken += workspace(options, model, mesh)
   free = (limit * (1 - options.margin) - taken) * options.share
   assert isinstance(options.kernel, paged.Kernel)
   page_bytes = options.page * paged.token_bytes_per_device(
