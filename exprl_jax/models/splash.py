@@ -7,8 +7,7 @@ the triangle of the whole row.
 """
 
 import functools
-import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,17 +21,10 @@ _LANES = 128  # of a TPU register
 _NO_ID = 2**31 - 1
 
 
-class Blocks(NamedTuple):
-  """Tokens of a block of queries, and of one of keys, in each pass."""
-
-  forward: int
-  backward: int
-
-
 def attend(cfg: ModelConfig, q: Float[Array, 'B T N H'],
            k: Float[Array, 'B T K H'], v: Float[Array, 'B T K H'],
            segment_ids: Int[AnyArray, 'B T'], kind: Int[AnyArray, ''] | int,
-           saved: str, blocks: Blocks | None = None) -> Float[Array, 'B T N H']:
+           saved: str, block: int = 0) -> Float[Array, 'B T N H']:
   """Computes causal attention within segments, on each device of the mesh.
 
   Args:
@@ -40,25 +32,19 @@ def attend(cfg: ModelConfig, q: Float[Array, 'B T N H'],
     q: [B, T, N, H], with the scale of the scores in them.
     k: [B, T, K, H].
     v: [B, T, K, H].
-    segment_ids: i32[B, T]. Padding, 0, costs nothing beyond its own blocks:
-      its outputs are finite and of no meaning.
+    segment_ids: i32[B, T]; equal in a segment, 0 for padding. Outputs of
+      padding are finite and have no meaning.
     kind: index into `cfg.kinds`, the layer's window.
     saved: name of the residuals, for policies of rematerialization.
-    blocks: of the kernel; None: chosen for the length.
+    block: tokens of a block, a multiple of 128; 0: `block_size`.
 
   Returns:
     [B, T, N, H] in q's dtype.
   """
-  t = q.shape[1]
-  blocks = blocks or Blocks(block_size(t), block_size(t))
-  pad = -t % math.lcm(*blocks)
-
-  def padded(x: AnyArray) -> jax.Array:
-    return jnp.pad(x, ((0, 0), (0, pad)) + ((0, 0),) * (x.ndim - 2))
-
-  q, k, v, ids = (padded(x) for x in (q, k, v, segment_ids))
   branches = [
-      functools.partial(_local, cfg.attention_softcap, window, blocks, saved)
+      functools.partial(
+          _local, cfg.attention_softcap, window, saved, block
+          or block_size(q.shape[1], q.shape[3], q.dtype, window))
       for window in cfg.kinds
   ]
 
@@ -70,26 +56,38 @@ def attend(cfg: ModelConfig, q: Float[Array, 'B T N H'],
 
   mesh: Any = jax.sharding.get_abstract_mesh()
   if not mesh.empty:
-    rows = mesh_lib.spec(('batch', None), ids.shape, mesh)
+    rows = mesh_lib.spec(('batch', None), segment_ids.shape, mesh)
     heads = mesh_lib.spec(('batch', None, 'kv_heads', None), k.shape, mesh)
     run = jax.shard_map(run, in_specs=(heads, heads, heads, rows, jax.P()),
                         out_specs=heads, check_vma=False)
-  return run(q, k, v, ids, jnp.int32(kind))[:, :t]
+  return run(q, k, v, jnp.asarray(segment_ids), jnp.int32(kind))
 
 
-def block_size(tokens: int, most: int = 512) -> int:
-  """Splits a row evenly into blocks of at most `most` tokens.
+def block_size(tokens: int, head_dim: int, dtype: Any, window: int) -> int:
+  """Chooses the block of a row: at most 1,024 tokens, or 512.
+
+  Larger blocks have fewer steps, smaller ones skip more between segments and
+  outside of windows (docs/performance.md). Blocks of 1,024 fit into the memory
+  of all generations for heads of up to 128 in bfloat16.
+
+  Args:
+    tokens: T of the row.
+    head_dim: H.
+    dtype: of queries and keys.
+    window: of the layer; 0: all.
 
   Returns:
-    A multiple of the lanes of a register. The row is padded to a multiple of
-    it, by less than 128 tokens for each of its blocks.
+    A multiple of 128 that splits the row evenly: it is padded by less than 128
+    tokens for each block.
   """
+  wide = head_dim > 128 or jnp.dtype(dtype).itemsize > 2
+  most = 512 if wide or 0 < window < 2048 else 1024
   count = -(-tokens // most)
   return -(-tokens // (count * _LANES)) * _LANES
 
 
-def needed(segment_ids: Int[Array, 'T'], block: int,
-           window: int) -> tuple[Int[Array, 'n'], Int[Array, 'n']]:
+def needed(segment_ids: Int[Array, 'B T'], block: int,
+           window: int) -> tuple[Int[Array, 'B M'], Int[Array, 'B M']]:
   """Finds the blocks that attention within segments cannot do without.
 
   Block i of the queries needs block j <= i of the keys if a query's window
@@ -97,26 +95,24 @@ def needed(segment_ids: Int[Array, 'T'], block: int,
   own, so that no query is without a key.
 
   Args:
-    segment_ids: i32[T], T = n * block; padding, 0, is in no range.
+    segment_ids: i32[B, T], T = M * block; padding, 0, is in no range.
     block: tokens of a block.
     window: tokens that a query looks back, itself included; 0: all.
 
   Returns:
     For each block of queries the first block of keys: with the blocks up to
     its own, they hold all it needs. For each block of keys the last block of
-    queries that needs it.
+    queries that needs it. Both count within the row.
   """
-  ids = segment_ids.reshape(-1, block)
-  low = jnp.where(ids > 0, ids, _NO_ID).min(1)
-  high = ids.max(1)
-  index = jnp.arange(ids.shape[0])
+  ids = segment_ids.reshape(len(segment_ids), -1, block)
+  low, high = jnp.where(ids > 0, ids, _NO_ID).min(2), ids.max(2)
+  index = jnp.arange(ids.shape[1])
   ago = index[:, None] - index[None, :]
-  use = (low[:, None] <= high[None, :]) & (low[None, :] <= high[:, None])
-  use &= (ago >= 0) & (ago < _width(ids.shape[0], block, window))
-  use |= ago == 0
-  first = jnp.argmax(use, axis=1)
-  last = index[-1] - jnp.argmax(use[::-1], axis=0)
-  return first, last
+  reached = (ago > 0) & (ago < _width(len(index), block, window))
+  shared = ((low[:, :, None] <= high[:, None, :]) &
+            (low[:, None, :] <= high[:, :, None]))
+  use = shared & reached[None] | (ago == 0)[None]
+  return use.argmax(2), index[-1] - use[:, ::-1].argmax(1)
 
 
 def _width(count: int, block: int, window: int) -> int:
@@ -124,60 +120,55 @@ def _width(count: int, block: int, window: int) -> int:
   return min(count, -(-(window - 1) // block) + 1) if window else count
 
 
-def _local(softcap: float, window: int, blocks: Blocks, saved: str,
-           q: jax.Array, k: jax.Array, v: jax.Array,
-           segment_ids: jax.Array) -> jax.Array:
-  """Runs the kernel on one device's arrays; T is a multiple of the blocks.
+def _local(softcap: float, window: int, saved: str, block: int, q: jax.Array,
+           k: jax.Array, v: jax.Array, segment_ids: jax.Array) -> jax.Array:
+  """Pads T to a multiple of the block, and runs the kernel on one device.
 
-  It takes the G query heads of one kv head, in one row:
-    q [B, T, N, H] -> [B, K, G, T, H];  k, v [B, T, K, H] -> [B, K, T, H]
+  It takes the G query heads of one kv head. Rows follow one another, since no
+  block needs one of another row:
+    q [B, T, N, H] -> [K, G, B * T, H];  k, v [B, T, K, H] -> [K, B * T, H]
   """
   b, t, n, h = q.shape
-  kv, group = k.shape[2], n // k.shape[2]
+  kv = k.shape[2]
+  pad = ((0, 0), (0, -t % block))
+  ids = jnp.pad(segment_ids, pad)
+  q, k, v = (jnp.pad(x, (*pad, (0, 0), (0, 0))) for x in (q, k, v))
+  q = q.reshape(b, -1, kv, n // kv, h).transpose(2, 3, 0, 1, 4)
+  k, v = (x.transpose(2, 0, 1, 3).reshape(kv, -1, h) for x in (k, v))
 
   def run(interpret: bool, q: jax.Array, k: jax.Array, v: jax.Array,
           ids: jax.Array) -> jax.Array:
+    kernel = _kernel(ids, softcap, window, saved, block, interpret)
+    # Under an axis of one, XLA slices the logsumexp [K, G, B * T, 128] without
+    # a copy of it.
+    return jax.vmap(jax.vmap(kernel))(q[None], k[None], v[None])[0]
 
-    def row(q: jax.Array, k: jax.Array, v: jax.Array,
-            ids: jax.Array) -> jax.Array:
-      kernel = _kernel(ids, softcap, window, blocks, saved, interpret)
-      return jax.vmap(functools.partial(kernel, segment_ids=_pair(ids)))(q, k,
-                                                                         v)
-
-    return jax.vmap(row)(q, k, v, ids)
-
-  q = q.reshape(b, t, kv, group, h).transpose(0, 2, 3, 1, 4)
-  k, v = (x.transpose(0, 2, 1, 3) for x in (k, v))
-  out = jax.lax.platform_dependent(q, k, v, segment_ids,
+  q = q.reshape(kv, n // kv, -1, h)
+  out = jax.lax.platform_dependent(q, k, v, ids,
                                    tpu=functools.partial(run, False),
                                    default=functools.partial(run, True))
-  return out.transpose(0, 3, 1, 2, 4).reshape(b, t, n, h)
+  out = out.reshape(kv, n // kv, b, -1, h).transpose(2, 3, 0, 1, 4)
+  return out.reshape(b, -1, n, h)[:, :t]
 
 
-def _pair(ids: jax.Array) -> Any:
-  """The ids of a row's queries and keys, as the kernel takes them."""
-  from jax.experimental.pallas.ops.tpu.splash_attention import (
-      splash_attention_kernel as splash)
-  return splash.SegmentIds(ids, ids)
-
-
-def _kernel(ids: jax.Array, softcap: float, window: int, blocks: Blocks,
-            saved: str, interpret: bool) -> Any:
-  """Makes the kernel of one row: it visits the blocks that the row needs."""
+def _kernel(ids: jax.Array, softcap: float, window: int, saved: str, block: int,
+            interpret: bool) -> Any:
+  """Makes the kernel (q, k, v) of rows of ids: it visits what they need."""
   # Imported here: loading Pallas costs a second that no other platform needs.
-  from jax.experimental.pallas.ops.tpu.splash_attention import (
-      splash_attention_kernel as splash)
-  f, b = blocks
-  sizes = splash.BlockSizes(block_q=f, block_kv=f, block_kv_compute=f,
-                            block_q_dkv=b, block_kv_dkv=b,
-                            block_kv_dkv_compute=b, block_q_dq=b, block_kv_dq=b)
-  forward, _ = _schedules(ids, f, window)
-  dq, dkv = _schedules(ids, b, window)
-  return splash.SplashAttentionKernel(
-      forward, dq, dkv, block_sizes=sizes, is_mqa=True, save_residuals=False,
-      mask_value=splash.DEFAULT_MASK_VALUE,
+  from jax.experimental.pallas.ops.tpu import splash_attention
+  splash = splash_attention.splash_attention_kernel
+  sizes = splash.BlockSizes(block_q=block, block_kv=block,
+                            block_kv_compute=block, block_q_dkv=block,
+                            block_kv_dkv=block, block_kv_dkv_compute=block,
+                            block_q_dq=block, block_kv_dq=block)
+  by_query, by_key = _schedules(ids, block, window)
+  kernel = splash.SplashAttentionKernel(
+      by_query, by_query, by_key, block_sizes=sizes, is_mqa=True,
+      save_residuals=False, mask_value=splash.DEFAULT_MASK_VALUE,
       attn_logits_soft_cap=softcap or None, residual_checkpoint_name=saved,
       mask_function=_visible(window), interpret=interpret)
+  flat = ids.reshape(-1)
+  return functools.partial(kernel, segment_ids=splash.SegmentIds(flat, flat))
 
 
 @functools.cache  # the kernel is compiled for the identity of this function
@@ -191,25 +182,27 @@ def _visible(window: int) -> Any:
 
 
 def _schedules(ids: jax.Array, block: int, window: int) -> tuple[Any, Any]:
-  """Makes what the kernel visits: by queries [1, n, W], by keys [1, W, n].
+  """Makes what the kernel visits: by queries [1, m, W], by keys [1, W, m].
 
-  Step w of block i of the queries takes block first[i] + w of the keys, up to
-  i; step w of block j of the keys takes block j + w of the queries, up to
-  last[j]. The steps that are left do nothing, and name the block that is
-  loaded, so that no other is.
+  With m blocks in all rows: step w of block i of the queries takes block
+  first[i] + w of the keys, up to i; step w of block j of the keys takes block
+  j + w of the queries, up to last[j]. The steps that are left do nothing, and
+  name the block that is loaded, so that no other is.
   """
-  from jax.experimental.pallas.ops.tpu.splash_attention import (
-      splash_attention_mask_info as info)
-  first, last = needed(ids, block, window)
-  own = jnp.arange(len(first))
-  step = jnp.arange(_width(len(first), block, window))
-  small = jnp.int8 if len(first) <= 127 else jnp.int32  # scarce memory
+  from jax.experimental.pallas.ops.tpu import splash_attention
+  rows, count = len(ids), ids.shape[1] // block
+  start = count * jnp.arange(rows)[:, None]
+  first, last = ((x + start).reshape(-1) for x in needed(ids, block, window))
+  own = jnp.arange(rows * count)
+  step = jnp.arange(_width(count, block, window))
+  small = jnp.int8 if rows * count <= 128 else jnp.int32  # scarce memory
+  positions: Any = jnp.arange(ids.size)
 
   def schedule(wanted: jax.Array, end: jax.Array) -> Any:
-    return info.MaskInfo(
+    return splash_attention.splash_attention_mask_info.MaskInfo(
         data_next=jnp.minimum(wanted, end).astype(small)[None], mask_next=None,
         block_mask=(wanted <= end).astype(small)[None],
-        partial_mask_blocks=None, q_sequence=jnp.arange(len(ids)))
+        partial_mask_blocks=None, q_sequence=positions)
 
   return (schedule(first[:, None] + step[None, :], own[:, None]),
           schedule(own[None, :] + step[:, None], last[None, :]))
