@@ -6,6 +6,8 @@ splash: the Pallas kernel for TPUs that ships with jax; its mask is causal
   within segments (packed rows), so it serves training and scoring.
 """
 
+import dataclasses
+import math
 from typing import NamedTuple
 
 import jax
@@ -15,6 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from exprl_jax.models import splash
 from exprl_jax.models.config import ModelConfig
+from exprl_jax.runtime import mesh as mesh_lib
 from exprl_jax.types import AnyArray
 
 SAVED = 'attention'  # the name under which remat='save_attention' keeps it
@@ -35,17 +38,36 @@ class View(NamedTuple):
   mask: AnyArray | None
 
 
+def for_platform(cfg: ModelConfig, platform: str) -> ModelConfig:
+  """Replaces attention='auto' by the implementation for a platform.
+
+  Args:
+    cfg: the model.
+    platform: of the devices that run it: 'tpu', 'gpu' or another.
+  """
+  if cfg.attention != 'auto':
+    return cfg
+  chosen = {'tpu': 'splash', 'gpu': 'dot_product'}.get(platform, 'einsum')
+  return dataclasses.replace(cfg, attention=chosen)
+
+
 def choose(cfg: ModelConfig, view: View) -> str:
-  """Chooses the implementation for a model, a view and this platform."""
-  chosen = cfg.attention
-  if chosen == 'auto':
-    chosen = {'tpu': 'splash',
-              'gpu': 'dot_product'}.get(jax.default_backend(), 'einsum')
+  """Chooses the implementation for a model, a view and the devices."""
+  chosen = for_platform(cfg, _platform()).attention
   if chosen == 'splash' and view.segment_ids is None:
     return 'einsum'  # a mask, which the kernel does not take
   if chosen == 'dot_product' and cfg.attention_softcap:
     return 'einsum'
   return chosen
+
+
+def _platform() -> str:
+  """The platform of the mesh in context; without one, that of this process.
+
+  They differ where a program is compiled ahead of time.
+  """
+  device = jax.sharding.get_abstract_mesh().abstract_device
+  return device.platform if device else jax.default_backend()
 
 
 def attend(cfg: ModelConfig, q: Float[Array, 'B T N H'],
@@ -65,6 +87,7 @@ def attend(cfg: ModelConfig, q: Float[Array, 'B T N H'],
     [B, T, N, H] in q's dtype.
   """
   chosen = choose(cfg, view)
+  k, v = _spread(q, k), _spread(q, v)
   if chosen == 'splash':  # names what it saves itself
     assert view.segment_ids is not None
     return splash.attend(cfg, q, k, v, view.segment_ids, kind, SAVED)
@@ -79,11 +102,36 @@ def attend(cfg: ModelConfig, q: Float[Array, 'B T N H'],
   return checkpoint_name(out, SAVED)
 
 
+def _spread(q: jax.Array, k: jax.Array) -> jax.Array:
+  """Repeats kv heads until the mesh's 'tensor' axis divides them.
+
+  Otherwise each of its devices would compute all heads. Nothing is repeated if
+  the axis does not divide the query heads either.
+
+  Args:
+    q: [B, T, N, H].
+    k: [B, T, K, H], keys or values.
+
+  Returns:
+    [B, T, K', H], where K' is a multiple of K that divides N.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  heads, kv_heads = q.shape[2], k.shape[2]
+  tensor = 1 if mesh.empty else mesh.shape['tensor']
+  if kv_heads % tensor == 0 or heads % tensor:
+    return k
+  wanted = math.lcm(kv_heads, tensor)
+  if heads % wanted:
+    wanted = heads
+  return mesh_lib.constrain(jnp.repeat(k, wanted // kv_heads, axis=2), 'batch',
+                            None, 'kv_heads', None)
+
+
 def _cudnn_supports(q: jax.Array, k: jax.Array) -> bool:
   """Whether cuDNN's fused attention has an implementation for these."""
   mesh = jax.sharding.get_abstract_mesh()
   unsplit = mesh.empty or mesh.shape['tensor'] == 1
-  return (jax.default_backend() == 'gpu' and q.dtype != jnp.float32
+  return (_platform() == 'gpu' and q.dtype != jnp.float32
           and q.shape[1] % 2 == 0 and q.shape[-1] <= 128
           and (unsplit or k.shape[2] % mesh.shape['tensor'] == 0))
 

@@ -161,7 +161,7 @@ def _kernel(ids: jax.Array, softcap: float, window: int, saved: str, block: int,
                             block_kv_compute=block, block_q_dkv=block,
                             block_kv_dkv=block, block_kv_dkv_compute=block,
                             block_q_dq=block, block_kv_dq=block)
-  by_query, by_key = _schedules(ids, block, window)
+  by_query, by_key = schedules(ids, block, window)
   kernel = splash.SplashAttentionKernel(
       by_query, by_query, by_key, block_sizes=sizes, is_mqa=True,
       save_residuals=False, mask_value=splash.DEFAULT_MASK_VALUE,
@@ -181,8 +181,17 @@ def _visible(window: int) -> Any:
   return visible
 
 
-def _schedules(ids: jax.Array, block: int, window: int) -> tuple[Any, Any]:
-  """Makes what the kernel visits: by queries [1, m, W], by keys [1, W, m].
+def schedules(ids: Int[Array, 'B T'], block: int,
+              window: int) -> tuple[Any, Any]:
+  """Makes the MaskInfo of what the kernel visits.
+
+  Args:
+    ids: i32[B, T], as in `needed`.
+    block: tokens of a block.
+    window: tokens that a query looks back, itself included; 0: all.
+
+  Returns:
+    By queries [1, m, W], by keys [1, W, m].
 
   With m blocks in all rows: step w of block i of the queries takes block
   first[i] + w of the keys, up to i; step w of block j of the keys takes block
