@@ -120,11 +120,9 @@ def value_and_gradients(run, rows, x):
   return out, gradients
 
 
-@pytest.mark.parametrize('head_dim, windows, softcap', [(64, (0,), 0.0),
-                                                        (32, (0, 150), 4.0),
-                                                        (80, (100,), 0.0),
-                                                        (128, (0,), 30.0),
-                                                        (256, (0,), 0.0)])
+@pytest.mark.parametrize('head_dim, windows, softcap', [(64, (0, 150), 4.0),
+                                                        (128, (0,), 0.0),
+                                                        (256, (100,), 0.0)])
 def test_values_and_gradients_are_those_of_the_einsum(head_dim, windows,
                                                       softcap, rng):
   """Four blocks a row; the length is no multiple of them."""
