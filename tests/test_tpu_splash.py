@@ -111,6 +111,13 @@ def test_rows_of_a_device_take_one_call_and_no_copy_of_the_logsumexp():
 
 
 @SLOW
+def test_many_short_rows_fit_into_scalar_memory():
+  """What steers the kernel has an entry for each row."""
+  assert kernels(
+      compile_gradient('v5e:2x2', 'bfloat16', 4, 1, 128, 256, rows=1024))
+
+
+@SLOW
 def test_a_tensor_axis_above_the_kv_heads_splits_the_queries():
   """8 query heads, 2 kv heads on 4 chips: each has one kv head, 2 queries."""
   compiled = compile_gradient('v5e:2x4', 'bfloat16', 8, 2, 128, 2048, tensor=4)

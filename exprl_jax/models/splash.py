@@ -204,7 +204,7 @@ def schedules(ids: Int[Array, 'B T'], block: int,
   first, last = ((x + start).reshape(-1) for x in needed(ids, block, window))
   own = jnp.arange(rows * count)
   step = jnp.arange(_width(count, block, window))
-  small = jnp.int8 if rows * count <= 128 else jnp.int32  # scarce memory
+  small = jnp.int8 if rows * count <= 128 else jnp.int16  # scarce memory
   positions: Any = jnp.arange(ids.size)
 
   def schedule(wanted: jax.Array, end: jax.Array) -> Any:
