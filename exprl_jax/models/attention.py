@@ -6,20 +6,21 @@ splash: the Pallas kernel for TPUs that ships with jax; its mask is causal
   within segments (packed rows), so it serves training and scoring.
 """
 
-import functools
-from typing import Any, NamedTuple
+import dataclasses
+import math
+from typing import NamedTuple
 
 import jax
 from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from exprl_jax.models import splash
 from exprl_jax.models.config import ModelConfig
 from exprl_jax.runtime import mesh as mesh_lib
 from exprl_jax.types import AnyArray
 
 SAVED = 'attention'  # the name under which remat='save_attention' keeps it
-_LANES, _BLOCK = 128, 512  # of a TPU register; of the splash kernel
 
 
 class View(NamedTuple):
@@ -37,17 +38,36 @@ class View(NamedTuple):
   mask: AnyArray | None
 
 
+def for_platform(cfg: ModelConfig, platform: str) -> ModelConfig:
+  """Replaces attention='auto' by the implementation for a platform.
+
+  Args:
+    cfg: the model.
+    platform: of the devices that run it: 'tpu', 'gpu' or another.
+  """
+  if cfg.attention != 'auto':
+    return cfg
+  chosen = {'tpu': 'splash', 'gpu': 'dot_product'}.get(platform, 'einsum')
+  return dataclasses.replace(cfg, attention=chosen)
+
+
 def choose(cfg: ModelConfig, view: View) -> str:
-  """Chooses the implementation for a model, a view and this platform."""
-  chosen = cfg.attention
-  if chosen == 'auto':
-    chosen = {'tpu': 'splash',
-              'gpu': 'dot_product'}.get(jax.default_backend(), 'einsum')
+  """Chooses the implementation for a model, a view and the devices."""
+  chosen = for_platform(cfg, _platform()).attention
   if chosen == 'splash' and view.segment_ids is None:
     return 'einsum'  # a mask, which the kernel does not take
   if chosen == 'dot_product' and cfg.attention_softcap:
     return 'einsum'
   return chosen
+
+
+def _platform() -> str:
+  """The platform of the mesh in context; without one, that of this process.
+
+  They differ where a program is compiled ahead of time.
+  """
+  device = jax.sharding.get_abstract_mesh().abstract_device
+  return device.platform if device else jax.default_backend()
 
 
 def attend(cfg: ModelConfig, q: Float[Array, 'B T N H'],
@@ -67,9 +87,10 @@ def attend(cfg: ModelConfig, q: Float[Array, 'B T N H'],
     [B, T, N, H] in q's dtype.
   """
   chosen = choose(cfg, view)
+  k, v = _spread(q, k), _spread(q, v)
   if chosen == 'splash':  # names what it saves itself
     assert view.segment_ids is not None
-    return _splash(cfg, q, k, v, view.segment_ids, kind)
+    return splash.attend(cfg, q, k, v, view.segment_ids, kind, SAVED)
   mask = visible(cfg, view, kind)
   if chosen == 'dot_product':
     fused = _cudnn_supports(q, k)
@@ -81,11 +102,36 @@ def attend(cfg: ModelConfig, q: Float[Array, 'B T N H'],
   return checkpoint_name(out, SAVED)
 
 
+def _spread(q: jax.Array, k: jax.Array) -> jax.Array:
+  """Repeats kv heads until the mesh's 'tensor' axis divides them.
+
+  Otherwise each of its devices would compute all heads. Nothing is repeated if
+  the axis does not divide the query heads either.
+
+  Args:
+    q: [B, T, N, H].
+    k: [B, T, K, H], keys or values.
+
+  Returns:
+    [B, T, K', H], where K' is a multiple of K that divides N.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  heads, kv_heads = q.shape[2], k.shape[2]
+  tensor = 1 if mesh.empty else mesh.shape['tensor']
+  if kv_heads % tensor == 0 or heads % tensor:
+    return k
+  wanted = math.lcm(kv_heads, tensor)
+  if heads % wanted:
+    wanted = heads
+  return mesh_lib.constrain(jnp.repeat(k, wanted // kv_heads, axis=2), 'batch',
+                            None, 'kv_heads', None)
+
+
 def _cudnn_supports(q: jax.Array, k: jax.Array) -> bool:
   """Whether cuDNN's fused attention has an implementation for these."""
   mesh = jax.sharding.get_abstract_mesh()
   unsplit = mesh.empty or mesh.shape['tensor'] == 1
-  return (jax.default_backend() == 'gpu' and q.dtype != jnp.float32
+  return (_platform() == 'gpu' and q.dtype != jnp.float32
           and q.shape[1] % 2 == 0 and q.shape[-1] <= 128
           and (unsplit or k.shape[2] % mesh.shape['tensor'] == 0))
 
@@ -130,77 +176,3 @@ def _einsum(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array,
   weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
   out = jnp.einsum('bkgts,bskh->btkgh', weights, v, precision=precision)
   return out.reshape(b, t, n, h)
-
-
-def _splash(cfg: ModelConfig, q: jax.Array, k: jax.Array, v: jax.Array,
-            segment_ids: AnyArray, kind: AnyArray | int) -> jax.Array:
-  """Pads T to a multiple of the block, and runs the kernel on each device."""
-  t = q.shape[1]
-  block = min(_BLOCK, -(-t // _LANES) * _LANES)
-  pad = -t % block
-
-  def padded(x: AnyArray) -> jax.Array:
-    return jnp.pad(x, ((0, 0), (0, pad)) + ((0, 0),) * (x.ndim - 2))
-
-  q, k, v, ids = (padded(x) for x in (q, k, v, segment_ids))
-  branches = [
-      functools.partial(_splash_local, cfg, window, block)
-      for window in cfg.kinds
-  ]
-
-  def run(q: jax.Array, k: jax.Array, v: jax.Array, ids: jax.Array,
-          kind: jax.Array) -> jax.Array:
-    if len(branches) == 1:
-      return branches[0](q, k, v, ids)
-    return jax.lax.switch(kind, branches, q, k, v, ids)
-
-  mesh: Any = jax.sharding.get_abstract_mesh()
-  if not mesh.empty:
-    rows = mesh_lib.spec(('batch', None), ids.shape, mesh)
-    heads = mesh_lib.spec(('batch', None, 'kv_heads', None), k.shape, mesh)
-    run = jax.shard_map(run, in_specs=(heads, heads, heads, rows, jax.P()),
-                        out_specs=heads, check_vma=False)
-  return run(q, k, v, ids, jnp.int32(kind))[:, :t]
-
-
-def _splash_local(cfg: ModelConfig, window: int, block: int, q: jax.Array,
-                  k: jax.Array, v: jax.Array,
-                  segment_ids: jax.Array) -> jax.Array:
-  """Runs the kernel on one device's arrays; T is a multiple of the block.
-
-  It takes the G query heads of one kv head, in one row:
-    q [B, T, N, H] -> [B, K, G, T, H];  k, v [B, T, K, H] -> [B, K, T, H]
-  """
-  # Imported here: loading Pallas costs a second that no other platform needs.
-  from jax.experimental.pallas.ops.tpu import splash_attention
-  splash = splash_attention.splash_attention_kernel
-  masks = splash_attention.splash_attention_mask
-  b, t, n, h = q.shape
-  kv, group = k.shape[2], n // k.shape[2]
-  mask = (masks.LocalMask(
-      (t, t), (window - 1, 0), 0) if window else masks.CausalMask((t, t)))
-  sizes = splash.BlockSizes(block_q=block, block_kv=block,
-                            block_kv_compute=block, block_q_dkv=block,
-                            block_kv_dkv=block, block_kv_dkv_compute=block,
-                            block_q_dq=block, block_kv_dq=block)
-
-  def run(interpret: bool, q: jax.Array, k: jax.Array, v: jax.Array,
-          ids: jax.Array) -> jax.Array:
-    kernel = splash.make_splash_mqa_single_device(
-        masks.MultiHeadMask([mask] * group), block_sizes=sizes,
-        attn_logits_soft_cap=cfg.attention_softcap or None,
-        residual_checkpoint_name=SAVED, interpret=interpret)
-
-    def row(q: jax.Array, k: jax.Array, v: jax.Array,
-            ids: jax.Array) -> jax.Array:
-      return jax.vmap(lambda q, k, v: kernel(
-          q, k, v, segment_ids=splash.SegmentIds(ids, ids)))(q, k, v)
-
-    return jax.vmap(row)(q, k, v, ids)
-
-  q = q.reshape(b, t, kv, group, h).transpose(0, 2, 3, 1, 4)
-  k, v = (x.transpose(0, 2, 1, 3) for x in (k, v))
-  out = jax.lax.platform_dependent(q, k, v, segment_ids,
-                                   tpu=functools.partial(run, False),
-                                   default=functools.partial(run, True))
-  return out.transpose(0, 3, 1, 2, 4).reshape(b, t, n, h)
