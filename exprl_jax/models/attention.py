@@ -53,21 +53,12 @@ def for_platform(cfg: ModelConfig, platform: str) -> ModelConfig:
 
 def choose(cfg: ModelConfig, view: View) -> str:
   """Chooses the implementation for a model, a view and the devices."""
-  chosen = for_platform(cfg, _platform()).attention
+  chosen = for_platform(cfg, mesh_lib.platform()).attention
   if chosen == 'splash' and view.segment_ids is None:
     return 'einsum'  # a mask, which the kernel does not take
   if chosen == 'dot_product' and cfg.attention_softcap:
     return 'einsum'
   return chosen
-
-
-def _platform() -> str:
-  """The platform of the mesh in context; without one, that of this process.
-
-  They differ where a program is compiled ahead of time.
-  """
-  device = jax.sharding.get_abstract_mesh().abstract_device
-  return device.platform if device else jax.default_backend()
 
 
 def attend(cfg: ModelConfig, q: Float[Array, 'B T N H'],
@@ -131,7 +122,7 @@ def _cudnn_supports(q: jax.Array, k: jax.Array) -> bool:
   """Whether cuDNN's fused attention has an implementation for these."""
   mesh = jax.sharding.get_abstract_mesh()
   unsplit = mesh.empty or mesh.shape['tensor'] == 1
-  return (_platform() == 'gpu' and q.dtype != jnp.float32
+  return (mesh_lib.platform() == 'gpu' and q.dtype != jnp.float32
           and q.shape[1] % 2 == 0 and q.shape[-1] <= 128
           and (unsplit or k.shape[2] % mesh.shape['tensor'] == 0))
 

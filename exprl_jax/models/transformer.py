@@ -132,7 +132,7 @@ def _scan_layers(cfg: ModelConfig, stacked: Params, x: jax.Array,
     body = jax.checkpoint(body, policy=REMAT[cfg.remat])
   # CPUs copy each layer's weights out of the stack and its gradients into it:
   # a sixth of the time of a small model.
-  unrolled = jax.default_backend() == 'cpu' and cfg.num_layers <= _UNROLLED
+  unrolled = mesh_lib.platform() == 'cpu' and cfg.num_layers <= _UNROLLED
   x, _ = jax.lax.scan(body, x,
                       (stacked, jnp.array(cfg.layer_kinds), _ropes(cfg)),
                       unroll=cfg.num_layers if unrolled else 1)

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import jax
 
 from exprl_jax.config import Config
+from exprl_jax.models import attention as attention_lib
 from exprl_jax.models import paged
 from exprl_jax.models.config import ModelConfig
 from exprl_jax.planning.compiled import Weight
@@ -120,7 +121,8 @@ def shares(config: Config, found: Models, mesh: jax.sharding.Mesh,
                found.policy.head_dim * length * _FILL * cells / mesh.size)
   updates = config.optim.updates
   forward = _runs_logprobs(config)
-  if found.policy.attention != 'splash':
+  platform = mesh.devices.flat[0].platform
+  if attention_lib.for_platform(found.policy, platform).attention != 'splash':
     attention = 0.0  # these products are in the program
   add('policy/logprobs', micro * forward, attention)
   add('reference/logprobs', micro * bool(config.loss.kl_coef), attention)

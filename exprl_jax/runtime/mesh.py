@@ -141,6 +141,15 @@ def device_bytes(tree: Any) -> int:
       for x in jax.tree.leaves(tree))
 
 
+def platform() -> str:
+  """The platform of the mesh in context; without one, that of this process.
+
+  They differ where a program is compiled ahead of time.
+  """
+  device = jax.sharding.get_abstract_mesh().abstract_device
+  return device.platform if device else jax.default_backend()
+
+
 def vocab_parts(size: int) -> int:
   """Counts the parts that a vocabulary is split into on the mesh in context."""
   mesh = jax.sharding.get_abstract_mesh()
