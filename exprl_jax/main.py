@@ -163,8 +163,9 @@ def run(config: config_lib.Config, path: str,
   Raises:
     InputError: something is not as it should be.
   """
-  from exprl_jax.runtime import compilation
-  compilation.use_cache(config.compile_cache)
+  if config.run != 'validate':  # which needs no devices
+    from exprl_jax.runtime import compilation
+    compilation.use_cache(config.compile_cache)
   # 1. Modes without a workdir.
   if config.run in _WITHOUT_WORKDIR:
     run_mode(config.run)(config)
