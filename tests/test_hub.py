@@ -87,6 +87,15 @@ def test_only_files_of_the_model_are_downloaded(server):
   assert have == needed
 
 
+def test_a_plan_downloads_no_weights(server):
+  with references.without_weights():
+    folder = references.find('org/policy').folder
+  assert WEIGHTS not in names(folder)
+  assert {'config.json', 'tokenizer.json'} <= names(folder)
+  again()
+  assert WEIGHTS in names(references.find('org/policy').folder)
+
+
 def test_a_revision_is_a_branch_or_a_commit(server):
   repository = server.repositories['models/org/policy']
   for revision in ('v1', repository.commit):

@@ -14,7 +14,7 @@ _SMALL_FILES = ('config.json', 'generation_config.json', 'adapter_config.json',
 _WEIGHTS = ('model*.safetensors', 'adapter_model.safetensors')
 
 
-def model(source: str, id_: hub.Id) -> epath.Path:
+def model(source: str, id_: hub.Id, weights: bool = True) -> epath.Path:
   """Downloads a model, or adapters; what is in the cache is not downloaded.
 
   config.json comes first: a model that is not implemented is refused before
@@ -23,6 +23,7 @@ def model(source: str, id_: hub.Id) -> epath.Path:
   Args:
     source: as the config says it, for messages.
     id_: what it names.
+    weights: download them, too; a plan does without.
 
   Returns:
     The folder, in the cache.
@@ -37,6 +38,8 @@ def model(source: str, id_: hub.Id) -> epath.Path:
         raise InputError(f'model {id_.repo} of the Hub has no config.json; '
                          'name a repository in the format of transformers')
       config.read_config(folder)
+    if not weights:
+      return folder
     # By its commit: a branch may move meanwhile.
     folder = hub.snapshot(id_.repo, folder.name, (*_SMALL_FILES, *_WEIGHTS))
     if not any(folder.glob('*.safetensors')):

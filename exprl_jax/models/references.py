@@ -10,7 +10,9 @@ A config names a model by its source:
   WORKDIR@STEP     the checkpoint of a step
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+import contextlib
+import contextvars
 import dataclasses
 import functools
 import json
@@ -36,6 +38,8 @@ from exprl_jax.runtime import checkpoints as checkpoint
 from exprl_jax.runtime import hub
 from exprl_jax.runtime import mesh as mesh_lib
 from exprl_jax.types import InputError, Params
+
+_DOWNLOADS_WEIGHTS = contextvars.ContextVar('downloads_weights', default=True)
 
 
 class Reference(NamedTuple):
@@ -66,6 +70,16 @@ class Reference(NamedTuple):
             if self.workdir else str(self.adapters or self.folder))
 
 
+@contextlib.contextmanager
+def without_weights() -> Iterator[None]:
+  """Within it, `find` downloads all of a model of the Hub but its weights."""
+  token = _DOWNLOADS_WEIGHTS.set(False)
+  try:
+    yield
+  finally:
+    _DOWNLOADS_WEIGHTS.reset(token)
+
+
 def find(source: str) -> Reference:
   """Finds the model that a source names; reads no weights.
 
@@ -81,7 +95,7 @@ def find(source: str) -> Reference:
     if id_ is None or epath.Path(workdir).exists():
       return of_checkpoint(workdir, int(step))
   if id_ and not folder.exists():
-    folder = download.model(source, id_)
+    folder = download.model(source, id_, _DOWNLOADS_WEIGHTS.get())
   if peft.is_adapters(folder):
     return _of_adapters(folder)
   if not (folder / 'config.json').is_file() or _is_run(folder):

@@ -13,6 +13,7 @@ import jax
 
 from exprl_jax import config as config_lib
 from exprl_jax.config import Config
+from exprl_jax.models import references
 from exprl_jax.planning import compiled, memory, search, tables
 from exprl_jax.planning import plan as plan_lib
 from exprl_jax.runtime import chips, topology, xla_flags
@@ -36,6 +37,12 @@ def plan(config: Config, workdir: pathlib.Path) -> list[Row]:
       hold a single row.
   """
   workdir_lib.claim(workdir, config)
+  with references.without_weights():
+    _plan(config, workdir)
+  return []
+
+
+def _plan(config: Config, workdir: pathlib.Path) -> None:
   devices = (topology.devices(config.plan.topology)
              if config.plan.topology else jax.devices())
   planned = dataclasses.replace(config, run=config.plan.run)
@@ -55,7 +62,6 @@ def plan(config: Config, workdir: pathlib.Path) -> list[Row]:
   tables.picture(made, workdir / 'memory.png')
   print(f'plan {workdir}/plan.json, memory.png; compiled in '
         f'{compiler.seconds:.0f} s')
-  return []
 
 
 def _search(config: Config, devices: list[jax.Device],
