@@ -17,6 +17,9 @@ from exprl_jax.models.paged_kernels import Kernel
 from exprl_jax.models.paged_pool import Layout, Pool
 from exprl_jax.types import AnyArray
 
+_LANES = 128
+_TABLE_BYTES = 2**19  # of page tables in scalar memory, which has 1 MiB
+
 
 def attend(cfg: ModelConfig, layout: Layout, q: jax.Array, k: jax.Array,
            v: jax.Array, pool: Pool, table: AnyArray, positions: AnyArray,
@@ -48,9 +51,6 @@ def _run(cfg: ModelConfig, layout: Layout, window: int, q: jax.Array,
          pages: jax.Array, table: jax.Array, start: jax.Array) -> jax.Array:
   """Runs the kernel over each group of each row as a sequence of its own.
 
-  It is given block sizes: to choose them it would query a TPU, which a
-  compilation ahead of time does not have.
-
   Args:
     cfg: the model.
     layout: of the pool.
@@ -60,24 +60,54 @@ def _run(cfg: ModelConfig, layout: Layout, window: int, q: jax.Array,
     table: i32[B, M], indices into `pages`.
     start: i32[B], the first position of each row.
   """
-  from jax.experimental.pallas.ops.tpu import ragged_paged_attention as pallas
   b, groups, t = q.shape[:3]
-  kernel = layout.kernel
   if window:
     table, start = _window(layout, t, window, table, start)
-  blocks = kernel.decode if t == 1 else kernel.prefill
+  # 1. Groups as sequences.
   table = table[:, None] * groups + jnp.arange(groups)[None, :, None]
+  table, lengths = table.reshape(b * groups, -1), jnp.repeat(start + t, groups)
+  q = q.reshape(b * groups, *q.shape[2:])
+  pages = pages.reshape(-1, *pages.shape[2:])
+  # 2. As many of them at a time as the scalar memory has room for: the kernel
+  # keeps the page table there, in rows of a multiple of 128 columns.
+  row = 4 * _LANES * -(-table.shape[1] // _LANES)
+  most = max(1, _TABLE_BYTES // row)
+  out = [
+      _call(cfg, layout, window, q[i:i + most], pages, table[i:i + most],
+            lengths[i:i + most]) for i in range(0, b * groups, most)
+  ]
+  return jnp.concatenate(out).reshape(b, groups, *q.shape[1:])
+
+
+def _call(cfg: ModelConfig, layout: Layout, window: int, q: jax.Array,
+          pages: jax.Array, table: jax.Array, lengths: jax.Array) -> jax.Array:
+  """Calls the kernel for sequences of T queries each.
+
+  It is given block sizes: to choose them it would query a TPU, which a
+  compilation ahead of time does not have.
+
+  Args:
+    cfg: the model.
+    layout: of the pool.
+    window: tokens that a query looks back; 0: all.
+    q: [sequences, T, N, lanes].
+    pages: [pages, page, 2 * rows, lanes].
+    table: i32[sequences, M], indices into `pages`.
+    lengths: i32[sequences], with the queries' own positions.
+  """
+  from jax.experimental.pallas.ops.tpu import ragged_paged_attention as pallas
+  count, t = q.shape[:2]
+  kernel = layout.kernel
+  blocks = kernel.decode if t == 1 else kernel.prefill
   # With a scale, fp8 keys are cast to the queries' dtype, as they must be.
   scale = 1.0 if pages.dtype.itemsize == 1 else None
   out = pallas.ragged_paged_attention(
-      q.reshape(-1, *q.shape[3:]), pages.reshape(-1, *pages.shape[2:]),
-      jnp.repeat(start + t, groups), table.reshape(b * groups, -1),
-      jnp.arange(b * groups + 1, dtype=jnp.int32) * t,
-      jnp.array([b * groups],
-                jnp.int32), sm_scale=1.0, k_scale=scale, v_scale=scale,
-      sliding_window=window or None, soft_cap=cfg.attention_softcap or None,
-      num_kv_pages_per_block=min(blocks.pages, table.shape[2]),
-      num_queries_per_block=min(blocks.queries, b * groups if t == 1 else t),
+      q.reshape(-1, *q.shape[2:]), pages, lengths, table,
+      jnp.arange(count + 1, dtype=jnp.int32) * t, jnp.array([count], jnp.int32),
+      sm_scale=1.0, k_scale=scale, v_scale=scale, sliding_window=window or None,
+      soft_cap=cfg.attention_softcap or None,
+      num_kv_pages_per_block=min(blocks.pages, table.shape[1]),
+      num_queries_per_block=min(blocks.queries, count if t == 1 else t),
       vmem_limit_bytes=kernel.vmem)
   return out.reshape(q.shape)
 
