@@ -28,12 +28,15 @@ def attend(cfg: ModelConfig, layout: Layout, q: jax.Array, k: jax.Array,
   """Writes keys and values, then runs the kernel; see paged.attend."""
   b, t, n, h = q.shape
   kernel, heads = layout.kernel, k.shape[2]
-  # 1. Write rows [B, T, groups, 2 * rows, lanes]: key, value, key, ...
+  # 1. Write rows [B, T, groups, 2 * rows, lanes]: key, value, key, ... Groups
+  # are indexed as pages are: otherwise XLA copies the pool into another order.
   both = jnp.stack([_rows(kernel, k), _rows(kernel, v)], axis=3)
   both = both.reshape(b, t, kernel.groups, -1, kernel.lanes)
   index, offset = paged_pool.slots(layout, table, positions, layer)
-  pages = pool.keys[0].at[index, :,
-                          offset].set(paged_pool.narrow(both, pool.keys.dtype))
+  groups = jnp.arange(kernel.groups)[None, None]
+  pages = pool.keys.reshape(-1, *pool.keys.shape[3:])
+  pages = pages.at[index[..., None] * kernel.groups + groups,
+                   offset[..., None]].set(paged_pool.narrow(both, pages.dtype))
   # 2. Attend. The window of a layer is static in the kernel.
   start = jnp.maximum(positions[:, 0], 0)
   table = jnp.asarray(table) + layer * layout.pages
@@ -44,7 +47,8 @@ def attend(cfg: ModelConfig, layout: Layout, q: jax.Array, k: jax.Array,
   args = q, pages, table, start
   out = (branches[0](
       *args) if len(branches) == 1 else jax.lax.switch(kind, branches, *args))
-  return _own(kernel, out, heads, h)[:, :, :n], pool._replace(keys=pages[None])
+  return _own(kernel, out, heads,
+              h)[:, :, :n], pool._replace(keys=pages.reshape(pool.keys.shape))
 
 
 def _run(cfg: ModelConfig, layout: Layout, window: int, q: jax.Array,
@@ -56,7 +60,7 @@ def _run(cfg: ModelConfig, layout: Layout, window: int, q: jax.Array,
     layout: of the pool.
     window: tokens that a query looks back; 0: all.
     q: [B, groups, T, N, lanes], N of a group.
-    pages: [L * pages, groups, page, 2 * rows, lanes].
+    pages: [L * pages * groups, page, 2 * rows, lanes].
     table: i32[B, M], indices into `pages`.
     start: i32[B], the first position of each row.
   """
@@ -67,7 +71,6 @@ def _run(cfg: ModelConfig, layout: Layout, window: int, q: jax.Array,
   table = table[:, None] * groups + jnp.arange(groups)[None, :, None]
   table, lengths = table.reshape(b * groups, -1), jnp.repeat(start + t, groups)
   q = q.reshape(b * groups, *q.shape[2:])
-  pages = pages.reshape(-1, *pages.shape[2:])
   # 2. As many of them at a time as the scalar memory has room for: the kernel
   # keeps the page table there, in rows of a multiple of 128 columns.
   row = 4 * _LANES * -(-table.shape[1] // _LANES)
