@@ -56,8 +56,8 @@ def attend(cfg, mesh, dtype='float32', scale=1.0):
   return np.concatenate(outputs), pool, layout
 
 
-# Heads are repeated; or all are on all devices: 4 devices have no equal share of
-# 3 heads, nor of 6 queries. (tests/test_engine.py splits them.)
+# Heads are repeated; or all are on all devices: 3 heads and 6 queries cannot be
+# shared by 4. (tests/test_engine.py has heads that are split.)
 @pytest.mark.parametrize('queries, kv_heads, split, dtype', [
     (12, 2, (4, 1, 2), 'float32'),
     (12, 3, (1, 3, 1), 'float32'),

@@ -125,6 +125,13 @@ def test_every_generation(name, chip, dtype):
 
 
 @pytest.mark.slow
+def test_more_rows_than_the_scalar_memory_has_page_tables():
+  """1,024 tables of 260 columns; all at once need 1.5 of 1 MiB."""
+  compile_engine(model(128, 1, 4), tpu_mesh(),
+                 sizes(slots=1024, max_tokens=16384, pages=4096))
+
+
+@pytest.mark.slow
 def test_int8_pages_take_the_reference():
   mesh = tpu_mesh('v5e:2x2', 2)
   resolved = options_lib.resolve(sizes('int8'), model(64, 2, 4), mesh)

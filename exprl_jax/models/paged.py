@@ -85,18 +85,9 @@ def attend(
   mesh: Any = jax.sharding.get_abstract_mesh()
   if mesh.empty or mesh.size == 1:
     return run(q, k, v, pool, table, positions, layer, kind)
-  # 1. Split queries; and keys and values, unless several devices need the same.
   split = split_heads(cfg, mesh.shape['tensor'])
-  axis = heads_axis(cfg, mesh.shape['tensor'])
-  axes = 'batch', None, axis, None
-  queries = mesh_lib.spec(axes, q.shape, mesh)
-  heads = queries
-  if split.repeats > 1:
-    heads = mesh_lib.spec(('batch', None, None, None), k.shape, mesh)
-  rows = mesh_lib.spec(('batch', None), table.shape, mesh)
-  pools = pool_specs(cfg, pool, mesh)
+  queries, heads, rows, pools = _specs(cfg, split, q, k, pool, table, mesh)
 
-  # 2. Attend on each device.
   def local(q: jax.Array, k: jax.Array, v: jax.Array, *rest:
             Any) -> tuple[jax.Array, Pool]:
     return run(q, _own_head(split, k), _own_head(split, v), *rest)
@@ -106,6 +97,20 @@ def attend(
       in_specs=(queries, heads, heads, pools, rows, rows, jax.P(), jax.P()),
       out_specs=(queries, pools), check_vma=False)(q, k, v, pool, table,
                                                    positions, layer, kind)
+
+
+def _specs(cfg: ModelConfig, split: Split, q: jax.Array, k: jax.Array,
+           pool: Pool, table: AnyArray, mesh: Any) -> tuple[Any, ...]:
+  """Partitions queries, keys (and values), rows of the page table, and pool.
+
+  Keys are not split where several devices need the same.
+  """
+  axis = heads_axis(cfg, mesh.shape['tensor'])
+  queries = mesh_lib.spec(('batch', None, axis, None), q.shape, mesh)
+  kv_axis = axis if split.repeats == 1 else None
+  heads = mesh_lib.spec(('batch', None, kv_axis, None), k.shape, mesh)
+  rows = mesh_lib.spec(('batch', None), table.shape, mesh)
+  return queries, heads, rows, pool_specs(cfg, pool, mesh)
 
 
 def _own_head(split: Split, x: jax.Array) -> jax.Array:

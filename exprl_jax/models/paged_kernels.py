@@ -101,7 +101,8 @@ class Kernel:
     if self.name == 'reference':
       return f'kernel reference, {self.rows} kv heads of {self.lanes} a device'
     return (f'kernel {self.name}, {self.groups} x {self.rows} rows of '
-            f'{self.lanes} lanes a device, {self.heads_per_row} kv heads each; '
+            f'{self.lanes} lanes a device, kv heads per row: '
+            f'{self.heads_per_row}; '
             f'blocks of {self.decode.pages} pages x {self.decode.queries} '
             f'queries in decoding, {self.prefill.pages} x '
             f'{self.prefill.queries} in prefill')

@@ -17,6 +17,9 @@ from exprl_jax.models.paged_kernels import Kernel
 from exprl_jax.models.paged_pool import Layout, Pool
 from exprl_jax.types import AnyArray
 
+_LANES = 128
+_TABLE_BYTES = 2**19  # of page tables in scalar memory, which has 1 MiB
+
 
 def attend(cfg: ModelConfig, layout: Layout, q: jax.Array, k: jax.Array,
            v: jax.Array, pool: Pool, table: AnyArray, positions: AnyArray,
@@ -25,12 +28,15 @@ def attend(cfg: ModelConfig, layout: Layout, q: jax.Array, k: jax.Array,
   """Writes keys and values, then runs the kernel; see paged.attend."""
   b, t, n, h = q.shape
   kernel, heads = layout.kernel, k.shape[2]
-  # 1. Write rows [B, T, groups, 2 * rows, lanes]: key, value, key, ...
+  # 1. Write rows [B, T, groups, 2 * rows, lanes]: key, value, key, ... Groups
+  # are indexed as pages are: otherwise XLA copies the pool into another order.
   both = jnp.stack([_rows(kernel, k), _rows(kernel, v)], axis=3)
   both = both.reshape(b, t, kernel.groups, -1, kernel.lanes)
   index, offset = paged_pool.slots(layout, table, positions, layer)
-  pages = pool.keys[0].at[index, :,
-                          offset].set(paged_pool.narrow(both, pool.keys.dtype))
+  groups = jnp.arange(kernel.groups)[None, None]
+  pages = pool.keys.reshape(-1, *pool.keys.shape[3:])
+  pages = pages.at[index[..., None] * kernel.groups + groups,
+                   offset[..., None]].set(paged_pool.narrow(both, pages.dtype))
   # 2. Attend. The window of a layer is static in the kernel.
   start = jnp.maximum(positions[:, 0], 0)
   table = jnp.asarray(table) + layer * layout.pages
@@ -41,12 +47,44 @@ def attend(cfg: ModelConfig, layout: Layout, q: jax.Array, k: jax.Array,
   args = q, pages, table, start
   out = (branches[0](
       *args) if len(branches) == 1 else jax.lax.switch(kind, branches, *args))
-  return _own(kernel, out, heads, h)[:, :, :n], pool._replace(keys=pages[None])
+  return _own(kernel, out, heads,
+              h)[:, :, :n], pool._replace(keys=pages.reshape(pool.keys.shape))
 
 
 def _run(cfg: ModelConfig, layout: Layout, window: int, q: jax.Array,
          pages: jax.Array, table: jax.Array, start: jax.Array) -> jax.Array:
   """Runs the kernel over each group of each row as a sequence of its own.
+
+  Args:
+    cfg: the model.
+    layout: of the pool.
+    window: tokens that a query looks back; 0: all.
+    q: [B, groups, T, N, lanes], N of a group.
+    pages: [L * pages * groups, page, 2 * rows, lanes].
+    table: i32[B, M], indices into `pages`.
+    start: i32[B], the first position of each row.
+  """
+  b, groups, t = q.shape[:3]
+  if window:
+    table, start = _window(layout, t, window, table, start)
+  # 1. Groups as sequences.
+  table = table[:, None] * groups + jnp.arange(groups)[None, :, None]
+  table, lengths = table.reshape(b * groups, -1), jnp.repeat(start + t, groups)
+  q = q.reshape(b * groups, *q.shape[2:])
+  # 2. As many of them at a time as the scalar memory has room for: the kernel
+  # keeps the page table there, in rows of a multiple of 128 columns.
+  row = 4 * _LANES * -(-table.shape[1] // _LANES)
+  most = max(1, _TABLE_BYTES // row)
+  out = [
+      _call(cfg, layout, window, q[i:i + most], pages, table[i:i + most],
+            lengths[i:i + most]) for i in range(0, b * groups, most)
+  ]
+  return jnp.concatenate(out).reshape(b, groups, *q.shape[1:])
+
+
+def _call(cfg: ModelConfig, layout: Layout, window: int, q: jax.Array,
+          pages: jax.Array, table: jax.Array, lengths: jax.Array) -> jax.Array:
+  """Calls the kernel for sequences of T queries each.
 
   It is given block sizes: to choose them it would query a TPU, which a
   compilation ahead of time does not have.
@@ -55,29 +93,24 @@ def _run(cfg: ModelConfig, layout: Layout, window: int, q: jax.Array,
     cfg: the model.
     layout: of the pool.
     window: tokens that a query looks back; 0: all.
-    q: [B, groups, T, N, lanes], N of a group.
-    pages: [L * pages, groups, page, 2 * rows, lanes].
-    table: i32[B, M], indices into `pages`.
-    start: i32[B], the first position of each row.
+    q: [sequences, T, N, lanes].
+    pages: [pages, page, 2 * rows, lanes].
+    table: i32[sequences, M], indices into `pages`.
+    lengths: i32[sequences], with the queries' own positions.
   """
   from jax.experimental.pallas.ops.tpu import ragged_paged_attention as pallas
-  b, groups, t = q.shape[:3]
+  count, t = q.shape[:2]
   kernel = layout.kernel
-  if window:
-    table, start = _window(layout, t, window, table, start)
   blocks = kernel.decode if t == 1 else kernel.prefill
-  table = table[:, None] * groups + jnp.arange(groups)[None, :, None]
   # With a scale, fp8 keys are cast to the queries' dtype, as they must be.
   scale = 1.0 if pages.dtype.itemsize == 1 else None
   out = pallas.ragged_paged_attention(
-      q.reshape(-1, *q.shape[3:]), pages.reshape(-1, *pages.shape[2:]),
-      jnp.repeat(start + t, groups), table.reshape(b * groups, -1),
-      jnp.arange(b * groups + 1, dtype=jnp.int32) * t,
-      jnp.array([b * groups],
-                jnp.int32), sm_scale=1.0, k_scale=scale, v_scale=scale,
-      sliding_window=window or None, soft_cap=cfg.attention_softcap or None,
-      num_kv_pages_per_block=min(blocks.pages, table.shape[2]),
-      num_queries_per_block=min(blocks.queries, b * groups if t == 1 else t),
+      q.reshape(-1, *q.shape[2:]), pages, lengths, table,
+      jnp.arange(count + 1, dtype=jnp.int32) * t, jnp.array([count], jnp.int32),
+      sm_scale=1.0, k_scale=scale, v_scale=scale, sliding_window=window or None,
+      soft_cap=cfg.attention_softcap or None,
+      num_kv_pages_per_block=min(blocks.pages, table.shape[1]),
+      num_queries_per_block=min(blocks.queries, count if t == 1 else t),
       vmem_limit_bytes=kernel.vmem)
   return out.reshape(q.shape)
 
