@@ -131,11 +131,11 @@ def test_a_train_step_of_qwen3_4b(v5e_8, name, remat, more, bar):
   """Rows of 20,480 tokens, parameters and moments in float32 on the chips."""
   step = Step(dataclasses.replace(QWEN3_4B, remat=remat), name)
   arguments, peak = gigabytes(step.gradient(more))
-  moments = per_chip(step.moments())
   print(f'\n{name} {remat}, {"a later" if more else "the first"} micro-batch: '
-        f'arguments {arguments:.2f}, peak {peak:.2f} GB a chip, with the '
-        f'moments {peak + moments:.2f}, optimizer {gigabytes(step.apply())}')
-  assert peak + moments <= bar
+        f'arguments {arguments:.2f}, peak {peak:.2f} GB a chip, optimizer '
+        f'{gigabytes(step.apply())}')
+  assert arguments > per_chip(step.moments())  # the compiler sees them
+  assert peak <= bar
 
 
 def test_the_gradient_of_the_head_is_added_up_once(v5e_8):
