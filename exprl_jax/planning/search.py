@@ -5,6 +5,7 @@ import dataclasses
 import operator
 from typing import Any
 
+from absl import logging
 import jax
 
 from exprl_jax.config import Config
@@ -123,6 +124,11 @@ def check(config: Config, mesh: jax.sharding.Mesh) -> None:
   """
   account = estimated(config, mesh)
   if account and account.margin >= 0:
+    if not account.fits:
+      logging.warning(
+          "about %.1f %% of a device's memory stays free in phase %s; run='plan'"
+          ' says more', 100 * account.margin,
+          account.peak()[1])
     return
   if account:
     size, phase = account.peak()

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 import pathlib
+from typing import NamedTuple
 
 from exprl_jax.planning import timing
 from exprl_jax.planning.memory import MARGIN
@@ -19,40 +20,56 @@ def text(plan: Plan) -> str:
   ])
 
 
+class _Unit(NamedTuple):
+  """Of sizes and operations, so that a plan reads well at any scale."""
+
+  memory: str
+  flops: str
+  size: float
+
+  def __call__(self, size: float) -> str:
+    return f'{size / self.size:.2f}'
+
+
+def _unit(plan: Plan) -> _Unit:
+  large = plan.account.peak()[0] > 1e9
+  return _Unit('GB', 'TFLOP', 1e9) if large else _Unit('MB', 'GFLOP', 1e6)
+
+
 def _programs(plan: Plan) -> str:
+  unit = _unit(plan)
   rows = []
   for name, w in plan.weights.items():
-    share = plan.shares.get(name)
-    called = ('', '') if share is None else (f'{share.calls:.0f}',
-                                             f'{1e3 * share.seconds:.1f}')
+    share, called = plan.shares.get(name), ('', '')
+    flops, moved = w.flops, w.memory_bytes
+    if share:
+      flops, moved = share.flops, share.memory_bytes
+      called = f'{share.calls:.3g}', f'{1e3 * share.seconds:.1f}'
     rows.append([
-        name,
-        _gb(w.arguments),
-        _gb(w.temporaries),
-        _gb(w.peak), f'{(share.flops if share else w.flops) / 1e12:.2f}',
-        _gb(share.memory_bytes if share else w.memory_bytes),
-        _gb(w.network_bytes), *called
+        name, *map(unit, (w.arguments, w.temporaries, w.peak, flops / 1e3,
+                          moved, w.network_bytes)), *called
     ])
-  return table([
-      'program', 'arguments', 'temporaries', 'peak', 'TFLOP', 'HBM', 'network',
-      'calls', 'ms'
-  ], rows) + (
-      '\nGB and TFLOP of one call on each device; ms at '
-      f'{timing.MATMUL:.0%} of the matrix units, {timing.MEMORY:.0%} of '
-      f'HBM, {timing.NETWORK:.0%} of the links')
+  header = [
+      'program', 'arguments', 'temporaries', 'peak', unit.flops, 'HBM',
+      'network', 'calls', 'ms'
+  ]
+  return table(header, rows) + (
+      f'\n{unit.memory} and {unit.flops} of one call on each device; ms at '
+      f'{timing.MATMUL:.0%} of the matrix units, {timing.MEMORY:.0%} of HBM, '
+      f'{timing.NETWORK:.0%} of the links')
 
 
 def _memory(plan: Plan) -> str:
-  phases = plan.account.phases
+  unit, phases = _unit(plan), plan.account.phases
   alive = {p: plan.account.alive(p) for p in phases}
   owners = [*dict.fromkeys(o for p in phases for o in alive[p])]
   owners = [o for o in owners if o != 'workspace'] + ['workspace']
-  rows = [[o, *(_gb(alive[p].get(o, 0.0)) for p in phases)] for o in owners]
-  rows.append(['sum', *(_gb(sum(alive[p].values())) for p in phases)])
+  rows = [[o, *(unit(alive[p].get(o, 0.0)) for p in phases)] for o in owners]
+  rows.append(['sum', *(unit(sum(alive[p].values())) for p in phases)])
   limit = plan.account.limit
-  title = 'memory of each device, GB' + (f'; it has {_gb(limit)}'
-                                         if limit else '')
-  return title + '\n' + table(['owner', *phases], rows)
+  has = f'; it has {unit(limit)}' if limit else ''
+  return (f'memory of each device, {unit.memory}{has}\n' +
+          table(['owner', *phases], rows))
 
 
 def _pools(plan: Plan) -> str:
@@ -72,9 +89,9 @@ def _pools(plan: Plan) -> str:
     lines.append(
         f'judge pages: {tokens:,} tokens, {tokens // longest:,} traces '
         f'of {longest:,}')
-  host = f'host memory: {_gb(plan.host_bytes())} GB for each device'
+  host = f'host memory: {plan.host_bytes() / 1e9:.2f} GB for each device'
   if plan.chip:
-    host += f' of {_gb(plan.chip.host_memory)}'
+    host += f' of {plan.chip.host_memory / 1e9:.0f}'
   return '\n'.join([*lines, host])
 
 
@@ -95,9 +112,9 @@ def _verdict(plan: Plan) -> str:
   if plan.account.fits:
     return (f'fits: the largest sum, {phase}, leaves '
             f'{plan.account.margin:.1%} of a device free')
-  return (f'does not fit: {phase} takes {_gb(size)} GB of '
-          f'{_gb(plan.account.limit)}, {_gb(short)} too much for a margin of '
-          f'{MARGIN:.0%}')
+  return (f'does not fit: {phase} takes {size / 1e9:.2f} GB of '
+          f'{plan.account.limit / 1e9:.2f}, {short / 1e9:.2f} too much for a '
+          f'margin of {MARGIN:.0%}')
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -109,10 +126,6 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
                                   for x, w in zip(line[1:], widths[1:]))
   ]).rstrip()
                    for line in lines)
-
-
-def _gb(size: float) -> str:
-  return f'{size / 1e9:.2f}'
 
 
 def picture(plan: Plan, path: pathlib.Path) -> None:
