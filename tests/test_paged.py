@@ -96,6 +96,7 @@ def test_values_beyond_fp8_become_the_largest():
   assert 400 < np.abs(got).max() < 448.1
 
 
+@pytest.mark.slow
 def test_the_engine_samples_over_fp8_pages(small, one_device):
   """First tokens, of which all see the same: they are nearly as probable."""
   exact, got = ([
