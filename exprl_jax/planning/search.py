@@ -126,8 +126,8 @@ def check(config: Config, mesh: jax.sharding.Mesh) -> None:
   if account and account.margin >= 0:
     if not account.fits:
       logging.warning(
-          "about %.1f %% of a device's memory stays free in phase %s; run='plan'"
-          ' says more', 100 * account.margin,
+          "about %.1f %% of a device's memory stays free in phase %s; "
+          "run='plan' says more", 100 * account.margin,
           account.peak()[1])
     return
   if account:

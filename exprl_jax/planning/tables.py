@@ -46,8 +46,8 @@ def _programs(plan: Plan) -> str:
       flops, moved = share.flops, share.memory_bytes
       called = f'{share.calls:.3g}', f'{1e3 * share.seconds:.1f}'
     rows.append([
-        name, *map(unit, (w.arguments, w.temporaries, w.peak, flops / 1e3,
-                          moved, w.network_bytes)), *called
+        name, *(unit(x) for x in (w.arguments, w.temporaries, w.peak,
+                                  flops / 1e3, moved, w.network_bytes)), *called
     ])
   header = [
       'program', 'arguments', 'temporaries', 'peak', unit.flops, 'HBM',
