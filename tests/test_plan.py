@@ -16,8 +16,8 @@ from exprl_jax.planning import compiled, memory, programs, search, tables
 from exprl_jax.rl import learner
 from exprl_jax.rollout import decode
 from exprl_jax.rollout.options import Options, resolve
-from exprl_jax.runs import recipes, train
-from exprl_jax.runtime import chips, hlo, jaxpr_flops
+from exprl_jax.runs import recipes, train, warm_up
+from exprl_jax.runtime import chips, compilation, hlo, jaxpr_flops
 from exprl_jax.runtime import memory as device_memory
 from exprl_jax.runtime import mesh as mesh_lib
 from exprl_jax.types import InputError
@@ -279,3 +279,28 @@ def test_tables_line_up():
   assert tables.table(
       ['a', 'b'],
       [['long', '1'], ['c', '22']]) == ('a      b\nlong   1\nc     22')
+
+
+@pytest.mark.slow
+def test_a_run_finds_the_programs_that_were_compiled_before(tmp_path, caplog):
+  """The warm-up fills a cache; the run then compiles no program of the list."""
+  config = tiny('--config.steps=1', '--config.compare=',
+                '--config.eval.every=0', '--config.eval.limit=4')
+  compilation.use_cache(str(tmp_path / 'cache'))
+  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
+  try:
+    warm_up.warm_up(config, mesh_lib.make_mesh(config.mesh))
+    jax.clear_caches()
+    with caplog.at_level('DEBUG', logger='jax._src.compiler'):
+      train.train(config, tmp_path / 'run')
+  finally:
+    compilation.use_cache('')
+  found = {
+      kind: set(re.findall(rf"{kind} for 'jit_(\w+)'", caplog.text))
+      for kind in ('CACHE MISS', 'cache hit')
+  }
+  listed = {
+      'gradient', 'apply_gradient', 'packed_logprobs', 'decode', 'prefill'
+  }
+  assert listed <= found['cache hit']
+  assert not listed & found['CACHE MISS']

@@ -146,6 +146,17 @@ def test_values_and_gradients_are_those_of_the_einsum(head_dim, windows,
       assert not np.any(np.asarray(g)[rows == 0])
 
 
+def test_more_rows_than_a_small_number_counts(rng):
+  """130 blocks on a device: more than fit into eight bits."""
+  rows = np.stack([packing(rng, BLOCK, 3, 20) for _ in range(130)])
+  x = qkv(rng, rows, 1, 1, 64)
+  cfg = dataclasses.replace(SMALL, attention='einsum')
+  columns = jnp.tile(jnp.arange(BLOCK)[None], (130, 1))
+  want = attention.attend(cfg, *x, attention.View(columns, rows, None), 0)
+  got = splash.attend(cfg, *x, rows, 0, 'saved', BLOCK)
+  np.testing.assert_allclose(got[rows > 0], want[rows > 0], atol=1e-5)
+
+
 @pytest.mark.parametrize('window', [0, 200])
 def test_skipping_blocks_changes_no_bit(window, rng):
   """The same kernel with the library's own mask, which runs the triangle."""

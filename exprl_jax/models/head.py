@@ -260,8 +260,7 @@ def _row_axes(rows: int) -> dict[str, int]:
   mesh: Any = jax.sharding.get_abstract_mesh()
   if mesh.empty:
     return {}
-  axes = mesh_lib.axes_of(mesh_lib.spec(('batch',), (rows,), mesh)[0])
-  return {a: mesh.shape[a] for a in axes}
+  return {a: mesh.shape[a] for a in mesh_lib.split_axes('batch', rows, mesh)}
 
 
 def _sum_of_parts(x: jax.Array, axes: tuple[str, ...]) -> jax.Array:
@@ -270,8 +269,8 @@ def _sum_of_parts(x: jax.Array, axes: tuple[str, ...]) -> jax.Array:
   if not axes:
     return x[0]
   mesh: Any = jax.sharding.get_abstract_mesh()
-  scattered = tuple(a for a in mesh_lib.axes_of(
-      mesh_lib.spec(('embed', 'vocab'), x.shape[1:], mesh)[0]) if a in axes)
+  scattered = tuple(
+      a for a in mesh_lib.split_axes('embed', x.shape[1], mesh) if a in axes)
   rest = tuple(a for a in axes if a not in scattered)
   # Row by row: XLA would make a transposed copy of the whole matrix first, as
   # the embedding's gradient is laid out.

@@ -49,7 +49,8 @@ def mixture(cfg: ModelConfig, x: Float[Array, 'B T D'],
   wide = mesh_lib.spec(('experts', None, 'mlp'), gate.shape, mesh)
   tall = mesh_lib.spec(('experts', 'mlp', None), down.shape, mesh)
   rows = mesh_lib.spec(('batch_of_experts', None, None), x.shape, mesh)
-  expert_axes, mlp_axes = (mesh_lib.axes_of(wide[i]) for i in (0, 2))
+  expert_axes = mesh_lib.split_axes('experts', gate.shape[0], mesh)
+  mlp_axes = mesh_lib.split_axes('mlp', gate.shape[2], mesh)
   return jax.shard_map(functools.partial(run, expert_axes, mlp_axes),
                        in_specs=(rows, rows, rows, wide, wide, tall),
                        out_specs=rows, check_vma=False)(x, weight, expert, gate,

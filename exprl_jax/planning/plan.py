@@ -8,6 +8,7 @@ import jax
 from exprl_jax.config import Config
 from exprl_jax.planning import compiled, memory, programs, timing
 from exprl_jax.planning.compiled import Weight
+from exprl_jax.rl import packing
 from exprl_jax.runtime import chips
 from exprl_jax.runtime import mesh as mesh_lib
 from exprl_jax.types import InputError
@@ -53,9 +54,8 @@ class Plan:
       out += moments
     if self.config.policy.remat == 'offload':
       model = self.models.policy
-      cells = (self.config.optim.row_tokens *
-               self.config.optim.micro_rows) * model.embed_dim
-      out += 2 * cells * model.num_layers
+      tokens = packing.row_tokens(self.config) * self.config.optim.micro_rows
+      out += 2 * tokens * model.embed_dim * model.num_layers
     return out
 
   def seconds(self) -> dict[str, float]:
@@ -131,7 +131,10 @@ def _weigh(config: Config, mesh: jax.sharding.Mesh, found: memory.Models,
   """Compiles all programs of a run."""
   out = {}
   for program in programs.programs(config, mesh, found):
-    trips = config.rollout.chunk if program.name.endswith('/decode') else 1
+    trips = 1
+    if program.name.endswith('/decode'):
+      engine = found.judging if program.name == 'judge/decode' else None
+      trips = (engine or found.rollout).chunk
     out[program.name] = compiler.weigh(program, compiled.owned_bytes(program),
                                        trips)
   return out

@@ -89,6 +89,10 @@ def _pools(plan: Plan) -> str:
     lines.append(
         f'judge pages: {tokens:,} tokens, {tokens // longest:,} traces '
         f'of {longest:,}')
+  for owner, options in (('policy', plan.models.rollout),
+                         ('judge', plan.models.judging)):
+    if options:
+      lines.append(f'{owner} attends with {options.layout.kernel.describe()}')
   host = f'host memory: {plan.host_bytes() / 1e9:.2f} GB for each device'
   if plan.chip:
     host += f' of {plan.chip.host_memory / 1e9:.0f}'

@@ -44,10 +44,12 @@ def empty(model: ModelConfig, layout: paged.Layout, mesh: jax.sharding.Mesh,
   pool = jax.tree.map(
       lambda x: jax.lax.with_sharding_constraint(jnp.zeros(x.shape, x.dtype), x.
                                                  sharding), abstract)
-  zero = jax.lax.with_sharding_constraint(jnp.zeros(slots, jnp.int32), rows)
-  nobody = zero > 0
-  return pool, State(token=zero, position=zero + 0, budget=zero + 0,
-                     alive=nobody)
+
+  def row(dtype: jnp.dtype) -> jax.Array:
+    return jax.lax.with_sharding_constraint(jnp.zeros(slots, dtype), rows)
+
+  return pool, State(token=row(jnp.int32), position=row(jnp.int32),
+                     budget=row(jnp.int32), alive=row(jnp.bool_))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=3)
@@ -113,7 +115,9 @@ def decode(
   packed = pack_outputs(carry.tokens, carry.logprobs, carry.read_logprobs,
                         carry.num_tokens, carry.state.alive)
   mesh = jax.sharding.get_abstract_mesh()
-  return carry.pool, carry.state, jax.lax.with_sharding_constraint(
+  # As they came in: the next chunk is the same program.
+  state = jax.tree.map(lambda x: mesh_lib.constrain(x, 'batch'), carry.state)
+  return carry.pool, state, jax.lax.with_sharding_constraint(
       packed, NamedSharding(mesh, PartitionSpec()))
 
 

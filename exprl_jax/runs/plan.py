@@ -16,6 +16,7 @@ from exprl_jax.config import Config
 from exprl_jax.models import references
 from exprl_jax.planning import compiled, memory, search, tables
 from exprl_jax.planning import plan as plan_lib
+from exprl_jax.runs import sft
 from exprl_jax.runtime import chips, topology, xla_flags
 from exprl_jax.runtime import mesh as mesh_lib
 from exprl_jax.runtime import workdir as workdir_lib
@@ -46,6 +47,8 @@ def _plan(config: Config, workdir: pathlib.Path) -> None:
   devices = (topology.devices(config.plan.topology)
              if config.plan.topology else jax.devices())
   planned = dataclasses.replace(config, run=config.plan.run)
+  if planned.run == 'sft':
+    planned = sft.supervised(planned)
   chip = chips.find(devices[0].device_kind)
   compiler = compiled.Compiler(
       xla_flags.compiler_options(chip.name if chip else None) if devices[0].

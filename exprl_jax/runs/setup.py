@@ -28,7 +28,7 @@ from exprl_jax.rl.policy import Policy
 from exprl_jax.rl.scored import ScoredRollouts
 from exprl_jax.rollout import sources
 from exprl_jax.rollout.sampler import Sampler
-from exprl_jax.runs import budgets, progress, validate
+from exprl_jax.runs import budgets, progress, validate, warm_up
 from exprl_jax.runtime import checkpoints as checkpoints_lib
 from exprl_jax.runtime import mesh as mesh_lib
 from exprl_jax.runtime import metrics
@@ -170,6 +170,7 @@ def start(inputs: Inputs, workdir: pathlib.Path) -> tuple[Run, int, TrainState]:
     The run, the steps done, and the training state.
   """
   config = inputs.config
+  warm_up.warm_up(config, inputs.mesh)
   policy, params = _policy(inputs, workdir)
   state = optimizer.init_state(params, config.optim,
                                config.steps * config.optim.updates)
@@ -187,6 +188,7 @@ def start(inputs: Inputs, workdir: pathlib.Path) -> tuple[Run, int, TrainState]:
   # 2. The sampler; pools are sized by all that will be alive.
   sampler = Sampler(config, policy.model, inputs.tokenizer,
                     inputs.sampling_mesh, models.rollout)
+  _show_kernels(inputs, sampler, judge)
   table = curriculum.Curriculum(inputs.problems, config)
   source = _source(inputs, sampler, table, _early(inputs, judge))
   monitor = hacking.Monitor(config) if judge else None
@@ -205,6 +207,16 @@ def start(inputs: Inputs, workdir: pathlib.Path) -> tuple[Run, int, TrainState]:
                         inputs.reward.granularity)
   return Run(inputs, workdir, policy, sampler, source, reward, table, judge,
              monitor, checkpoints, log, probes), done, state
+
+
+def _show_kernels(inputs: Inputs, sampler: Sampler,
+                  judge: factory.AnyJudge | None) -> None:
+  """Prints what attends over pages; on CPUs that is always the reference."""
+  if jax.process_index() or inputs.mesh.devices.flat[0].platform == 'cpu':
+    return
+  print(f'policy: {sampler.engine.options.layout.kernel.describe()}')
+  if judge:
+    print(f'judge: {judge.engine.options.layout.kernel.describe()}')
 
 
 def _policy(inputs: Inputs, workdir: pathlib.Path) -> tuple[Policy, Params]:

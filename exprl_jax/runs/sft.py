@@ -77,11 +77,15 @@ def sft(config: Config, workdir: pathlib.Path) -> list[metrics.Row]:
 def _policy(config: Config, mesh: jax.sharding.Mesh) -> tuple[Policy, dict]:
   """The policy with the supervised loss, and the parameters that train."""
   model, params, base_params = references.policy(config, mesh)
-  # Log-probabilities as the model gives them: at temperature 1.
-  supervised = dataclasses.replace(
+  return Policy(supervised(config), model, mesh, base_params), params
+
+
+def supervised(config: Config) -> Config:
+  """The config with the supervised loss, of log-probabilities as the model
+  gives them: at temperature 1."""
+  return dataclasses.replace(
       config, loss=dataclasses.replace(config.loss, kind='nll'),
       rollout=dataclasses.replace(config.rollout, temperature=1.0))
-  return Policy(supervised, model, mesh, base_params), params
 
 
 def usable(config: Config, tokenizer: Tokenizer) -> Sequence[Problem]:

@@ -92,6 +92,10 @@ def spec(logical: Sequence[str | None], shape: Sequence[int],
       _warn_once(name, size, wanted, axes)
     used |= set(axes)
     out.append(axes or None)
+  # As compiled programs return it: P() and P(None) are one sharding, and two
+  # keys of jit's cache.
+  while out and out[-1] is None:
+    out.pop()
   return PartitionSpec(*out)
 
 
@@ -111,9 +115,12 @@ def _warn_once(name: str | None, size: int, wanted: tuple[str, ...],
                   f'only over {axes}' if axes else 'it is replicated')
 
 
-def axes_of(entry: str | tuple[str, ...] | None) -> tuple[str, ...]:
-  """Lists the mesh axes of one entry of a PartitionSpec."""
-  return (entry,) if isinstance(entry, str) else tuple(entry or ())
+def split_axes(logical: str, size: int,
+               mesh: Mesh | AbstractMesh) -> tuple[str, ...]:
+  """Lists the mesh axes that an array's logical axis is split over."""
+  for entry in spec((logical,), (size,), mesh):
+    return (entry,) if isinstance(entry, str) else tuple(entry)
+  return ()
 
 
 def shardings(logical: Any, abstract: Any, mesh: Mesh) -> Any:
@@ -155,8 +162,7 @@ def vocab_parts(size: int) -> int:
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty:
     return 1
-  (axes,) = spec(('vocab',), (size,), mesh)
-  return int(np.prod([mesh.shape[a] for a in axes_of(axes)]))
+  return math.prod(mesh.shape[a] for a in split_axes('vocab', size, mesh))
 
 
 def split(shape: Sequence[int], axis: int, mesh: Mesh) -> NamedSharding:
