@@ -147,6 +147,7 @@ def test_each_program_has_the_memory_that_the_compiler_reports():
       assert 0 < owned <= weight.arguments
 
 
+@pytest.mark.slow
 def test_the_account_is_what_a_run_keeps_alive(tmp_path, monkeypatch):
   """Live arrays while the tiny run decodes, judges and updates: within 10 %."""
   config = tiny('--config.steps=1', '--config.compare=',
@@ -243,9 +244,8 @@ def test_a_shared_judge_is_one_copy(tmp_path):
 
 def test_the_command_plans_and_writes(tmp_path, capsys):
   main.main([
-      '--config=configs/tiny.py', '--config.run=plan', '--config.reward=sparse',
-      '--config.credit.rule=group', '--config.credit.first=final',
-      '--config.compare=', f'--workdir={tmp_path}'
+      '--config=configs/tiny.py:sft', '--config.run=plan',
+      '--config.plan.run=sft', f'--workdir={tmp_path}'
   ])
   printed = capsys.readouterr().out
   assert 'learner/gradient' in printed and 'policy pages' in printed

@@ -186,6 +186,7 @@ def test_a_run_compiles_nothing_after_its_first_step(tmp_path, capsys):
     assert name in data, name
 
 
+@pytest.mark.slow
 def test_a_run_warns_of_a_shape_that_changes(tmp_path, capsys):
   path = tmp_path / 'growing.py'
   path.write_text(GROWING)
