@@ -5,6 +5,7 @@ any weights are read; --dry_run is this and a look at the prompts.
 from collections.abc import Callable, Sequence
 import dataclasses
 import functools
+import gc
 import pathlib
 from typing import Any
 
@@ -201,6 +202,7 @@ def start(inputs: Inputs, workdir: pathlib.Path) -> tuple[Run, int, TrainState]:
   checkpoints = checkpoints_lib.Checkpoints(workdir, config.checkpoint, host)
   done, state = checkpoints.restore(state)
   log = metrics.Log(workdir, config.steps, done, jax.process_index() == 0)
+  gc.collect()  # loading leaves arrays in cycles, which take device memory
   probes = hacking.refuse_fooled(config, judge,
                                  inputs.problems) if judge else {}
   reward = base.scoring(config, inputs.tokenizer, inputs.grader, scorer,
