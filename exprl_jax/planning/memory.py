@@ -277,11 +277,14 @@ def _workspaces(config: Config, found: Models, mesh: jax.sharding.Mesh,
   """Estimates what the programs of each phase take."""
   rollout = options_lib.workspace(found.rollout, found.policy, sampling)
   logprob = estimates.logprobs(config, found.policy, mesh)
+  trained = owners(config, mesh)['policy'][0]
   out = {
-      'copy': estimates.copy(found.policy, sampling), 'rollout': float(rollout),
+      'copy': estimates.copy(found.policy, sampling),
+      'rollout': float(rollout),
       'logprob': logprob,
-      'gradient': estimates.gradient(config, found.policy, mesh),
-      'optimizer': 0.1 * owners(config, mesh)['policy'][0]
+      # A later micro-batch has a gradient of its own beside the total.
+      'gradient': estimates.gradient(config, found.policy, mesh) + trained,
+      'optimizer': 0.1 * trained
   }
   if found.judging and found.judge:
     out['judge'] = float(
