@@ -210,7 +210,7 @@ def test_mesh_errors():
 def test_an_axis_that_does_not_divide_is_replicated_and_said_so(caplog):
   mesh = mesh_lib.make_mesh(config_lib.Mesh(data=2, fsdp=4))
   with caplog.at_level('WARNING', logger='absl'):
-    assert mesh_lib.spec(('embed',), (7,), mesh)[0] is None
+    assert mesh_lib.spec(('embed',), (7,), mesh) == jax.P()
     assert mesh_lib.spec(('batch',), (6,), mesh)[0] == 'data'
   assert "axis 'embed' of size 7 does not divide over" in caplog.text
   assert 'it is replicated' in caplog.text
