@@ -128,6 +128,7 @@ def test_operations_are_two_for_each_parameter_and_attention(remat, passes):
 # Memory.
 
 
+@pytest.mark.slow
 def test_each_program_has_the_memory_that_the_compiler_reports():
   config = tiny('--config.reward=sparse', '--config.credit.rule=group',
                 '--config.credit.first=final')
