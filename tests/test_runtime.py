@@ -160,6 +160,7 @@ def growing(traces):
 """
 
 
+@pytest.mark.slow
 def test_a_run_compiles_nothing_after_its_first_step(tmp_path, capsys):
   """And shows its phases to the profiler."""
   main.main([

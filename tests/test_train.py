@@ -127,6 +127,7 @@ def test_every_recipe_runs(tmp_path, config, flags, names):
   assert weights != (POLICY / 'model.safetensors').read_bytes()
 
 
+@pytest.mark.slow
 def test_distilling_the_exact_kl_brings_the_policy_to_its_teacher(tmp_path):
   """Its loss is the KL itself: it falls."""
   rows = run('tiny:self_distill', tmp_path, *GROUPS, '--config.steps=25',
