@@ -198,8 +198,8 @@ def test_resumed_is_uninterrupted(tmp_path, more):
   want = run('tiny', tmp_path / 'whole', *flags)
   hosts = [
       json.loads(
-          (tmp_path / f'whole/checkpoints/{i:08d}/host/metadata').read_text())
-      for i in (2, 3)
+          json.loads((tmp_path / f'whole/checkpoints/{i:08d}/host/metadata'
+                     ).read_text())['text'])['host'] for i in (2, 3)
   ]
   assert hosts[0]['curriculum'] != hosts[1]['curriculum']
   if '--config.rollout.partial_rollouts=5' in more:

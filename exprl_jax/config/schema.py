@@ -269,7 +269,8 @@ class Checkpoint:
   """How often the training state is saved, and how many are kept."""
 
   every: Count = 0  # steps; 0: only at the end
-  keep: Positive = 2
+  keep: Positive = 2  # the newest ones
+  keep_every: Count = 0  # and those of every so many steps; 0: no others
 
 
 @dataclasses.dataclass(frozen=True)
