@@ -8,7 +8,7 @@ older one is taken.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-import copy
+import contextlib
 import hashlib
 import importlib.metadata
 import json
@@ -24,7 +24,13 @@ import exprl_jax
 from exprl_jax.config import Checkpoint
 from exprl_jax.runtime import failures, fingerprints
 from exprl_jax.runtime import mesh as mesh_lib
-from exprl_jax.types import InputError, Params, StartAgain, TrainState
+from exprl_jax.types import (
+    InputError,
+    Params,
+    RunFailure,
+    StartAgain,
+    TrainState,
+)
 
 _FOLDER, _BAD, _STATE, _HOST = 'checkpoints', 'checkpoints_bad', 'state', 'host'
 _COMMITTED = 'commit_success.txt'  # Orbax writes it last
@@ -97,7 +103,7 @@ class Snapshot(NamedTuple):
 
   step: int
   state: TrainState
-  host: dict[str, Any]
+  host: str  # JSON of the states of objects on the host, by name
 
 
 class Checkpoints:
@@ -154,7 +160,7 @@ class Checkpoints:
     """Takes down a step that ended; `state` itself is not copied."""
     return Snapshot(
         step, state,
-        {k: copy.deepcopy(owner.state()) for k, owner in self._host.items()})
+        json.dumps({k: owner.state() for k, owner in self._host.items()}))
 
   def save(self, step: int, state: TrainState, last: bool = False) -> None:
     """Saves if a checkpoint is due after this step, or if it is the last."""
@@ -193,13 +199,28 @@ class Checkpoints:
     manager.wait_until_finished()  # raises what the last save met
     text = json.dumps(
         Host(fingerprints.fingerprints(taken.state), _versions(),
-             taken.host)._asdict())
+             json.loads(taken.host))._asdict())
     manager.save(
         taken.step, args=ocp.args.Composite(
             **{
                 _STATE: ocp.args.StandardSave(taken.state), _HOST: ocp.args.
                 JsonSave({'text': text, 'sha256': _checksum(text)})
             }))
+
+  @contextlib.contextmanager
+  def rescue(self) -> Iterator['Rescue']:
+    """Saves the snapshot that was taken last when the block raises.
+
+    Processes save together, so one of several that fails alone saves nothing.
+    """
+    rescue = Rescue(self)
+    try:
+      yield rescue
+    except Exception as e:
+      together = isinstance(e, (StartAgain, RunFailure))
+      if together or jax.process_count() == 1:
+        rescue.save()
+      raise
 
   def _open(self) -> ocp.CheckpointManager:
     if self._manager is None:
@@ -221,6 +242,32 @@ class Checkpoints:
       self._manager.wait_until_finished()
       self._manager.close()
       self._manager = None
+
+
+class Rescue:
+  """What is saved when the run fails or has to stop."""
+
+  def __init__(self, checkpoints: Checkpoints) -> None:
+    self._checkpoints = checkpoints
+    self._taken: Snapshot | None = None
+
+  def take(self, step: int, state: TrainState) -> None:
+    """Takes down the end of a step."""
+    self._taken = self._checkpoints.snapshot(step, state)
+
+  def save(self) -> None:
+    """Saves what was taken, if an update has not consumed it."""
+    taken, self._taken = self._taken, None
+    if taken is None or not taken.step:
+      return
+    if any(x.is_deleted() for x in jax.tree.leaves(taken.state)):
+      return
+    try:
+      self._checkpoints.write(taken)
+      self._checkpoints.close()
+      _say(f'saved step {taken.step}')
+    except Exception as e:  # the first failure is the one to report
+      _say(f'step {taken.step} could not be saved ({_brief(e)})')
 
 
 def _folders(workdir: epath.PathLike) -> Iterator[tuple[int, epath.Path]]:
