@@ -310,12 +310,12 @@ def test_a_workdir_of_another_run_is_left_alone(tmp_path):
     run('tiny', tmp_path / 'other', '--config.compare=')
 
 
-def test_the_command_prints_one_line_and_exits_with_one():
+def test_the_command_prints_one_line_and_exits_with_two():
   out = subprocess.run([
       sys.executable, '-m', 'exprl_jax.main', '--config=configs/tiny.py',
       '--config.stpes=3'
   ], text=True, capture_output=True)
-  assert out.returncode == 1
+  assert out.returncode == 2
   assert out.stderr.count('\n') == 1 and 'Did you mean "steps"' in out.stderr
 
 
