@@ -24,8 +24,8 @@ from exprl_jax.grading import jail_files, kernel, processes
 _TICK = 0.02  # seconds between two looks at memory, processes and files
 # User ids that no account has, so that jails cannot reach each other.
 _FIRST_USER, _USERS = 61184, 4096
-_SPACES = (kernel.NEWNS | kernel.NEWPID | kernel.NEWNET | kernel.NEWIPC
-           | kernel.NEWUTS)
+_SPACES = (kernel.NEWNS | kernel.NEWPID | kernel.NEWNET | kernel.NEWIPC |
+           kernel.NEWUTS)
 
 
 @dataclasses.dataclass
@@ -258,15 +258,18 @@ def _limit(order: Order) -> dict[str, str]:
   count = order.processes
   if order.level == 'limits':  # then the kernel counts all of the user
     count += processes.threads_of(os.getuid())
-  for kind, value in ((resource.RLIMIT_CPU, seconds),
-                      (resource.RLIMIT_AS, order.memory_mb << 20),
-                      (resource.RLIMIT_FSIZE, order.disk_mb << 20),
-                      (resource.RLIMIT_NPROC, count),
-                      (resource.RLIMIT_NOFILE, 256), (resource.RLIMIT_CORE,
-                                                      0)):
+  for kind, value in ((resource.RLIMIT_CPU, seconds), (resource.RLIMIT_AS,
+                                                       order.memory_mb << 20),
+                      (resource.RLIMIT_FSIZE,
+                       order.disk_mb << 20), (resource.RLIMIT_NPROC, count),
+                      (resource.RLIMIT_NOFILE, 256), (resource.RLIMIT_CORE, 0)):
     hard = resource.getrlimit(kind)[1]
     value = value if hard == resource.RLIM_INFINITY else min(value, hard)
-    resource.setrlimit(kind, (value, value))
+    try:
+      resource.setrlimit(kind, (value, value))
+    except ValueError:  # macOS does not take all of them
+      if linux:
+        raise
   # 2. Privileges.
   if linux:
     kernel.drop_capabilities(range(64))

@@ -31,7 +31,8 @@ def mount_root(readable: list[str], disk_mb: int) -> None:
   # 1. Open what will be seen: the new root may hide it.
   paths = [*readable, *(f'/dev/{name}' for name in _DEVICES)]
   opened = {
-      path: os.open(path, os.O_PATH) for path in paths
+      path: os.open(path, os.O_PATH)
+      for path in paths
       if os.path.exists(path) and not os.path.islink(path)
   }
   links = {path: os.readlink(path) for path in paths if os.path.islink(path)}

@@ -17,13 +17,13 @@ CAP_SYS_PTRACE = 19
 
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_SECCOMP = 1, 4, 22
 _PR_CAPBSET_DROP, _PR_SET_CHILD_SUBREAPER, _PR_SET_NO_NEW_PRIVS = 24, 36, 38
-_NEW_NAMESPACES = (NEWNS | NEWCGROUP | NEWUTS | NEWIPC | NEWUSER | NEWPID
-                   | NEWNET)
+_NEW_NAMESPACES = (NEWNS | NEWCGROUP | NEWUTS | NEWIPC | NEWUSER | NEWPID |
+                   NEWNET)
 
 # Numbers of the denied calls (x86-64, arm64) by what they would allow.
 _ALWAYS = {
-    'memory of others': ((101, 117), (310, 270), (311, 271), (323, 282),
-                         (438, 438)),
+    'memory of others': ((101, 117), (310, 270), (311, 271), (323, 282), (438,
+                                                                          438)),
     'mounts and namespaces': ((165, 40), (166, 39), (155, 41), (161, 51),
                               (272, 97), (308, 268), (428, 428), (429, 429),
                               (430, 430), (431, 431), (432, 432), (433, 433),
@@ -98,8 +98,8 @@ def mount(source: str, target: str, kind: str = '', flags: int = 0,
           options: str = '') -> None:
   """Mounts a file system; see mount(2)."""
   _checked(
-      _libc.mount(source.encode(), target.encode(), kind.encode() or None,
-                  ctypes.c_ulong(flags),
+      _libc.mount(source.encode(), target.encode(),
+                  kind.encode() or None, ctypes.c_ulong(flags),
                   options.encode() or None), f'mount {kind or "bind"}')
 
 
@@ -190,8 +190,9 @@ def _filter(column: int, denied: list[int]) -> list[bytes]:
     program += [op(equal, number, false=1), give(no_permission)]
   program += [op(equal, _CLONE3[column], false=1), give(no_such_call)]
   # 3. Denied by the first argument: flags of clone, the process of prlimit.
-  for number, test in ((_CLONE[column], op(any_bit, _NEW_NAMESPACES, false=1)),
-                       (_PRLIMIT[column], op(equal, 0, true=1))):
+  for number, test in ((_CLONE[column], op(any_bit, _NEW_NAMESPACES,
+                                           false=1)), (_PRLIMIT[column],
+                                                       op(equal, 0, true=1))):
     program += [
         op(equal, number, false=4),
         op(load, 16), test,

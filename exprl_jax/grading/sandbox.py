@@ -50,8 +50,9 @@ class Outcome(NamedTuple):
 class Containment(NamedTuple):
   """What keeps programs apart from this machine."""
 
-  level: str
-  open: tuple[str, ...]  # what a program can reach all the same
+  level: str  # of `jail.Order`; '': programs do not run here
+  reachable: tuple[str, ...]  # what a program can reach all the same
+  enough: bool  # for config.grading.require_sandbox
 
 
 def run(argv: Sequence[str], stdin: str = '', seconds: float = 1.0,
@@ -72,21 +73,20 @@ def run(argv: Sequence[str], stdin: str = '', seconds: float = 1.0,
     files: name -> text, in the folder that it starts in.
 
   Raises:
-    RuntimeError: programs cannot be run here at all.
+    RuntimeError: programs do not run contained here, at no level.
   """
-  order = jail.Order([*argv], _environment('/tmp'),
-                     containment().level, True, '/tmp', dict(files or {}),
-                     _readable(), seconds, memory_mb, disk_mb, max_processes)
+  level = containment().level
+  if not level:
+    raise RuntimeError(containment().reachable[0])
+  order = jail.Order([*argv], _environment('/tmp'), level, True, '/tmp',
+                     dict(files or {}), _readable(), seconds, memory_mb,
+                     disk_mb, max_processes)
   return _run(order, stdin, output_kb << 10)[0]
 
 
 @functools.cache
 def containment() -> Containment:
-  """Finds the strongest level that works here, by trying (about 0.1 s each).
-
-  Raises:
-    RuntimeError: none works.
-  """
+  """Finds the strongest level that works here, by trying (0.1 s each)."""
   fixed = os.environ.get(LEVEL_VARIABLE, '')
   refused = {}
   for level in (fixed,) if fixed else _LEVELS:
@@ -97,13 +97,15 @@ def containment() -> Containment:
                        _readable(), 30.0, 512, 16, 64)
     done, missing = _run(order, '', 1 << 16)
     if done.code == 0 and not done.reason:
-      return Containment(level, _open(level, refused, missing))
-    refused[level] = done.message or done.reason or done.stderr[-200:]
-  raise RuntimeError(f'programs cannot be run contained here: {refused}')
+      return Containment(level, _reachable(level, refused, missing),
+                         level == 'namespaces' or not missing)
+    refused[level] = (done.message or done.reason
+                      or f'exit status {done.code}, {done.stderr[-200:]!r}')
+  return Containment('', (f'programs do not start: {refused}',), False)
 
 
-def _open(level: str, refused: Mapping[str, str],
-          missing: Mapping[str, str]) -> tuple[str, ...]:
+def _reachable(level: str, refused: Mapping[str, str],
+               missing: Mapping[str, str]) -> tuple[str, ...]:
   """Says in words what a program can reach at a level."""
   why = f' ({refused["namespaces"]})' if 'namespaces' in refused else ''
   found = []
@@ -111,6 +113,7 @@ def _open(level: str, refused: Mapping[str, str],
     if 'seccomp' in missing:
       found.append('system calls that only an attack on the kernel needs')
     return tuple(found)
+  # Elsewhere the files are the machine's.
   if 'landlock' in missing:
     found.append('files: it reads and writes what ' +
                  ('anybody may' if level == 'user' else 'this user may, and '
@@ -154,9 +157,9 @@ def start(order: jail.Order) -> tuple[subprocess.Popen[bytes], socket.socket]:
             f'import sys; sys.path.insert(0, {_ROOT!r}); '
             'from exprl_jax.grading import jail; jail.main()',
             str(theirs.fileno())
-        ], env=_environment('/'), stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE if order.program else
-        subprocess.DEVNULL, pass_fds=[theirs.fileno()], bufsize=0)
+        ], env=_environment('/'), stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE if order.program else subprocess.DEVNULL,
+        pass_fds=[theirs.fileno()], bufsize=0)
   try:
     ours.sendall(json.dumps(dataclasses.asdict(order)).encode() + b'\n')
   except BrokenPipeError:  # it has ended, which its reports say
