@@ -137,10 +137,13 @@ class Worker:
     # numerical library: stacks of more count as address space.
     root = str(pathlib.Path(__file__).parents[2])
     kept = (*_ENVIRONMENT, *self._cfg.environment)
+    inherited = {
+        name: value
+        for name, value in os.environ.items()
+        if name in kept or name.startswith('LC_')
+    }
     env = {
-        **{
-            k: v for k, v in os.environ.items() if k in kept or k.startswith('LC_')
-        }, 'OMP_NUM_THREADS': '1', 'OPENBLAS_NUM_THREADS': '1',
+        **inherited, 'OMP_NUM_THREADS': '1', 'OPENBLAS_NUM_THREADS': '1',
         'PYTHONPATH': os.pathsep.join([root, *filter(None, sys.path)])
     }
     # Algebra starts nothing; only plug-ins need namespaces.

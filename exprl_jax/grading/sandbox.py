@@ -88,7 +88,7 @@ def run(argv: Sequence[str], stdin: str = '', seconds: float = 1.0,
 def containment() -> Containment:
   """Finds the strongest level that works here, by trying (0.1 s each)."""
   fixed = os.environ.get(LEVEL_VARIABLE, '')
-  refused = {}
+  refused: dict[str, str] = {}
   for level in (fixed,) if fixed else _LEVELS:
     if level == 'user' and os.geteuid():
       continue
