@@ -179,7 +179,7 @@ def test_domains_have_templates_prompts_and_credit_of_their_own(tmp_path):
 
 def test_nothing_to_train_on_stops_the_run(tmp_path):
   """Two samples at temperature 0 are the same: no group has a spread."""
-  with pytest.raises(RuntimeError, match='2 steps in a row without a row'):
+  with pytest.raises(RunFailure, match='2 steps in a row without a row'):
     run('tiny:stage2', tmp_path, '--config.rollout.group_size=2',
         '--config.rollout.temperature=0', '--config.select.max_refills=0',
         '--config.select.drop_zero_variance=True',
@@ -198,8 +198,8 @@ def test_resumed_is_uninterrupted(tmp_path, more):
   want = run('tiny', tmp_path / 'whole', *flags)
   hosts = [
       json.loads(
-          (tmp_path / f'whole/checkpoints/{i:08d}/host/metadata').read_text())
-      for i in (2, 3)
+          json.loads((tmp_path / f'whole/checkpoints/{i:08d}/host/metadata'
+                     ).read_text())['text'])['host'] for i in (2, 3)
   ]
   assert hosts[0]['curriculum'] != hosts[1]['curriculum']
   if '--config.rollout.partial_rollouts=5' in more:

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 
 from exprl_jax.config import Config
+from exprl_jax.runtime import checkpoints
 from exprl_jax.runtime import mesh as mesh_lib
 from exprl_jax.types import InputError
 
@@ -15,6 +16,7 @@ from exprl_jax.types import InputError
 _MAY_CHANGE = frozenset({
     'eval',
     'checkpoint',
+    'watchdog_minutes',
     'compare',
     'compile_cache',
     'profile',
@@ -54,6 +56,22 @@ def check(workdir: pathlib.Path, config: Config) -> None:
   elif workdir.exists() and any(workdir.iterdir()):
     raise InputError(f'--workdir={workdir} is not empty and holds no run; '
                      'choose an empty --workdir')
+
+
+def check_resume(workdir: str, how: str) -> None:
+  """Checks the flag --resume: 'always' wants a run with checkpoints, 'never'
+  wants none.
+
+  Raises:
+    InputError: the workdir is not so.
+  """
+  if how == 'always' and not (workdir and checkpoints.steps(workdir)):
+    raise InputError(f'--resume=always: --workdir={workdir} has no checkpoint; '
+                     'check the path, or start with --resume=auto')
+  if how == 'never' and workdir and (pathlib.Path(workdir) /
+                                     'config.json').exists():
+    raise InputError(f'--resume=never: --workdir={workdir} holds a run; choose '
+                     'another, or go on with it with --resume=auto')
 
 
 def _differences(old: dict[str, Any], config: Config) -> list[str]:
