@@ -23,7 +23,7 @@ from exprl_jax.grading.equality import (
 )
 from exprl_jax.grading.pool import Pool, Reply
 from exprl_jax.runtime import mesh
-from exprl_jax.types import InputError, Problem
+from exprl_jax.types import InputError, Problem, printable
 
 STATUSES = ('correct', 'wrong', 'no_answer', 'unparsable', 'gold_unparsable',
             'timeout', 'error')
@@ -178,7 +178,8 @@ class Grader:
       status, note = 'error', f'{status!r} is none of {", ".join(STATUSES)}'
     if note and note not in self._warned and len(self._warned) < _MAX_WARNINGS:
       self._warned.add(note)
-      logging.warning('grader %s, problem %s: %s', grader, problem.id, note)
+      logging.warning('grader %s, problem %s: %s', grader,
+                      printable(problem.id), printable(note))
     if grader != 'math':
       return Grade(status, answer)
     if status == 'correct':  # all spellings share the gold answer's form
