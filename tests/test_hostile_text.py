@@ -7,10 +7,12 @@ import logging
 import numpy as np
 import pytest
 
+from exprl_jax import api
 from exprl_jax import config as config_lib
 from exprl_jax.data import checks
+from exprl_jax.evals import judge_traces
 from exprl_jax.grading import grader as grading
-from exprl_jax.runs import dry_run, progress, validate
+from exprl_jax.runs import dry_run, progress, sample, validate
 from exprl_jax.runtime import report
 from exprl_jax.types import (
     LINES,
@@ -153,6 +155,27 @@ def test_tables_of_validation(capsys):
                        grader=None, evaluation=None, keep=1)
   shown = validate.table(found)
   assert is_safe(shown) and printable(EVIL['ansi']) in shown
+
+
+def test_lone_surrogates_are_refused_by_name(tmp_path, policy):
+  bad = {
+      'question': 'q', 'solution': 's', 'trace': 'so \ud800', 'id': 'i',
+      'correct': True
+  }
+  file = tmp_path / 'traces.jsonl'
+  file.write_text(json.dumps(bad))
+  config = config_lib.Config(judge=config_lib.Judge(traces=str(file)))
+  message = r'trace has the lone surrogate U\+D800 at 3'
+  with pytest.raises(InputError, match=f'jsonl:1: {message}'):
+    judge_traces.read_traces(config, policy[2])
+  with pytest.raises(InputError, match='a trace of problem .i. has the lone'):
+    api.score(config_lib.resolve('asset:tiny_judge'),
+              [{k: bad[k] for k in ('id', 'question', 'solution')}],
+              [[bad['trace']]])
+  for row in ({'prompt': 'x\ud800'}, {'prompt': 'x', 'id': '\udfff'}):
+    file.write_text(json.dumps(row))
+    with pytest.raises(InputError, match='jsonl:1: .* has the lone surrogate'):
+      sample.read_prompts(file, policy[2], 99)
 
 
 def test_dry_runs_show_prompts(capsys):
