@@ -2,6 +2,7 @@
 
 import base64
 import dataclasses
+import functools
 import io
 import json
 import pathlib
@@ -11,8 +12,10 @@ import jinja2
 
 from exprl_jax.config import Config
 from exprl_jax.runtime import metrics
+from exprl_jax.types import LINES, printable
 
 _SAMPLES = 8  # traces shown
+_LABEL = 60  # characters of a legend
 
 
 class Result(NamedTuple):
@@ -28,16 +31,19 @@ def write(workdir: pathlib.Path, results: list[Result]) -> None:
   """Prints the summary of some runs and writes workdir/report.html."""
   table = summary(results)
   print('\n' + as_text(table))
-  page = jinja2.Environment(
-      autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
-          pathlib.Path(__file__).with_suffix('.html').read_text())
+  environment = jinja2.Environment(autoescape=True, trim_blocks=True,
+                                   lstrip_blocks=True)
+  environment.filters['printable'] = functools.partial(printable, keep=LINES)
+  page = environment.from_string(
+      pathlib.Path(__file__).with_suffix('.html').read_text())
   path = workdir / 'report.html'
   path.write_text(
       page.render(
           titles=[r.title for r in results], table=table, plots=plots(results),
           samples=samples(results[0].workdir), times=times(results[0].rows),
-          config=json.dumps(dataclasses.asdict(results[0].config), indent=1)))
-  print(f'report {path}', flush=True)
+          config=json.dumps(dataclasses.asdict(results[0].config), indent=1)),
+      encoding='utf-8')
+  print(printable(f'report {path}'), flush=True)
 
 
 def evaluations(rows: list[metrics.Row]) -> list[metrics.Row]:
@@ -69,6 +75,7 @@ def summary(results: list[Result]) -> list[list[str]]:
 
 def as_text(table: list[list[str]]) -> str:
   """Formats a table with aligned columns."""
+  table = [[printable(cell) for cell in row] for row in table]
   widths = [max(map(len, column)) for column in zip(*table)]
   return '\n'.join('  '.join(cell.ljust(w)
                              for cell, w in zip(row, widths)).rstrip()
@@ -140,6 +147,11 @@ def plots(results: list[Result]) -> list[dict[str, str]]:
   return [plot for plot in drawn if plot is not None]
 
 
+def _legend(label: str) -> str:
+  """Shortens a label and escapes what matplotlib reads as mathematics."""
+  return printable(label)[:_LABEL].replace('$', r'\$')
+
+
 def _draw(title: str, curves: list[Curve], label: str) -> dict[str, str] | None:
   """Draws one plot with a y axis from 0; None if no curve has data."""
   import matplotlib  # pylint: disable=g-import-not-at-top
@@ -155,7 +167,7 @@ def _draw(title: str, curves: list[Curve], label: str) -> dict[str, str] | None:
     rows = [row for row in curve.rows if curve.name in row]
     x = [row['step'] for row in rows]
     (line,) = axes.plot(x, [row[curve.name] for row in rows], curve.style,
-                        label=curve.label)
+                        label=_legend(curve.label))
     if curve.low:
       axes.fill_between(x, [row[curve.low] for row in rows],
                         [row[curve.high] for row in rows],
