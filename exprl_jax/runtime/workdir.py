@@ -2,12 +2,13 @@
 
 import dataclasses
 import json
-import pathlib
 from typing import Any
 
+from etils import epath
 import jax
 
 from exprl_jax.config import Config
+from exprl_jax.runtime import files
 from exprl_jax.runtime import mesh as mesh_lib
 from exprl_jax.types import InputError
 
@@ -35,25 +36,43 @@ _MAY_CHANGE = frozenset({
 })
 
 
-def check(workdir: pathlib.Path, config: Config) -> None:
+def check(workdir: epath.PathLike, config: Config) -> None:
   """Checks that the workdir is empty, or holds this very run.
 
   Raises:
     InputError: it holds a run with another config, or something else.
   """
+  workdir = epath.Path(workdir)
   path = workdir / 'config.json'
   if path.exists():
-    try:
-      old = json.loads(path.read_text())
-    except json.JSONDecodeError:
-      raise InputError(f'{path}: not JSON; choose another --workdir') from None
+    old = read(workdir)
     if different := _differences(old, config):
       raise InputError(
           f'--workdir={workdir} holds another run: {", ".join(different[:5])} '
           'differ; choose an empty --workdir, or the same config to resume')
-  elif workdir.exists() and any(workdir.iterdir()):
+  elif workdir.exists() and not all(map(files.is_hidden, workdir.iterdir())):
     raise InputError(f'--workdir={workdir} is not empty and holds no run; '
                      'choose an empty --workdir')
+
+
+def read(workdir: epath.PathLike) -> dict[str, Any]:
+  """Reads the config.json of a run.
+
+  Raises:
+    InputError: there is none, or it is damaged.
+  """
+  path = epath.Path(workdir) / 'config.json'
+  try:
+    old = json.loads(path.read_bytes())
+  except FileNotFoundError:
+    raise InputError(f'{path}: no such file; --workdir={workdir} holds no '
+                     'run') from None
+  except (ValueError, RecursionError):
+    old = None
+  if not isinstance(old, dict):
+    raise InputError(f'{path}: not the JSON of a config; put it back, or '
+                     'choose another --workdir')
+  return old
 
 
 def _differences(old: dict[str, Any], config: Config) -> list[str]:
@@ -69,15 +88,16 @@ def _differences(old: dict[str, Any], config: Config) -> list[str]:
                 and before.get(k) != now.get(k))
 
 
-def claim(workdir: pathlib.Path, config: Config) -> None:
+def claim(workdir: epath.PathLike, config: Config) -> None:
   """Makes the workdir this run's: checks it and writes its config.json."""
   check(workdir, config)
   mesh_lib.barrier('claim')
   if jax.process_index():
     return
-  workdir.mkdir(parents=True, exist_ok=True)
-  (workdir / 'config.json'
-  ).write_text(json.dumps(_as_json(config), indent=1, sort_keys=True) + '\n')
+  path = epath.Path(workdir) / 'config.json'
+  text = files.dumps(_as_json(config), indent=1, sort_keys=True) + '\n'
+  if not path.exists() or path.read_bytes() != text.encode():
+    files.write(path, text)
 
 
 def _as_json(config: Config) -> dict[str, Any]:
