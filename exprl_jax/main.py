@@ -7,12 +7,12 @@ Flags after it override any key of exprl_jax/config/schema.py:
 from collections.abc import Callable
 import dataclasses
 import importlib
-import pathlib
 import sys
 import tempfile
 from typing import TYPE_CHECKING, Any
 
 from absl import flags, logging
+from etils import epath
 import ml_collections
 from ml_collections import config_flags
 
@@ -20,7 +20,7 @@ from exprl_jax import config as config_lib
 from exprl_jax.config import files
 from exprl_jax.config.loading import RENAMED
 from exprl_jax.runtime import xla_flags
-from exprl_jax.types import InputError
+from exprl_jax.types import InputError, Unfinished
 
 if TYPE_CHECKING:
   from exprl_jax.runtime import report
@@ -162,6 +162,7 @@ def run(config: config_lib.Config, path: str,
 
   Raises:
     InputError: something is not as it should be.
+    Unfinished: all is trained and saved, but for a report or model.
   """
   if config.run != 'validate':  # which needs no devices
     from exprl_jax.runtime import compilation
@@ -181,19 +182,24 @@ def run(config: config_lib.Config, path: str,
     runs.append((config.compare, compared(config, path), folder / 'compare'))
   if first:
     print(f'workdir {folder}', flush=True)
+  mode = ''
+  if config.run == 'report':  # of the runs that are there
+    mode = 'report'
+    from exprl_jax.runs import report as report_again
+    runs = [(n, report_again.original(c, own), own) for n, c, own in runs]
   results = []
   for name, cfg, own in runs:
     title = f'{files.title(name)}, seed {cfg.seed}'
     if first:
       print(f'\n{title}', flush=True)
-    rows = run_mode(cfg.run)(cfg, own)
+    rows = run_mode(mode or cfg.run)(cfg, own)
     results.append(report.Result(title, cfg, own, rows))
   if first and config.run not in _OWN_REPORT:
-    report.write(folder, results)
+    report.finish(folder, results)
   return results
 
 
-def _folder(config: config_lib.Config, path: str, workdir: str) -> pathlib.Path:
+def _folder(config: config_lib.Config, path: str, workdir: str) -> epath.Path:
   """The checked workdir of a run; a temporary one where none is given."""
   import jax
 
@@ -201,8 +207,12 @@ def _folder(config: config_lib.Config, path: str, workdir: str) -> pathlib.Path:
   if jax.process_count() > 1 and not workdir:
     raise InputError('--workdir is missing: several processes need the same')
   prefix = files.title(path).replace(':', '-')
-  folder = pathlib.Path(workdir or tempfile.mkdtemp(prefix=f'{prefix}-'))
-  workdir_lib.check(folder, config)
+  if not workdir and config.run == 'report':
+    raise InputError(
+        "--workdir is missing: run='report' is about the run in it")
+  folder = epath.Path(workdir or tempfile.mkdtemp(prefix=f'{prefix}-'))
+  if config.run != 'report':  # which checks that itself
+    workdir_lib.check(folder, config)
   return folder
 
 
@@ -214,5 +224,5 @@ def run_mode(name: str) -> Callable[..., Any]:
 if __name__ == '__main__':
   try:
     main(sys.argv[1:])
-  except InputError as e:  # one line, no trace
+  except (InputError, Unfinished) as e:  # one line, no trace
     sys.exit(f'error: {e}')

@@ -32,6 +32,12 @@ class InputError(ValueError):
   """
 
 
+class Unfinished(RuntimeError):
+  """A run has trained and saved, but its report or model was not written. The
+  message is one line: what failed, and that run='report' writes it.
+  """
+
+
 class RubricItem(NamedTuple):
   """One line of a rubric: something that a solution has to establish."""
 

@@ -292,6 +292,14 @@ class Mesh:
 
 
 @dataclasses.dataclass(frozen=True)
+class Traces:
+  """Every sampled trace of a training run, in WORKDIR/traces."""
+
+  keep_gb: float = 1.0  # compressed, 1e9 bytes; the oldest steps go first; 0:
+  # no traces are kept
+
+
+@dataclasses.dataclass(frozen=True)
 class Sample:
   """run='sample': JSONL in and out."""
 
@@ -359,8 +367,8 @@ class Config:
   """One run."""
 
   run: Literal['train', 'sft', 'evaluate', 'judge', 'sample', 'rubrics',
-               'export', 'train_judge', 'validate',
-               'plan'] = 'train'  # runs/RUN.py
+               'export', 'train_judge', 'validate', 'plan',
+               'report'] = 'train'  # runs/RUN.py
   seed: int = 0
   steps: Count = 100
   reward: str = 'process'  # rewards/: process | outcome | sparse | teacher |
@@ -382,6 +390,7 @@ class Config:
   checkpoint: Checkpoint = Checkpoint()
   profile: Profile = Profile()
   mesh: Mesh = Mesh()
+  traces: Traces = Traces()
   sample: Sample = Sample()
   rubrics: Rubrics = Rubrics()
   export: Export = Export()

@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping
 import json
-import pathlib
 
+from etils import epath
 from jaxtyping import Float
 import numpy as np
 
@@ -37,7 +37,7 @@ def line(step: int, values: Mapping[str, float]) -> str:
           f'{values["policy/entropy"]:.3f}  {seconds:.2f} s')
 
 
-def write_samples(path: pathlib.Path, scored: ScoredRollouts,
+def write_samples(path: epath.Path, scored: ScoredRollouts,
                   credit: Float[np.ndarray, 'B S']) -> None:
   """Writes traces with their step scores and advantages, one JSON object a row.
 

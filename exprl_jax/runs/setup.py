@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 import dataclasses
 import functools
 import gc
-import pathlib
 from typing import Any
 
+from etils import epath
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -32,7 +32,7 @@ from exprl_jax.rollout.sampler import Sampler
 from exprl_jax.runs import budgets, progress, validate, warm_up
 from exprl_jax.runtime import checkpoints as checkpoints_lib
 from exprl_jax.runtime import mesh as mesh_lib
-from exprl_jax.runtime import metrics
+from exprl_jax.runtime import metrics, report
 from exprl_jax.runtime import workdir as workdir_lib
 from exprl_jax.types import Group, Params, Problem, TrainState
 
@@ -99,7 +99,7 @@ class Run:
   """The parts of a training run that are there from start to end."""
 
   inputs: Inputs
-  workdir: pathlib.Path
+  workdir: epath.Path
   policy: Policy
   sampler: Sampler
   source: sources.Source
@@ -155,16 +155,21 @@ class Run:
                              advantage)
 
   def close(self, state: TrainState) -> None:
-    """Waits for checkpoints and writes the model."""
+    """Waits for checkpoints and writes the model.
+
+    Raises:
+      Unfinished: the model could not be written.
+    """
     self.checkpoints.close()
     self.log.close()
     self.inputs.grader.close()
-    hf.save(self.workdir / 'model', self.policy.model,
-            self.policy.full_params(state.params, 'float32'),
-            self.inputs.origin.folder)
+    with report.unfinished('model', self.workdir):
+      hf.save(self.workdir / 'model', self.policy.model,
+              self.policy.full_params(state.params, 'float32'),
+              self.inputs.origin.folder)
 
 
-def start(inputs: Inputs, workdir: pathlib.Path) -> tuple[Run, int, TrainState]:
+def start(inputs: Inputs, workdir: epath.Path) -> tuple[Run, int, TrainState]:
   """Claims the workdir, loads weights, restores the newest checkpoint.
 
   Returns:
@@ -221,7 +226,7 @@ def _show_kernels(inputs: Inputs, sampler: Sampler,
     print(f'judge: {judge.engine.options.layout.kernel.describe()}')
 
 
-def _policy(inputs: Inputs, workdir: pathlib.Path) -> tuple[Policy, Params]:
+def _policy(inputs: Inputs, workdir: epath.Path) -> tuple[Policy, Params]:
   """The policy, and the parameters that train."""
   config = inputs.config
   model, params, base_params = references.policy(config, inputs.mesh)

@@ -10,8 +10,7 @@ The random key of step i is fold_in(key, i) and its problems are a function of i
 and of state that a checkpoint holds, so a resumed run repeats the same draws.
 """
 
-import pathlib
-
+from etils import epath
 import jax
 import numpy as np
 
@@ -21,7 +20,7 @@ from exprl_jax.runs import progress, setup, telemetry
 from exprl_jax.runtime import metrics
 
 
-def train(config: Config, workdir: pathlib.Path) -> list[metrics.Row]:
+def train(config: Config, workdir: epath.Path) -> list[metrics.Row]:
   """Runs a config; returns the rows of metrics.jsonl.
 
   Writes config.json, metrics.jsonl, samples/*.jsonl, checkpoints/ and, at the
@@ -72,6 +71,7 @@ def train(config: Config, workdir: pathlib.Path) -> list[metrics.Row]:
     run.write_samples(step + 1, scored, advantage)
     if run.inputs.held_out.due(step + 1, config.steps):
       run.evaluate(state, step + 1)
+    run.log.flush()
     run.checkpoints.save(step + 1, state, last=step + 1 == config.steps)
 
   devices.close()

@@ -1,7 +1,6 @@
 """Orbax checkpoints: the training state, and what the host keeps beside it."""
 
 from collections.abc import Mapping
-import pathlib
 from typing import Any, Protocol
 
 from etils import epath
@@ -9,6 +8,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from exprl_jax.config import Checkpoint
+from exprl_jax.runtime import files
 from exprl_jax.types import InputError, Params, TrainState
 
 _FOLDER, _STATE, _HOST = 'checkpoints', 'state', 'host'
@@ -46,7 +46,7 @@ def restore_params(workdir: epath.PathLike, step: int,
     raise InputError(f'{workdir}: no checkpoint of step {step}; it has '
                      f'{", ".join(map(str, available))}')
   item = {'params': abstract}
-  path = epath.Path(workdir).resolve() / _FOLDER / f'{step:08d}' / _STATE
+  path = files.absolute(workdir) / _FOLDER / f'{step:08d}' / _STATE
   with ocp.PyTreeCheckpointer() as checkpointer:
     try:
       restored = checkpointer.restore(
@@ -72,7 +72,7 @@ class HasState(Protocol):
 class Checkpoints:
   """The training states of one workdir; saving is asynchronous."""
 
-  def __init__(self, workdir: pathlib.Path, cfg: Checkpoint,
+  def __init__(self, workdir: epath.Path, cfg: Checkpoint,
                host: Mapping[str, HasState] | None = None):
     """Opens the folder.
 
@@ -83,7 +83,7 @@ class Checkpoints:
     """
     self._every, self._host = cfg.every, dict(host or {})
     self._manager = ocp.CheckpointManager(
-        (workdir / _FOLDER).absolute(), options=ocp.CheckpointManagerOptions(
+        files.absolute(workdir / _FOLDER), options=ocp.CheckpointManagerOptions(
             preservation_policy=(
                 ocp.checkpoint_managers.preservation_policy.LatestN(cfg.keep)),
             step_format_fixed_length=8, cleanup_tmp_directories=True))

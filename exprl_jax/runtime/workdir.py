@@ -20,6 +20,7 @@ _MAY_CHANGE = frozenset({
     'compile_cache',
     'profile',
     'sample',
+    'traces',
     'export',
     'calibration',
     # Where and in what portions things are computed.
