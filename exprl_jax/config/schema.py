@@ -295,8 +295,8 @@ class Mesh:
 class Traces:
   """Every sampled trace of a training run, in WORKDIR/traces."""
 
-  keep_gb: float = 1.0  # compressed, 1e9 bytes; the oldest steps go first; 0:
-  # no traces are kept
+  keep_gb: NonNegative = 1.0  # 1e9 bytes, compressed; the oldest steps go
+  # first; 0: no traces are kept
 
 
 @dataclasses.dataclass(frozen=True)

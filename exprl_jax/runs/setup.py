@@ -29,7 +29,7 @@ from exprl_jax.rl.policy import Policy
 from exprl_jax.rl.scored import ScoredRollouts
 from exprl_jax.rollout import sources
 from exprl_jax.rollout.sampler import Sampler
-from exprl_jax.runs import budgets, progress, validate, warm_up
+from exprl_jax.runs import budgets, progress, traces, validate, warm_up
 from exprl_jax.runtime import checkpoints as checkpoints_lib
 from exprl_jax.runtime import mesh as mesh_lib
 from exprl_jax.runtime import metrics, report
@@ -109,6 +109,7 @@ class Run:
   monitor: hacking.Monitor | None  # where a judge gives the reward
   checkpoints: checkpoints_lib.Checkpoints
   log: metrics.Log
+  traces: traces.Traces
   probe_metrics: dict[str, float]  # of the judge, which is frozen
 
   @property
@@ -147,8 +148,17 @@ class Run:
       self.log.say(warning)
 
   def write_samples(self, step: int, scored: ScoredRollouts,
-                    advantage: np.ndarray) -> None:
-    """Writes the traces of the first, every tenth and the last step."""
+                    advantage: np.ndarray, dropped: ScoredRollouts) -> None:
+    """Keeps a step's traces, and writes those of the first, every tenth and
+    the last step as text.
+
+    Args:
+      step: as it is logged.
+      scored: the rows that train.
+      advantage: of their steps, [B, S].
+      dropped: the other rows.
+    """
+    self.traces.write(step, scored, advantage, dropped)
     last = self.inputs.config.steps
     if jax.process_index() == 0 and (step % 10 == 0 or step in (1, last)):
       progress.write_samples(self.workdir / f'samples/{step:08d}.jsonl', scored,
@@ -162,6 +172,7 @@ class Run:
     """
     self.checkpoints.close()
     self.log.close()
+    self.traces.close()
     self.inputs.grader.close()
     with report.unfinished('model', self.workdir):
       hf.save(self.workdir / 'model', self.policy.model,
@@ -212,8 +223,9 @@ def start(inputs: Inputs, workdir: epath.Path) -> tuple[Run, int, TrainState]:
                                  inputs.problems) if judge else {}
   reward = base.scoring(config, inputs.tokenizer, inputs.grader, scorer,
                         inputs.reward.granularity)
-  return Run(inputs, workdir, policy, sampler, source, reward, table, judge,
-             monitor, checkpoints, log, probes), done, state
+  return Run(inputs, workdir, policy, sampler, source, reward, table,
+             judge, monitor, checkpoints, log,
+             traces.Traces(workdir, config.traces), probes), done, state
 
 
 def _show_kernels(inputs: Inputs, sampler: Sampler,

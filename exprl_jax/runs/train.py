@@ -23,8 +23,9 @@ from exprl_jax.runtime import metrics
 def train(config: Config, workdir: epath.Path) -> list[metrics.Row]:
   """Runs a config; returns the rows of metrics.jsonl.
 
-  Writes config.json, metrics.jsonl, samples/*.jsonl, checkpoints/ and, at the
-  end, model/ (a Hugging Face directory) into `workdir`.
+  Writes config.json, metrics.jsonl, samples/*.jsonl, traces/*.jsonl.gz,
+  checkpoints/ and, at the end, model/ (a Hugging Face directory) into
+  `workdir`.
   """
   run, start, state = setup.start(setup.inputs(config), workdir)
   devices = telemetry.Telemetry(run)
@@ -68,7 +69,7 @@ def train(config: Config, workdir: epath.Path) -> list[metrics.Row]:
     values |= devices.end(step + 1, state, values)
     run.report(step + 1, values)
     # 8. Samples, evaluation, checkpoint.
-    run.write_samples(step + 1, scored, advantage)
+    run.write_samples(step + 1, scored, advantage, batch.dropped())
     if run.inputs.held_out.due(step + 1, config.steps):
       run.evaluate(state, step + 1)
     run.log.flush()

@@ -54,10 +54,15 @@ def read(path: epath.PathLike, is_row: Keep = lambda row: True) -> Content:
         start = int(part.name.rpartition('-')[2])
         if start + more.count(b'\n') > data.count(b'\n'):  # else it is joined
           data += more
+  return parse(data, is_row)._replace(parts=parts)
+
+
+def parse(data: bytes, is_row: Keep = lambda row: True) -> Content:
+  """Sorts the lines of a file; see `read`."""
   *lines, tail = data.split(b'\n')
   if _parse(tail) is not None:  # it may just lack its line feed
     lines, tail = [*lines, tail], b''
-  out = Content([], [], [], tail, data, parts)
+  out = Content([], [], [], tail, data, [])
   for line in filter(None, lines):
     row = _parse(line)
     if row is not None and is_row(row):
