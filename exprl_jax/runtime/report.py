@@ -191,6 +191,11 @@ def _draw(title: str, curves: list[Curve], label: str) -> dict[str, str] | None:
                  curves, label)
 
 
+def _printable(text: str) -> str:
+  """Escapes a text with characters that fonts and SVG do not have."""
+  return text if text.isprintable() else ascii(text)[1:-1]
+
+
 def _plot(fig: Any, title: str, curves: list[Curve],
           label: str) -> dict[str, str]:
   """Plots curves that have data on a figure of matplotlib."""
@@ -199,7 +204,7 @@ def _plot(fig: Any, title: str, curves: list[Curve],
     rows = [row for row in curve.rows if curve.name in row]
     x = [row['step'] for row in rows]
     (line,) = axes.plot(x, [row[curve.name] for row in rows], curve.style,
-                        label=curve.label)
+                        label=_printable(curve.label))
     if curve.low:
       axes.fill_between(x, [row[curve.low] for row in rows],
                         [row[curve.high] for row in rows],
