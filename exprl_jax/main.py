@@ -4,7 +4,7 @@ Flags after it override any key of exprl_jax/config/schema.py:
 --config.seed=1 --config.optim.lr=3e-4. `--help` lists the rest.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import dataclasses
 import importlib
 import sys
@@ -182,21 +182,42 @@ def run(config: config_lib.Config, path: str,
     runs.append((config.compare, compared(config, path), folder / 'compare'))
   if first:
     print(f'workdir {folder}', flush=True)
-  mode = ''
-  if config.run == 'report':  # of the runs that are there
-    mode = 'report'
-    from exprl_jax.runs import report as report_again
-    runs = [(n, report_again.original(c, own), own) for n, c, own in runs]
-  results = []
-  for name, cfg, own in runs:
-    title = f'{files.title(name)}, seed {cfg.seed}'
-    if first:
-      print(f'\n{title}', flush=True)
-    rows = run_mode(mode or cfg.run)(cfg, own)
-    results.append(report.Result(title, cfg, own, rows))
+  results, failed = _run_each(runs, config.run == 'report')
   if first and config.run not in _OWN_REPORT:
     report.finish(folder, results)
+  if failed:
+    raise failed
   return results
+
+
+def _run_each(runs: Sequence[tuple[str, config_lib.Config, epath.Path]],
+              again: bool) -> tuple[list['report.Result'], Unfinished | None]:
+  """Runs (path, config, workdir) one after the other.
+
+  Args:
+    runs: what to run.
+    again: run='report': only what their ends write.
+
+  Returns:
+    Their results, and why one of them has no model.
+  """
+  import jax
+
+  from exprl_jax.runs import report as again_lib
+  from exprl_jax.runtime import metrics, report
+  if again:
+    runs = [(name, again_lib.original(c, own), own) for name, c, own in runs]
+  results, failed = [], None
+  for name, config, own in runs:
+    title = f'{files.title(name)}, seed {config.seed}'
+    if jax.process_index() == 0:
+      print(f'\n{title}', flush=True)
+    try:
+      rows = run_mode('report' if again else config.run)(config, own)
+    except Unfinished as e:  # the other run and the report can still be made
+      failed, rows = e, metrics.read(own / 'metrics.jsonl')
+    results.append(report.Result(title, config, own, rows))
+  return results, failed
 
 
 def _folder(config: config_lib.Config, path: str, workdir: str) -> epath.Path:

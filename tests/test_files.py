@@ -1,20 +1,26 @@
 """What a workdir holds survives kills, damage and odd text."""
 
+import gzip
 import json
 import os
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 
 from exprl_jax import config as config_lib
+from exprl_jax import main
+from exprl_jax.grading.grader import Grade
 from exprl_jax.judge import cache as cache_lib
 from exprl_jax.judge.readouts import Judgment
 from exprl_jax.models import hf
+from exprl_jax.rl.scored import ScoredRollouts, Trace
+from exprl_jax.runs import traces
 from exprl_jax.runtime import files, jsonl, metrics, report
 from exprl_jax.runtime import workdir as workdir_lib
-from exprl_jax.types import InputError, Unfinished
+from exprl_jax.types import InputError, Problem, Scores, Trajectory, Unfinished
 
 ODD = 'a\ud800b\x00\x1b[31m\u202e$x^{$ \u2028 \ufffe'
 ROWS = [{'step': i, 'a/b': i / 8, 'time/c': 1e-9} for i in range(1, 6)]
@@ -319,3 +325,98 @@ def test_a_report_that_fails_says_what_to_do(tmp_path, monkeypatch):
   assert '\n' not in str(e.value)
   assert 'report.html was not written (OSError' in str(e.value)
   assert '--config.run=report' in str(e.value)
+
+
+def scored(n, length):
+  """A group of one problem with n traces, of so many characters each."""
+  rng = np.random.default_rng(length)
+  trajectory = Trajectory(np.arange(3), np.arange(5), np.zeros(5), 'length',
+                          (2, 5))
+  found = []
+  for i in range(n):
+    text = rng.bytes(length).hex()
+    problem = Problem(f'p{i}', ODD + str(i), 'secret', 'gold')
+    found.append(
+        Trace(problem, trajectory, text, [text[:9], text[9:]],
+              Grade('wrong', '7')))
+  scores = Scores(rng.random((n, 2)).astype(np.float32), np.ones((n, 2), bool))
+  return ScoredRollouts(found, scores, scores, np.zeros(n, bool), {})
+
+
+def test_traces_rotate_and_read_back(tmp_path):
+  """All numbers are exact; references are apart, once a problem."""
+  cfg = config_lib.Traces(keep_gb=3.5e-5)
+  rollouts = scored(4, 3000)
+  advantage = np.random.default_rng(0).random((4, 2)).astype(np.float32)
+  for resumed in range(2):
+    kept = traces.Traces(tmp_path, cfg)
+    for step in range(1, 6):
+      kept.write(5 * resumed + step, rollouts, advantage, scored(1, 5))
+    kept.close()
+  names = sorted(p.name for p in (tmp_path / 'traces').iterdir())
+  assert names == ['00000009.jsonl.gz', '00000010.jsonl.gz', 'references.jsonl']
+  text = gzip.decompress((tmp_path / 'traces' / names[1]).read_bytes())
+  assert b'secret' not in text and b'gold' not in text
+  rows = traces.read(tmp_path / 'traces' / names[1])
+  assert [r['trains'] for r in rows] == [True] * 4 + [False]
+  for row, trace, value, a in zip(rows, rollouts.traces, rollouts.scores.value,
+                                  advantage):
+    assert row['question'] == trace.problem.question
+    assert (row['text'], row['finish_reason']) == (trace.text, 'length')
+    assert (row['length'], row['step_ends']) == (5, [2, 5])
+    np.testing.assert_array_equal(
+        np.float32([s['score'] for s in row['steps']]), value)
+    np.testing.assert_array_equal(
+        np.float32([s['advantage'] for s in row['steps']]), a)
+  references = jsonl.read(tmp_path / 'traces/references.jsonl').rows
+  assert len(references) == 4 and references[0]['solution'] == 'secret'
+  assert {r['problem'] for r in rows} == {r['problem'] for r in references}
+  off = traces.Traces(tmp_path / 'off', config_lib.Traces(keep_gb=0))
+  off.write(1, rollouts, advantage, scored(1, 5))
+  off.close()
+  assert not (tmp_path / 'off').exists()
+
+
+def command(workdir, *flags):
+  main.main([
+      '--config=configs/tiny.py:sft', f'--workdir={workdir}',
+      '--config.steps=2', '--config.eval.problems=', *flags
+  ])
+
+
+def test_only_a_training_run_is_reported_again(tmp_path):
+  again = '--config.run=report'
+  with pytest.raises(InputError, match='--workdir is missing'):
+    command('', again)
+  with pytest.raises(InputError, match='no such file; --workdir=.* no run'):
+    command(tmp_path, again)
+  config = config_lib.freeze(config_lib.load('configs/tiny.py:sft'))
+  workdir_lib.claim(tmp_path, config)
+  with pytest.raises(InputError, match='holds another run: data.batch'):
+    command(tmp_path, again, '--config.data.batch=3')
+  (tmp_path / 'config.json').write_text('{"run": "plan"}')
+  with pytest.raises(InputError, match="run='plan' has no report.html"):
+    command(tmp_path, again)
+
+
+@pytest.mark.slow
+def test_a_run_whose_end_fails_is_ended_by_a_report(tmp_path, monkeypatch,
+                                                    one_device):
+
+  def full(*args):
+    raise OSError(28, 'No space left on device')
+
+  with monkeypatch.context() as patch:
+    patch.setattr(hf.safetensors, 'write_folder', full)
+    with pytest.raises(Unfinished, match='model was not written .*No space'):
+      command(tmp_path)
+  assert (tmp_path / 'report.html').exists()
+  assert not (tmp_path / 'model').exists()
+  rows = (tmp_path / 'metrics.jsonl').read_bytes()
+  command(tmp_path, '--config.run=report')
+  assert (tmp_path / 'metrics.jsonl').read_bytes() == rows
+  saved = hf.load(tmp_path / 'model', one_device)[1]
+  command(tmp_path / 'whole')
+  whole = hf.load(tmp_path / 'whole/model', one_device)[1]
+  for a, b in zip(jax.tree.leaves(saved), jax.tree.leaves(whole)):
+    np.testing.assert_array_equal(a, b)
