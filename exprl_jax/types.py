@@ -69,6 +69,12 @@ class StartAgain(Exception):
   """The run stopped for a reason outside of it; the same command resumes it."""
 
 
+class Unfinished(RuntimeError):
+  """A run has trained and saved, but its report or model was not written. The
+  message is one line: what failed, and that run='report' writes it.
+  """
+
+
 class RubricItem(NamedTuple):
   """One line of a rubric: something that a solution has to establish."""
 

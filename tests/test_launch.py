@@ -63,7 +63,7 @@ def test_jobset_runs_the_command_on_the_whole_slice(gke):
     rule = batch_job['podFailurePolicy']['rules'][0]['onExitCodes']
     assert rule['containerName'] == container['name']
     assert rule['operator'] == 'In' and rule['values'] == [
-        failures.BUG, failures.INPUT, failures.VERDICT
+        failures.BUG, failures.INPUT, failures.VERDICT, failures.UNFINISHED
     ]
     assert pod['terminationGracePeriodSeconds'] == 120
 

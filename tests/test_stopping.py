@@ -11,7 +11,14 @@ import time
 import pytest
 
 from exprl_jax import main
-from exprl_jax.runtime import checkpoints, metrics, stopping, watchdog
+from exprl_jax.runtime import (
+    checkpoints,
+    files,
+    lock,
+    metrics,
+    stopping,
+    watchdog,
+)
 from exprl_jax.types import InputError
 from tests.test_train import GROUPS, SHORT, without_times
 
@@ -167,3 +174,45 @@ def test_a_second_signal_and_the_grace_period_exit_at_once(
   _, said = child.communicate()
   killer.cancel()
   assert child.returncode == 42 and words in said
+
+
+def test_a_second_run_in_a_workdir_is_refused(tmp_path, capsys):
+  flags = [*FLAGS, f'--workdir={tmp_path}/w']
+  with lock.Lock(tmp_path / 'w'):
+    assert main.command(flags) == 2
+  said = capsys.readouterr().err
+  assert 'another run is at work in it' in said and str(os.getpid()) in said
+
+
+def test_a_lock_ends_with_its_process(tmp_path):
+  code = ('import sys, time; from exprl_jax.runtime import lock\n'
+          'lock.Lock(sys.argv[1]).take(); print("has it", flush=True)\n'
+          'time.sleep(60)')
+  child = subprocess.Popen(
+      [sys.executable, '-c', code, str(tmp_path)], stdout=subprocess.PIPE,
+      text=True)
+  with child.stdout:
+    assert child.stdout.readline() == 'has it\n'
+    with pytest.raises(InputError, match=f'"pid": {child.pid}'):
+      lock.Lock(tmp_path).take()
+    child.kill()
+    child.wait()
+  with lock.Lock(tmp_path):
+    pass
+
+
+def test_a_lock_in_a_bucket_is_of_who_renews_it(tmp_path, monkeypatch):
+  monkeypatch.setattr(lock, '_BEAT', 0.05)
+  monkeypatch.setattr(lock, '_DEAD', 0.5)
+  monkeypatch.setattr(files, 'is_remote', lambda _: True)
+  first, second = lock.Lock(tmp_path), lock.Lock(tmp_path)
+  first.take()
+  with pytest.raises(InputError, match='another run'):
+    second.take()
+  first.release()
+  while (tmp_path / '.lock').exists():
+    time.sleep(0.01)
+  # A process that died leaves the object, and nobody renews it.
+  (tmp_path / '.lock').write_text('{"host": "gone"}')
+  with second:
+    assert 'gone' not in (tmp_path / '.lock').read_text()

@@ -304,6 +304,14 @@ class Mesh:
 
 
 @dataclasses.dataclass(frozen=True)
+class Traces:
+  """Every sampled trace of a training run, in WORKDIR/traces."""
+
+  keep_gb: NonNegative = 1.0  # 1e9 bytes, compressed; the oldest steps go
+  # first; 0: no traces are kept
+
+
+@dataclasses.dataclass(frozen=True)
 class Sample:
   """run='sample': JSONL in and out."""
 
@@ -371,8 +379,8 @@ class Config:
   """One run."""
 
   run: Literal['train', 'sft', 'evaluate', 'judge', 'sample', 'rubrics',
-               'export', 'train_judge', 'validate',
-               'plan'] = 'train'  # runs/RUN.py
+               'export', 'train_judge', 'validate', 'plan',
+               'report'] = 'train'  # runs/RUN.py
   seed: int = 0
   steps: Count = 100
   reward: str = 'process'  # rewards/: process | outcome | sparse | teacher |
@@ -396,6 +404,7 @@ class Config:
   checkpoint: Checkpoint = Checkpoint()
   profile: Profile = Profile()
   mesh: Mesh = Mesh()
+  traces: Traces = Traces()
   sample: Sample = Sample()
   rubrics: Rubrics = Rubrics()
   export: Export = Export()
