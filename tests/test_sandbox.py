@@ -67,10 +67,10 @@ def places(tmp_path):
   shutil.copy(CODE, grader)
   for file in (gold, grader):
     file.chmod(0o666)
-  victim = subprocess.Popen([sys.executable, '-c', 'input()', secret],
-                            stdin=subprocess.PIPE,
-                            env={'TOKEN': secret
-                                })  # a process that knows the secret
+  victim = subprocess.Popen(
+      [sys.executable, '-c', 'import sys; sys.stdin.read()', secret],
+      stdin=subprocess.PIPE,
+      env={'TOKEN': secret})  # a process that knows the secret
   servers = [
       socket.create_server(('127.0.0.1', 0)),
       socket.socket(socket.AF_UNIX)
@@ -249,6 +249,11 @@ def judge(text, problem):
         while True: os.write(fd, b'x' * 65536)
       except OSError: pass
   if text.startswith('run '): plain(text[4:])
+  if text == 'rename':
+    for folder in ('a', 'b'): os.makedirs(problem['solution'] + folder)
+    open(problem['solution'] + 'a/x', 'w').write('5')
+    os.rename(problem['solution'] + 'a/x', problem['solution'] + 'b/x')
+    return open(problem['solution'] + 'b/x').read() == '5'
   if text == 'environment': return os.environ.get(problem['answer'], 'none')
   return text in ('right', 'killed once')
 '''
@@ -298,11 +303,16 @@ def test_a_worker_withstands_programs_that_it_starts(level, at_level, judge,
   """Plug-ins that call `subprocess`, without the sandbox."""
   at_level(level)
   names = ('reply through /proc', 'reply through descriptors', 'ptrace',
-           'reply on stdout', 'memory by process_vm_readv', 'many daemons')
+           'reply on stdout', 'memory by process_vm_readv', 'many daemons',
+           'signals')
   known = {**places['known'], 'VICTIM': 1}
   texts = ['run ' + hostile.program(hostile.OTHERS[n], **known) for n in names]
   ask = judge(workers=1, timeout=20.0)
-  assert ask([*texts, 'right']) == ['wrong'] * len(names) + ['correct']
+  # A signal ends the worker of the one that sends it, no other process.
+  assert ask([*texts,
+              'right']) == ['wrong'] * (len(names) - 1) + ['error', 'correct']
+  assert not places['received']
+  assert ask(['rename']) == ['correct']  # plug-ins keep their files
 
 
 def test_everything_ends_with_the_grader(at_level, tmp_path, places):

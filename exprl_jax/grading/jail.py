@@ -219,7 +219,7 @@ def _start(order: Order, control: socket.socket) -> int:
     os.chdir(cwd)
     for name_ in (signal.SIGPIPE, signal.SIGXFSZ):
       signal.signal(name_, signal.SIG_DFL)
-    missing = _limit(order) if order.program else _keep_from_tracing()
+    missing = _limit(order) if order.program else _separate(order)
     _send(control, Report(missing=missing))
     _close_from(3, control.fileno())
     os.execve(order.argv[0], order.argv, order.env)
@@ -235,11 +235,23 @@ def _close_from(first: int, but: int) -> None:
   os.closerange(but + 1, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
 
 
-def _keep_from_tracing() -> dict[str, str]:
-  """Denies programs of a worker the memory of processes of the same root."""
-  if sys.platform == 'linux':
-    only = kernel.CAP_SYS_PTRACE
-    kernel.drop_capabilities(range(only, only + 1))
+def _separate(order: Order) -> dict[str, str]:
+  """Denies a worker and its children the memory of processes outside.
+
+  Returns:
+    What the kernel lacks, by name.
+  """
+  if sys.platform != 'linux':
+    return {'landlock': 'needs Linux'}
+  only = kernel.CAP_SYS_PTRACE
+  kernel.drop_capabilities(range(only, only + 1))
+  if order.level == 'namespaces':
+    return {}
+  try:
+    kernel.no_new_privileges()
+    kernel.separate()
+  except OSError as e:
+    return {'landlock': str(e)}
   return {}
 
 
