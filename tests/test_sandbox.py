@@ -132,12 +132,16 @@ def test_no_hostile_program_gets_credit_or_survives(level, at_level, places):
   }
   programs, want = [], []
   for number, body in enumerate(attacks.values()):
-    status = ('correct', 'wrong')[number % 2]
-    programs += [hostile.program(body, **known), f'{honest[status]}\n#{number}']
-    want.append(status)
+    programs.append(hostile.program(body, **known))
+    want.append(None)
+    if number % 3 == 0:
+      status = ('correct', 'wrong')[number % 2]
+      programs.append(f'{honest[status]}\n#{number}')
+      want.append(status)
   got = ask(grader, programs, places['secret'])
-  assert [n for n, s in zip(attacks, got[::2]) if s == 'correct'] == []
-  assert got[1::2] == want
+  credited = [g for g, w in zip(got, want) if w is None and g == 'correct']
+  assert credited == []
+  assert [g for g, w in zip(got, want) if w] == [w for w in want if w]
   assert survivors(known['MARK']) == []
   assert not places['received']
   assert pathlib.Path(known['GRADER']).read_text() == before
