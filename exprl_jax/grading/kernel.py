@@ -120,11 +120,14 @@ def enter_root(path: str) -> None:
   os.chdir('/')
 
 
-def landlock(readable: list[str], writable: list[str]) -> None:
+def landlock(readable: list[str], writable: list[str]) -> bool:
   """Denies this process all files but those beneath the given paths.
 
   Denies TCP and signals to processes outside as far as the kernel can, and the
   memory and /proc files of processes outside. Needs `no_new_privileges`.
+
+  Returns:
+    Whether it denies signals.
   """
   # 1. The rights that this kernel knows.
   version = _checked(_libc.syscall(_LANDLOCK, None, 0, 1), 'landlock')
@@ -141,6 +144,7 @@ def landlock(readable: list[str], writable: list[str]) -> None:
       _allow(rules, path, rights & every & (-1 if is_folder else of_files))
   _checked(_libc.syscall(_LANDLOCK + 2, rules, 0), 'landlock')
   os.close(rules)
+  return version >= 6
 
 
 def separate() -> None:
