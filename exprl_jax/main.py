@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 # `RUN(config, workdir)` and return the rows of metrics.jsonl. They are imported
 # when needed, so that a misspelt flag is reported at once.
 _WITHOUT_WORKDIR = ('sample', 'rubrics', 'export', 'validate')
+# Run modes that do one long thing at a time.
+_UNWATCHED = ('plan', 'validate', 'export', 'train_judge')
 # Run modes with a report of their own.
 _OWN_REPORT = ('judge', 'evaluate', 'plan')
 
@@ -157,7 +159,8 @@ def main(argv: list[str]) -> None:
     return
   # 2. The run.
   stopping.until(given.deadline)
-  watchdog.limit(config.watchdog_minutes)
+  if config.run not in _UNWATCHED:
+    watchdog.limit(config.watchdog_minutes)
   if given.resume != 'auto':
     from exprl_jax.runtime import workdir
     workdir.check_resume(given.workdir, given.resume)

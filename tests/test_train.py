@@ -18,7 +18,14 @@ from exprl_jax.judge.tree import Judge, Judgments
 from exprl_jax.rewards import base, shaping
 from exprl_jax.runs import recipes, setup
 from exprl_jax.runtime import metrics
-from exprl_jax.types import Group, InputError, Problem, Scores, Trajectory
+from exprl_jax.types import (
+    Group,
+    InputError,
+    Problem,
+    RunFailure,
+    Scores,
+    Trajectory,
+)
 from tests.conftest import POLICY
 
 SHORT = [
@@ -303,12 +310,12 @@ def test_a_workdir_of_another_run_is_left_alone(tmp_path):
     run('tiny', tmp_path / 'other', '--config.compare=')
 
 
-def test_the_command_prints_one_line_and_exits_with_one():
+def test_the_command_prints_one_line_and_exits_with_two():
   out = subprocess.run([
       sys.executable, '-m', 'exprl_jax.main', '--config=configs/tiny.py',
       '--config.stpes=3'
   ], text=True, capture_output=True)
-  assert out.returncode == 1
+  assert out.returncode == 2
   assert out.stderr.count('\n') == 1 and 'Did you mean "steps"' in out.stderr
 
 
@@ -369,7 +376,7 @@ def test_empty_unreadable_and_truncated_rows(policy):
 
 def test_a_judge_that_cannot_be_read_stops_the_run(tmp_path):
   """The policy is no judge: after 'score' it does not say 1 to 5."""
-  with pytest.raises(RuntimeError, match='most are unreadable'):
+  with pytest.raises(RunFailure, match='most are unreadable'):
     run('tiny', tmp_path, *GROUPS, '--config.compare=',
         '--config.judge.init=asset:tiny_policy',
         '--config.judge.min_score_probability=0.99')
