@@ -17,47 +17,15 @@ import signal
 import socket
 import sys
 import time
-from typing import Any
 
-from exprl_jax.grading import jail_files, kernel, processes
+from exprl_jax.grading import jail_files, jail_limits, kernel, processes
+from exprl_jax.grading.orders import Order, Report
 
 _TICK = 0.02  # seconds between two looks at memory, processes and files
 # User ids that no account has, so that jails cannot reach each other.
 _FIRST_USER, _USERS = 61184, 4096
 _SPACES = (kernel.NEWNS | kernel.NEWPID | kernel.NEWNET | kernel.NEWIPC |
            kernel.NEWUTS)
-
-
-@dataclasses.dataclass
-class Order:
-  """What to run, and with which limits."""
-
-  argv: list[str]  # the program's path first
-  env: dict[str, str]
-  # namespaces: own users, processes, files, network; user: another user id
-  # (root only); limits: neither.
-  level: str
-  program: bool  # of a model; False: a worker, which keeps files and network
-  cwd: str = ''  # '': stay
-  files: dict[str, str] = dataclasses.field(default_factory=dict)  # to write
-  readable: list[str] = dataclasses.field(default_factory=list)  # paths
-  seconds: float = 0.0  # 0: no limits at all
-  memory_mb: int = 0
-  disk_mb: int = 0
-  processes: int = 0  # and threads
-  user: int = -1  # runs as this user id; -1: as the caller
-
-
-@dataclasses.dataclass
-class Report:
-  """How a command ended."""
-
-  code: int = 0  # -N: by signal N
-  # timeout, memory, processes, disk, failed: it did not start; '': by itself
-  reason: str = ''
-  message: str = ''
-  missing: dict[str, str] = dataclasses.field(default_factory=dict)  # of the
-  # kernel, and why
 
 
 def main() -> None:
@@ -219,7 +187,8 @@ def _start(order: Order, control: socket.socket) -> int:
     os.chdir(cwd)
     for name_ in (signal.SIGPIPE, signal.SIGXFSZ):
       signal.signal(name_, signal.SIG_DFL)
-    missing = _limit(order) if order.program else _keep_from_tracing()
+    missing = (jail_limits.limit(order)
+               if order.program else jail_limits.separate(order))
     _send(control, Report(missing=missing))
     _close_from(3, control.fileno())
     os.execve(order.argv[0], order.argv, order.env)
@@ -233,64 +202,3 @@ def _close_from(first: int, but: int) -> None:
   """Closes all descriptors; `but`, which closes when the command starts."""
   os.closerange(first, but)
   os.closerange(but + 1, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
-
-
-def _keep_from_tracing() -> dict[str, str]:
-  """Denies programs of a worker the memory of processes of the same root."""
-  if sys.platform == 'linux':
-    only = kernel.CAP_SYS_PTRACE
-    kernel.drop_capabilities(range(only, only + 1))
-  return {}
-
-
-def _limit(order: Order) -> dict[str, str]:
-  """Gives up all that the program should not have; cannot be undone.
-
-  Returns:
-    What the kernel lacks, by name: 'landlock', 'seccomp'.
-
-  Raises:
-    OSError: a limit cannot be set.
-  """
-  linux = sys.platform == 'linux'
-  # 1. Limits of each process. Those that are lower already stay.
-  seconds = int(order.seconds) + 1
-  count = order.processes
-  if order.level == 'limits':  # then the kernel counts all of the user
-    count += processes.threads_of(os.getuid())
-  for kind, value in ((resource.RLIMIT_CPU, seconds), (resource.RLIMIT_AS,
-                                                       order.memory_mb << 20),
-                      (resource.RLIMIT_FSIZE,
-                       order.disk_mb << 20), (resource.RLIMIT_NPROC, count),
-                      (resource.RLIMIT_NOFILE, 256), (resource.RLIMIT_CORE, 0)):
-    hard = resource.getrlimit(kind)[1]
-    value = value if hard == resource.RLIM_INFINITY else min(value, hard)
-    try:
-      resource.setrlimit(kind, (value, value))
-    except ValueError:  # macOS does not take all of them
-      if linux:
-        raise
-  # 2. Privileges.
-  if linux:
-    kernel.drop_capabilities(range(64))
-  if order.user >= 0:
-    os.setgroups([])
-    os.setresgid(order.user, order.user, order.user)
-    os.setresuid(order.user, order.user, order.user)
-  if not linux:
-    return {name: 'needs Linux' for name in ('landlock', 'seccomp')}
-  kernel.no_new_privileges()
-  # 3. Files, where the root is not its own, and system calls.
-  calls: list[tuple[str, Any]] = [
-      ('seccomp', lambda: kernel.deny_calls(order.level != 'namespaces'))
-  ]
-  if order.level != 'namespaces':
-    calls.insert(0, ('landlock', lambda: kernel.landlock(
-        [*order.readable, '/dev/urandom'], [order.cwd, '/dev/null'])))
-  missing = {}
-  for name, call in calls:
-    try:
-      call()
-    except OSError as e:
-      missing[name] = str(e)
-  return missing

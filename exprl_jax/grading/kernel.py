@@ -120,11 +120,14 @@ def enter_root(path: str) -> None:
   os.chdir('/')
 
 
-def landlock(readable: list[str], writable: list[str]) -> None:
+def landlock(readable: list[str], writable: list[str]) -> bool:
   """Denies this process all files but those beneath the given paths.
 
   Denies TCP and signals to processes outside as far as the kernel can, and the
   memory and /proc files of processes outside. Needs `no_new_privileges`.
+
+  Returns:
+    Whether it denies signals.
   """
   # 1. The rights that this kernel knows.
   version = _checked(_libc.syscall(_LANDLOCK, None, 0, 1), 'landlock')
@@ -134,18 +137,39 @@ def landlock(readable: list[str], writable: list[str]) -> None:
   size = 24 if version >= 6 else 16 if version >= 4 else 8
   handled = struct.pack('=3Q', every, 3, 3)[:size]
   rules = _checked(_libc.syscall(_LANDLOCK, handled, size, 0), 'landlock')
-  # 2. A rule for each path.
+  # 2. A rule for each path. From then on they hold, for children, too.
   for paths, rights in ((readable, 0b1101), (writable, every)):
     for path in paths:
-      file = os.open(path, os.O_PATH | os.O_CLOEXEC)
-      allowed = rights & every & (-1 if os.path.isdir(path) else of_files)
-      _checked(
-          _libc.syscall(_LANDLOCK + 1, rules, 1,
-                        struct.pack('=Qi', allowed, file), 0), 'landlock rule')
-      os.close(file)
-  # 3. From here on they hold, for children, too.
+      is_folder = os.path.isdir(path)
+      _allow(rules, path, rights & every & (-1 if is_folder else of_files))
   _checked(_libc.syscall(_LANDLOCK + 2, rules, 0), 'landlock')
   os.close(rules)
+  return version >= 6
+
+
+def separate() -> None:
+  """Denies this process the memory and /proc files of processes outside.
+
+  So it is with its children. Denies signals to processes outside as far as the
+  kernel can, but no files: a Landlock domain whose only rule allows what it
+  handles. Needs `no_new_privileges`.
+  """
+  version = _checked(_libc.syscall(_LANDLOCK, None, 0, 1), 'landlock')
+  make_block = 1 << 11 | (version >= 2) << 13  # and renames between folders
+  size = 24 if version >= 6 else 8
+  handled = struct.pack('=3Q', make_block, 0, 2)[:size]
+  rules = _checked(_libc.syscall(_LANDLOCK, handled, size, 0), 'landlock')
+  _allow(rules, '/', make_block)
+  _checked(_libc.syscall(_LANDLOCK + 2, rules, 0), 'landlock')
+  os.close(rules)
+
+
+def _allow(rules: int, path: str, rights: int) -> None:
+  """Adds a rule for all that is beneath a path."""
+  file = os.open(path, os.O_PATH | os.O_CLOEXEC)
+  rule = struct.pack('=Qi', rights, file)
+  _checked(_libc.syscall(_LANDLOCK + 1, rules, 1, rule, 0), 'landlock rule')
+  os.close(file)
 
 
 def deny_calls(signals: bool) -> None:

@@ -19,7 +19,8 @@ from typing import NamedTuple
 import weakref
 
 from exprl_jax.config import Grading
-from exprl_jax.grading import jail, sandbox
+from exprl_jax.grading import sandbox
+from exprl_jax.grading.orders import Order
 from exprl_jax.types import InputError
 
 _START_UP = 120.0  # seconds a worker may take to import what it needs
@@ -128,7 +129,7 @@ class Worker:
       raise InputError(f'config.grading: {problem}')
     self._started = True
 
-  def _order(self) -> jail.Order:
+  def _order(self) -> Order:
     settings = {
         'graders': self._graders, 'memory_mb': self._cfg.memory_mb,
         'seconds': 0.8 * self._cfg.timeout
@@ -151,7 +152,7 @@ class Worker:
     if set(self._graders) - {'math'}:
       level = sandbox.containment().level
       env[sandbox.LEVEL_VARIABLE] = level
-    return jail.Order([
+    return Order([
         sys.executable, '-m', 'exprl_jax.grading.worker',
         json.dumps(settings)
     ], env, 'namespaces' if level == 'namespaces' else 'limits', program=False)

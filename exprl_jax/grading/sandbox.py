@@ -23,7 +23,7 @@ import tempfile
 import time
 from typing import NamedTuple
 
-from exprl_jax.grading import jail
+from exprl_jax.grading.orders import Order, Report
 
 # Fixes the level: 'namespaces', 'user' or 'limits'. By default the strongest
 # that works here.
@@ -50,7 +50,7 @@ class Outcome(NamedTuple):
 class Containment(NamedTuple):
   """What keeps programs apart from this machine."""
 
-  level: str  # of `jail.Order`; '': programs do not run here
+  level: str  # of `orders.Order`; '': programs do not run here
   reachable: tuple[str, ...]  # what a program can reach all the same
   enough: bool  # for config.grading.require_sandbox
 
@@ -78,9 +78,9 @@ def run(argv: Sequence[str], stdin: str = '', seconds: float = 1.0,
   level = containment().level
   if not level:
     raise RuntimeError(containment().reachable[0])
-  order = jail.Order([*argv], _environment('/tmp'), level, True, '/tmp',
-                     dict(files or {}), _readable(), seconds, memory_mb,
-                     disk_mb, max_processes)
+  order = Order([*argv], _environment('/tmp'), level, True, '/tmp',
+                dict(files or {}), _readable(), seconds, memory_mb, disk_mb,
+                max_processes)
   return _run(order, stdin, output_kb << 10)[0]
 
 
@@ -92,9 +92,9 @@ def containment() -> Containment:
   for level in (fixed,) if fixed else _LEVELS:
     if level == 'user' and os.geteuid():
       continue
-    order = jail.Order([sys.executable, '-I', '-S', '-c', 'pass'],
-                       _environment('/tmp'), level, True, '/tmp', {},
-                       _readable(), 30.0, 512, 16, 64)
+    order = Order([sys.executable, '-I', '-S', '-c', 'pass'],
+                  _environment('/tmp'), level, True, '/tmp', {}, _readable(),
+                  30.0, 512, 16, 64)
     done, missing = _run(order, '', 1 << 16)
     if done.code == 0 and not done.reason:
       return Containment(level, _reachable(level, refused, missing),
@@ -147,7 +147,7 @@ def _readable() -> list[str]:
   return found
 
 
-def start(order: jail.Order) -> tuple[subprocess.Popen[bytes], socket.socket]:
+def start(order: Order) -> tuple[subprocess.Popen[bytes], socket.socket]:
   """Starts a jail. Closing the socket, or this process's end, ends it."""
   ours, theirs = socket.socketpair()
   with theirs:
@@ -180,16 +180,16 @@ def end(process: subprocess.Popen[bytes], control: socket.socket) -> None:
       pipe.close()
 
 
-def reports(text: bytes) -> jail.Report | None:
+def reports(text: bytes) -> Report | None:
   """Joins the lines that a jail has sent; None if it sent no end."""
-  lines = [jail.Report(**json.loads(s)) for s in text.splitlines()]
+  lines = [Report(**json.loads(s)) for s in text.splitlines()]
   final = next((r for r in lines if r.reason), lines[-1] if lines[1:] else None)
   if final and lines:
     final.missing = lines[0].missing
   return final
 
 
-def _run(order: jail.Order, stdin: str,
+def _run(order: Order, stdin: str,
          limit: int) -> tuple[Outcome, dict[str, str]]:
   """Runs an order; returns its outcome, and what the kernel lacks."""
   # 1. Without a root of its own, it gets a folder.
@@ -208,7 +208,7 @@ def _run(order: jail.Order, stdin: str,
     if folder:
       _remove(folder)
   # 3. The first reason counts.
-  report = reports(wrote['control']) or jail.Report(-9, 'killed')
+  report = reports(wrote['control']) or Report(-9, 'killed')
   out, error = (wrote[k].decode(errors='replace') for k in ('out', 'error'))
   return Outcome(report.code, out, error, reason or report.reason,
                  report.message), report.missing
