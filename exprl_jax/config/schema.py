@@ -281,7 +281,7 @@ class Checkpoint:
   every: Count = 0  # steps; 0: only at the end
   keep: Positive = 2  # the newest ones
   keep_every: Count = 0  # and those of every so many steps; 0: no others
-  grace_s: NonNegative = 30.0  # seconds from SIGTERM until the process is killed
+  grace_s: NonNegative = 30.0  # seconds between SIGTERM and SIGKILL
 
 
 @dataclasses.dataclass(frozen=True)

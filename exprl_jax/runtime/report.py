@@ -45,8 +45,7 @@ def write(workdir: epath.Path, results: list[Result]) -> None:
       page.render(
           titles=[r.title for r in results], table=table, plots=plots(results),
           samples=samples(results[0].workdir), times=times(results[0].rows),
-          config=json.dumps(dataclasses.asdict(results[0].config), indent=1)),
-      encoding='utf-8')
+          config=json.dumps(dataclasses.asdict(results[0].config), indent=1)))
   print(printable(f'report {path}'), flush=True)
 
 
