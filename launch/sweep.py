@@ -9,12 +9,12 @@ your own. Flags after `--` go to all runs.
 """
 
 import itertools
-import pathlib
 import shlex
 import subprocess
 import sys
 
 from absl import app, flags
+from etils import epath
 
 _CONFIG = flags.DEFINE_string('config', None, 'Config file.', required=True)
 _ROOT = flags.DEFINE_string('root', None, 'Folder of the workdirs.',
@@ -42,7 +42,7 @@ def commands(config: str, root: str, settings: list[str],
     out.append([
         sys.executable, '-m', 'exprl_jax.main', f'--config={config}',
         *(f'--{k}={v}' for k, v in point), *more,
-        f'--workdir={pathlib.Path(root) / name}'
+        f'--workdir={epath.Path(root) / name}'
     ])
   return out
 
