@@ -100,6 +100,10 @@ class Lines:
     self._written = -1  # lines in the bucket; -1: not counted yet
     self._time = time.monotonic()  # of the last part
 
+  def __del__(self) -> None:  # of a run that ended by an error
+    if self._file:
+      self._file.close()
+
   def rows(self) -> list[Row]:
     """Reads the rows that are written."""
     return read(self._path, self._is_row).rows
