@@ -7,8 +7,10 @@ Flags after it override any key of exprl_jax/config/schema.py:
 from collections.abc import Callable, Sequence
 import dataclasses
 import importlib
+import os
 import sys
 import tempfile
+import traceback
 from typing import TYPE_CHECKING, Any
 
 from absl import flags, logging
@@ -19,8 +21,8 @@ from ml_collections import config_flags
 from exprl_jax import config as config_lib
 from exprl_jax.config import files
 from exprl_jax.config.loading import RENAMED
-from exprl_jax.runtime import xla_flags
-from exprl_jax.types import InputError, Unfinished
+from exprl_jax.runtime import failures, stopping, watchdog, xla_flags
+from exprl_jax.types import InputError, StartAgain, Unfinished
 
 if TYPE_CHECKING:
   from exprl_jax.runtime import report
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
 # `RUN(config, workdir)` and return the rows of metrics.jsonl. They are imported
 # when needed, so that a misspelt flag is reported at once.
 _WITHOUT_WORKDIR = ('sample', 'rubrics', 'export', 'validate')
+# Run modes that do one long thing at a time.
+_UNWATCHED = ('plan', 'validate', 'export', 'train_judge')
 # Run modes with a report of their own.
 _OWN_REPORT = ('judge', 'evaluate', 'plan')
 
@@ -55,6 +59,15 @@ def parse(
   flags.DEFINE_string(
       'distributed', '', "Of several processes: 'auto' on TPU slices and GKE, "
       'HOST:PORT,PROCESSES,INDEX elsewhere. All see the same --workdir.',
+      flag_values=known)
+  flags.DEFINE_enum(
+      'resume', 'auto', ['auto', 'always', 'never'],
+      'auto resumes the run that '
+      '--workdir holds, if any; always wants one; never wants none.',
+      flag_values=known)
+  flags.DEFINE_string(
+      'deadline', '', 'Time from now, such as 90m or 3h, after which no step '
+      'starts: the run saves and exits with 42 (start me again).',
       flag_values=known)
   flags.DEFINE_bool('verbose', False, 'Log what the libraries do.',
                     flag_values=known)
@@ -145,6 +158,12 @@ def main(argv: list[str]) -> None:
     dry_run.dry_run(config)
     return
   # 2. The run.
+  stopping.until(given.deadline)
+  if config.run not in _UNWATCHED:
+    watchdog.limit(config.watchdog_minutes)
+  if given.resume != 'auto':
+    from exprl_jax.runtime import workdir
+    workdir.check_resume(given.workdir, given.resume)
   run(config, path, given.workdir)
 
 
@@ -242,8 +261,37 @@ def run_mode(name: str) -> Callable[..., Any]:
   return getattr(importlib.import_module(f'exprl_jax.runs.{name}'), name)
 
 
-if __name__ == '__main__':
+def command(argv: list[str]) -> int:
+  """Runs a command line, to be stopped by signals and by the watchdog.
+
+  Returns:
+    The exit code (runtime/failures.py).
+  """
   try:
-    main(sys.argv[1:])
-  except (InputError, Unfinished) as e:  # one line, no trace
-    sys.exit(f'error: {e}')
+    stopping.install()
+    watchdog.start()
+    main(argv)
+    return failures.DONE
+  except (InputError, StartAgain, Unfinished) as e:  # one line, no trace
+    kind = 'stopped' if isinstance(e, StartAgain) else 'error'
+    print(f'{kind}: {e}', file=sys.stderr, flush=True)
+    return failures.exit_code(e)
+  except Exception as e:
+    traceback.print_exc()
+    code = failures.exit_code(e)
+    if code == failures.AGAIN:
+      print('this may pass; the same command resumes the run', file=sys.stderr)
+    sys.stderr.flush()
+    _leave_at_once(code)
+    return code
+
+
+def _leave_at_once(code: int) -> None:
+  """Exits without waiting for other processes, which may wait for this one."""
+  import jax
+  if jax.process_count() > 1:
+    os._exit(code)
+
+
+if __name__ == '__main__':
+  sys.exit(command(sys.argv[1:]))

@@ -38,6 +38,17 @@ class Unfinished(RuntimeError):
   """
 
 
+class RunFailure(InputError):
+  """The run's own verdict: it cannot go on, and the same again would not help
+  (a judge that cannot be read, nothing to train on, gradients that are not
+  finite). What was earned is saved.
+  """
+
+
+class StartAgain(Exception):
+  """The run stopped for a reason outside of it; the same command resumes it."""
+
+
 class RubricItem(NamedTuple):
   """One line of a rubric: something that a solution has to establish."""
 

@@ -28,6 +28,9 @@ SLICES = {
     'v6e-8': ('tpu-v6e-slice', '2x4', 8),
 }
 
+# Seconds from SIGTERM to SIGKILL: the run saves its step in them.
+_GRACE = 120
+
 _NAME = flags.DEFINE_string('name', None, 'Name of the job.', required=True)
 _SLICE = flags.DEFINE_enum('slice', 'v5e-8', sorted(SLICES), 'TPU slice.')
 _IMAGE = flags.DEFINE_string('image', None, 'Container image: '
@@ -37,7 +40,8 @@ _BUCKET = flags.DEFINE_string(
     'workdirs, without gs://.', required=True)
 _ACCOUNT = flags.DEFINE_string('service_account', 'default',
                                'Kubernetes service account.')
-_RESTARTS = flags.DEFINE_integer('max_restarts', 10, 'After evictions.')
+_RESTARTS = flags.DEFINE_integer('max_restarts', 100,
+                                 'After evictions and exit code 42.')
 _DRY_RUN = flags.DEFINE_bool('dry_run', False, 'Print the manifest only.')
 
 
@@ -59,7 +63,10 @@ def manifest(name: str, slice_name: str, image: str, bucket: str,
   return string.Template(body).substitute(
       name=name, image=image, bucket=bucket, service_account=service_account,
       max_restarts=max_restarts, accelerator=accelerator, topology=topology,
-      chips=chips, args=json.dumps([*args, f'--workdir=/bucket/runs/{name}']))
+      chips=chips, grace=_GRACE, args=json.dumps([
+          f'--config.checkpoint.grace_s={_GRACE}', *args,
+          f'--workdir=/bucket/runs/{name}'
+      ]))
 
 
 def main(argv):

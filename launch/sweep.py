@@ -3,8 +3,9 @@
   python launch/sweep.py --config=configs/tiny.py --root=runs/sweep \
     --set=config.seed=0,1,2 --set=config.optim.lr=3e-4,5e-4
 
-Each run has its own workdir below --root, named after its values. Starting the
-sweep again resumes it. --dry_run prints the command lines, for a scheduler of
+Each run has its own workdir below --root, named after its values. A run that
+exits with 42 (start me again; docs/reliability.md) is started again, any other
+failure is final. Starting the sweep again resumes it. --dry_run prints the command lines, for a scheduler of
 your own. Flags after `--` go to all runs.
 """
 
@@ -16,10 +17,13 @@ import sys
 from absl import app, flags
 from etils import epath
 
+_AGAIN = 42  # exit code of a run that can go on
+
 _CONFIG = flags.DEFINE_string('config', None, 'Config file.', required=True)
 _ROOT = flags.DEFINE_string('root', None, 'Folder of the workdirs.',
                             required=True)
 _SET = flags.DEFINE_multi_string('set', [], 'KEY=VALUE,VALUE,...')
+_RESTARTS = flags.DEFINE_integer('restarts', 10, 'Of a run that exits with 42.')
 _DRY_RUN = flags.DEFINE_bool('dry_run', False, 'Print the commands only.')
 
 
@@ -47,6 +51,19 @@ def commands(config: str, root: str, settings: list[str],
   return out
 
 
+def run(line: list[str], restarts: int) -> int:
+  """Runs a command until it does not ask to be started again.
+
+  Returns:
+    Its last exit code.
+  """
+  for _ in range(restarts + 1):
+    code = subprocess.run(line, check=False).returncode
+    if code != _AGAIN:
+      break
+  return code
+
+
 def main(argv):
   """Runs the commands, or prints them."""
   try:
@@ -57,7 +74,7 @@ def main(argv):
   for line in lines:
     print(shlex.join(line), flush=True)
     if not _DRY_RUN.value:
-      failed += subprocess.run(line, check=False).returncode != 0
+      failed += run(line, _RESTARTS.value) != 0
   if failed:
     sys.exit(f'{failed} of {len(lines)} runs failed')
 

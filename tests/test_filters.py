@@ -7,7 +7,7 @@ from exprl_jax.config import Config, Rollout, Select
 from exprl_jax.grading.grader import Grade
 from exprl_jax.rl import filters
 from exprl_jax.rl.scored import ScoredRollouts, Trace
-from exprl_jax.types import Problem, Scores, Trajectory
+from exprl_jax.types import Problem, RunFailure, Scores, Trajectory
 
 
 def scores(value, valid=None):
@@ -102,5 +102,5 @@ def test_empty_steps_end_a_run_when_they_come_in_a_row():
   steps = filters.EmptySteps(2)
   assert not steps.count(empty) and steps.count(full)
   assert not steps.count(empty)
-  with pytest.raises(RuntimeError, match='2 steps in a row .*max_empty_steps'):
+  with pytest.raises(RunFailure, match='2 steps in a row .*max_empty_steps'):
     steps.count(empty)

@@ -11,7 +11,7 @@ from exprl_jax.evals.judge_traces import TraceSampler
 from exprl_jax.judge import factory, hacking
 from exprl_jax.runs import recipes
 from exprl_jax.tiny import traces
-from exprl_jax.types import InputError
+from exprl_jax.types import InputError, RunFailure
 
 
 def frozen(*flags):
@@ -170,7 +170,7 @@ def test_the_monitor(judge, accuracy, fires):
 
 
 def test_a_run_without_judgments_says_why(tmp_path, file):
-  with pytest.raises(RuntimeError, match='most are overlong: .*=20 tokens'):
+  with pytest.raises(RunFailure, match='most are overlong: .*=20 tokens'):
     run(tmp_path / 'w', f'--config.judge.traces={file}',
         '--config.judge.max_prompt_tokens=20')
 

@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 import exprl_jax
+from exprl_jax.runtime import failures
 
 LAUNCH = pathlib.Path('launch')
 PROJECT = tomllib.loads(pathlib.Path('pyproject.toml').read_text())
@@ -47,8 +48,8 @@ def test_jobset_runs_the_command_on_the_whole_slice(gke):
     (container,) = pod['containers']
     assert container['command'] == ['python', '-m', 'exprl_jax.main']
     assert container['args'] == [
-        '--config=configs/tiny.py:grpo', '--config.seed=1',
-        '--workdir=/bucket/runs/run-1'
+        '--config.checkpoint.grace_s=120', '--config=configs/tiny.py:grpo',
+        '--config.seed=1', '--workdir=/bucket/runs/run-1'
     ]
     assert container['resources']['limits']['google.com/tpu'] == chips
     sizes = [int(n) for n in topology.split('x')]
@@ -61,6 +62,10 @@ def test_jobset_runs_the_command_on_the_whole_slice(gke):
     assert pod['restartPolicy'] == 'Never'  # wanted by podFailurePolicy
     rule = batch_job['podFailurePolicy']['rules'][0]['onExitCodes']
     assert rule['containerName'] == container['name']
+    assert rule['operator'] == 'In' and rule['values'] == [
+        failures.BUG, failures.INPUT, failures.VERDICT
+    ]
+    assert pod['terminationGracePeriodSeconds'] == 120
 
 
 def test_gke_rejects_bad_names_and_no_config(gke):
@@ -86,6 +91,29 @@ def test_sweep_is_the_product():
   ] for s in '01']
   bad = run('--set=config.seed')
   assert bad.returncode == 1 and 'KEY=VALUE' in bad.stdout + bad.stderr
+
+
+def test_sweep_starts_a_run_again_while_it_asks_for_it(tmp_path):
+  # absl flags are of a process, so the sweep's `run` gets one of its own.
+  script = tmp_path / 'run.py'
+  script.write_text('import pathlib, sys\n'
+                    'path = pathlib.Path(sys.argv[1])\n'
+                    'n = len(path.read_text()) if path.exists() else 0\n'
+                    'path.write_text("x" * (n + 1))\n'
+                    'sys.exit(42 if n < 3 else int(sys.argv[2]))\n')
+  code = ('import runpy, sys; run = runpy.run_path(sys.argv[1])["run"]\n'
+          'line = [sys.executable, *sys.argv[2:5]]\n'
+          'sys.exit(run(line, int(sys.argv[5])))')
+  for name, final, restarts, want in (('a', 0, 9, 0), ('b', 3, 9, 3),
+                                      ('c', 0, 2, failures.AGAIN)):
+    done = subprocess.run([
+        sys.executable, '-c', code, LAUNCH / 'sweep.py', script,
+        tmp_path / name,
+        str(final),
+        str(restarts)
+    ], check=False)
+    assert done.returncode == want
+    assert len((tmp_path / name).read_text()) == min(4, restarts + 1)
 
 
 def test_tpu_vm_dry_run_prints_the_command():

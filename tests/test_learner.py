@@ -12,6 +12,7 @@ from exprl_jax.rl import kl as kl_lib
 from exprl_jax.rl import learner, losses, optimizer
 from exprl_jax.rl.policy import Policy
 from exprl_jax.runtime import mesh as mesh_lib
+from exprl_jax.types import RunFailure
 from tests.experience import (
     change,
     close,
@@ -132,7 +133,7 @@ def test_a_gradient_that_is_not_finite_is_skipped(small, rng, one_device):
   moved, values = one_update(small, bad, one_device)
   assert values['optim/skipped_steps'] == 1
   assert all(not np.any(x) for x in jax.tree.leaves(moved))
-  with pytest.raises(RuntimeError, match='optim.max_skipped'):
+  with pytest.raises(RunFailure, match='optim.max_skipped'):
     one_update(small, bad, one_device, max_skipped=1)
 
 

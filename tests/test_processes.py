@@ -3,9 +3,11 @@
 import functools
 import json
 import pathlib
+import signal
 import socket
 import subprocess
 import sys
+import time
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +19,8 @@ from exprl_jax import main
 from exprl_jax.models import hf
 from exprl_jax.rollout import decode, engine
 from exprl_jax.rollout.requests import Request, Sampling
+from exprl_jax.runtime import checkpoints, metrics
 from exprl_jax.runtime import mesh as mesh_lib
-from exprl_jax.runtime import metrics
 from tests.test_models import logits
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -60,10 +62,18 @@ def run(folder, out, sizes):
 
 def two_processes(*command):
   """Runs a command of this file in two processes; what they said."""
+  children = start_two(*command)
+  said = [child.communicate(timeout=300)[0] for child in children]
+  assert [child.returncode for child in children] == [0, 0], '\n'.join(said)
+  return said
+
+
+def start_two(*command):
+  """Starts a command of this file in two processes."""
   with socket.socket() as s:
     s.bind(('127.0.0.1', 0))
     port = s.getsockname()[1]
-  children = [
+  return [
       subprocess.Popen([
           sys.executable, '-m', 'tests.test_processes',
           str(port),
@@ -71,9 +81,6 @@ def two_processes(*command):
       ], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
       for i in range(2)
   ]
-  said = [child.communicate(timeout=300)[0] for child in children]
-  assert [child.returncode for child in children] == [0, 0], '\n'.join(said)
-  return said
 
 
 @pytest.mark.parametrize(
@@ -122,12 +129,46 @@ def test_two_processes_train_as_one(tmp_path):
   assert len(a) == len(b)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize('grace', [3, 600])
+def test_sigterm_to_one_of_two_processes_stops_both(tmp_path, grace):
+  """The same saved step, exit code 42, and the rest as if never stopped."""
+  flags = [
+      '--config=configs/tiny.py', '--config.compare=', '--config.steps=4',
+      '--config.data.batch=8', '--config.eval.problems=',
+      '--config.mesh.data=8', f'--config.checkpoint.grace_s={grace}'
+  ]
+  two_processes('main', *flags, f'--workdir={tmp_path}/whole')
+  workdir = tmp_path / 'stopped'
+  children = start_two('main', *flags, f'--workdir={workdir}')
+  while not metrics.read(workdir / 'metrics.jsonl'):
+    time.sleep(0.05)
+  children[1].send_signal(signal.SIGTERM)
+  said = [child.communicate(timeout=120)[0] for child in children]
+  assert [child.returncode for child in children] == [42, 42], '\n'.join(said)
+  assert all('stopped by SIGTERM' in text for text in said)
+  (step,) = checkpoints.steps(workdir)
+  assert 1 <= step < 4
+  two_processes('main', *flags, f'--workdir={workdir}')
+  a, b = ([{
+      k: v
+      for k, v in row.items()
+      if not k.startswith(('time/', 'perf/', 'hbm/'))
+  }
+           for row in metrics.read(folder / 'metrics.jsonl')]
+          for folder in (tmp_path / 'whole', workdir))
+  assert a == b
+  a, b = ((folder / 'model/model.safetensors').read_bytes()
+          for folder in (tmp_path / 'whole', workdir))
+  assert a == b
+
+
 if __name__ == '__main__':
   port, index, what, *rest = sys.argv[1:]
   jax.config.update('jax_num_cpu_devices', 4)
   where = f'127.0.0.1:{port}'
   if what == 'main':
-    main.main([*rest, f'--distributed={where},2,{index}'])
+    sys.exit(main.command([*rest, f'--distributed={where},2,{index}']))
   else:
     main.join(f'{where},2,{index}')
     assert (jax.process_count(), jax.local_device_count()) == (2, 4)

@@ -18,7 +18,14 @@ from exprl_jax.judge.tree import Judge, Judgments
 from exprl_jax.rewards import base, shaping
 from exprl_jax.runs import recipes, setup, traces
 from exprl_jax.runtime import jsonl, metrics
-from exprl_jax.types import Group, InputError, Problem, Scores, Trajectory
+from exprl_jax.types import (
+    Group,
+    InputError,
+    Problem,
+    RunFailure,
+    Scores,
+    Trajectory,
+)
 from tests.conftest import POLICY
 
 SHORT = [
@@ -189,7 +196,7 @@ def test_domains_have_templates_prompts_and_credit_of_their_own(tmp_path):
 
 def test_nothing_to_train_on_stops_the_run(tmp_path):
   """Two samples at temperature 0 are the same: no group has a spread."""
-  with pytest.raises(RuntimeError, match='2 steps in a row without a row'):
+  with pytest.raises(RunFailure, match='2 steps in a row without a row'):
     run('tiny:stage2', tmp_path, '--config.rollout.group_size=2',
         '--config.rollout.temperature=0', '--config.select.max_refills=0',
         '--config.select.drop_zero_variance=True',
@@ -208,8 +215,8 @@ def test_resumed_is_uninterrupted(tmp_path, more):
   want = run('tiny', tmp_path / 'whole', *flags)
   hosts = [
       json.loads(
-          (tmp_path / f'whole/checkpoints/{i:08d}/host/metadata').read_text())
-      for i in (2, 3)
+          json.loads((tmp_path / f'whole/checkpoints/{i:08d}/host/metadata'
+                     ).read_text())['text'])['host'] for i in (2, 3)
   ]
   assert hosts[0]['curriculum'] != hosts[1]['curriculum']
   if '--config.rollout.partial_rollouts=5' in more:
@@ -313,12 +320,12 @@ def test_a_workdir_of_another_run_is_left_alone(tmp_path):
     run('tiny', tmp_path / 'other', '--config.compare=')
 
 
-def test_the_command_prints_one_line_and_exits_with_one():
+def test_the_command_prints_one_line_and_exits_with_two():
   out = subprocess.run([
       sys.executable, '-m', 'exprl_jax.main', '--config=configs/tiny.py',
       '--config.stpes=3'
   ], text=True, capture_output=True)
-  assert out.returncode == 1
+  assert out.returncode == 2
   assert out.stderr.count('\n') == 1 and 'Did you mean "steps"' in out.stderr
 
 
@@ -379,7 +386,7 @@ def test_empty_unreadable_and_truncated_rows(policy):
 
 def test_a_judge_that_cannot_be_read_stops_the_run(tmp_path):
   """The policy is no judge: after 'score' it does not say 1 to 5."""
-  with pytest.raises(RuntimeError, match='most are unreadable'):
+  with pytest.raises(RunFailure, match='most are unreadable'):
     run('tiny', tmp_path, *GROUPS, '--config.compare=',
         '--config.judge.init=asset:tiny_policy',
         '--config.judge.min_score_probability=0.99')

@@ -1,8 +1,11 @@
 """run='train_judge': how the tiny judge is made, in short."""
 
+import pytest
+
 from tests.test_train import run
 
 
+@pytest.mark.slow
 def test_the_tiny_judge_can_be_trained_again(tmp_path):
   """A round of each kind of data, and an adversary."""
   rows = run('tiny:judge', tmp_path, '--config.steps=4',

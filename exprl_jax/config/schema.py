@@ -269,7 +269,9 @@ class Checkpoint:
   """How often the training state is saved, and how many are kept."""
 
   every: Count = 0  # steps; 0: only at the end
-  keep: Positive = 2
+  keep: Positive = 2  # the newest ones
+  keep_every: Count = 0  # and those of every so many steps; 0: no others
+  grace_s: NonNegative = 30.0  # seconds from SIGTERM until the process is killed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -376,6 +378,8 @@ class Config:
   compare: str = ''  # a config, beside this one, to run as well; '': none
   compile_cache: str = 'auto'  # folder or gs:// of compiled programs; auto: on
   # TPUs, ~/.cache/exprl_jax/xla; '': none
+  watchdog_minutes: NonNegative = 30.0  # without progress until the run exits,
+  # to be started again; 0: never
   policy: Model = Model()
   judge: Judge = Judge()
   teacher: Teacher = Teacher()

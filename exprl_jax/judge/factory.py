@@ -17,7 +17,7 @@ from exprl_jax.models import config as model_config
 from exprl_jax.models import hf, references
 from exprl_jax.models.config import ModelConfig
 from exprl_jax.rollout.options import Options
-from exprl_jax.types import InputError, Params, Problem
+from exprl_jax.types import InputError, Params, Problem, RunFailure
 
 
 class ByDomain:
@@ -148,7 +148,7 @@ def check_readable(cfg: config_lib.Judge, judgments: Judgments) -> None:
   """Checks that enough traces have judgments.
 
   Raises:
-    RuntimeError: more than judge.max_invalid_frac have none; says why.
+    RunFailure: more than judge.max_invalid_frac have none; says why.
   """
   bad = (judgments.exists & ~judgments.readable).any(axis=1).mean()
   if bad <= cfg.max_invalid_frac:
@@ -156,7 +156,7 @@ def check_readable(cfg: config_lib.Judge, judgments: Judgments) -> None:
   worst = max(
       readouts.REMEDY, key=lambda name:
       (judgments.status == readouts.STATUSES.index(name)).any(axis=1).sum())
-  raise RuntimeError(
+  raise RunFailure(
       f'{bad:.0%} of the traces have no judgment, more than '
       f'judge.max_invalid_frac={cfg.max_invalid_frac}; most are {worst}: '
       f'{readouts.REMEDY[worst].format(judge=cfg)}')

@@ -8,7 +8,7 @@ from exprl_jax.config import Config
 from exprl_jax.data import steps as steps_lib
 from exprl_jax.judge import calibration, probes
 from exprl_jax.judge.factory import AnyJudge
-from exprl_jax.types import InputError, Problem
+from exprl_jax.types import Problem, RunFailure
 
 
 def probe(config: Config, judge: AnyJudge, problems: Sequence[Problem],
@@ -68,7 +68,7 @@ def refuse_fooled(config: Config, judge: AnyJudge,
   worst = sorted(scores, key=lambda name: scores[name], reverse=True)[:3]
   if scores[worst[0]] > limit:
     named = ', '.join(f'{name} {scores[name]:.2f}' for name in worst)
-    raise InputError(
+    raise RunFailure(
         f'judge {config.judge.init} can be fooled: of {len(scores)} probes the '
         f'best-liked are {named}, more than judge.max_probe_score={limit}. A '
         'policy will find them. Take a better judge or template, or raise '

@@ -6,7 +6,7 @@ import numpy as np
 from exprl_jax.config import Config
 from exprl_jax.rl.curriculum import Solved
 from exprl_jax.rl.scored import ScoredRollouts, concatenate
-from exprl_jax.types import Scores
+from exprl_jax.types import RunFailure, Scores
 
 
 def zero_variance(scores: Scores, group_size: int,
@@ -105,12 +105,12 @@ class EmptySteps:
     """Whether a step's rows train.
 
     Raises:
-      RuntimeError: none did in `limit` steps in a row.
+      RunFailure: none did in `limit` steps in a row.
     """
     trains = bool(scored.trains.any())
     self._in_a_row = 0 if trains else self._in_a_row + 1
     if self._in_a_row >= self._limit:
-      raise RuntimeError(
+      raise RunFailure(
           f'{self._in_a_row} steps in a row without a row to train on '
           '(select.max_empty_steps): all rewards of a group are equal and it '
           'is dropped by select.drop_zero_variance, or rows have no valid '

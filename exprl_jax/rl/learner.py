@@ -24,7 +24,7 @@ from exprl_jax.rl.experience import Example
 from exprl_jax.rl.optimizer import apply_gradient, offload, onload
 from exprl_jax.rl.policy import Policy
 from exprl_jax.runtime import mesh as mesh_lib
-from exprl_jax.types import PackedBatch, Params, TrainState
+from exprl_jax.types import PackedBatch, Params, RunFailure, TrainState
 
 apply = jax.jit(apply_gradient, static_argnums=(2, 3), donate_argnums=0)
 
@@ -138,7 +138,7 @@ def update(policy: Policy, state: TrainState, examples: Sequence[Example],
     The new state, and metrics averaged over the updates.
 
   Raises:
-    RuntimeError: optim.max_skipped gradients in a row were not finite.
+    RunFailure: optim.max_skipped gradients in a row were not finite.
   """
   cfg, groups = policy.config.optim, len(examples) // group_size
   total_steps = policy.config.steps * cfg.updates
@@ -157,7 +157,7 @@ def update(policy: Policy, state: TrainState, examples: Sequence[Example],
     state = offload(state) if cfg.offload else state
     metrics.append(logged | jax.tree.map(float, values))
   if int(state.skipped) >= cfg.max_skipped:
-    raise RuntimeError(
+    raise RunFailure(
         f'{int(state.skipped)} gradients in a row were not finite (optim.'
         'max_skipped); look at mismatch/* and policy/ratio_max in metrics.'
         'jsonl. The last checkpoint is sound: start from it in a fresh workdir '

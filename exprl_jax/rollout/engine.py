@@ -32,7 +32,7 @@ from exprl_jax.rollout.requests import Request, Sample
 from exprl_jax.rollout.rows import DecodeText, Launch
 from exprl_jax.rollout.runner import Runner
 from exprl_jax.rollout.scheduler import Scheduler
-from exprl_jax.runtime import chips
+from exprl_jax.runtime import chips, stopping
 from exprl_jax.types import Params
 
 
@@ -104,6 +104,7 @@ class Engine:
     in_flight: deque[Launch] = deque()
     with _progress_bar(sum(r.samples for r in requests)) as bar:
       while scheduler.unfinished or in_flight:
+        stopping.poll('generation')
         # 1. Launch a chunk, if a row can run.
         launch = scheduler.launch()
         if launch:

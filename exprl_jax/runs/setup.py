@@ -135,6 +135,17 @@ class Run:
     self.inputs.held_out(self.sampler, self.policy.full_params(state.params),
                          step, self.log, self.probe_metrics)
 
+  def evaluation_is_missing(self, step: int) -> bool:
+    """Whether the step that a run starts from has yet to be evaluated: the
+    first one, and one whose evaluation was interrupted."""
+    if step == 0:
+      return True
+    rows = metrics.read(self.workdir / 'metrics.jsonl')
+    return self.inputs.held_out.due(step, self.inputs.config.steps) and not any(
+        row['step'] == step and key.startswith('eval/')
+        for row in rows
+        for key in row)
+
   def report(self, step: int, values: dict[str, float]) -> None:
     """Logs a step, and warns when the policy seems to fool the judge."""
     warning = ''

@@ -21,7 +21,7 @@ from exprl_jax.rollout.sampler import Sampler
 from exprl_jax.runs import budgets, validate
 from exprl_jax.runtime import checkpoints as checkpoints_lib
 from exprl_jax.runtime import mesh as mesh_lib
-from exprl_jax.runtime import metrics, report
+from exprl_jax.runtime import metrics, report, stopping
 from exprl_jax.runtime import workdir as workdir_lib
 from exprl_jax.types import InputError, Problem
 
@@ -55,18 +55,26 @@ def sft(config: Config, workdir: epath.Path) -> list[metrics.Row]:
 
   # 3. Steps.
   batch_of = batches(problems, config.data.batch, config.seed)
-  for step in range(start, config.steps):
-    examples = [example(tokenizer, p, config) for p in batch_of(step)]
-    state, values = learner.update(policy, state, examples, 1)
-    done, last = step + 1, step + 1 == config.steps
-    log.advance()
-    if done % 10 == 0 or last:
-      shown = f'step {done:5d}  loss {values["sft/loss"]:.3f}'
-      log.write(done, values, shown if done % 100 == 0 or last else '')
-    if held_out.due(done, config.steps):
-      held_out(sampler, policy.full_params(state.params), done, log)
-    log.flush()
-    checkpoints.save(done, state, last=last)
+  with (checkpoints.rescue() as
+        rescue, stopping.training(config.checkpoint.grace_s) as steps):
+    for step in range(start, config.steps):
+      steps.begin()
+      stopping.poll('step')
+      examples = [example(tokenizer, p, config) for p in batch_of(step)]
+      state, values = learner.update(policy, state, examples, 1)
+      done, last = step + 1, step + 1 == config.steps
+      log.advance()
+      if done % 10 == 0 or last:
+        shown = f'step {done:5d}  loss {values["sft/loss"]:.3f}'
+        log.write(done, values, shown if done % 100 == 0 or last else '')
+      log.flush()
+      rescue.take(done, state)
+      if held_out.due(done, config.steps):
+        held_out(sampler, policy.full_params(state.params), done, log)
+      log.flush()
+      checkpoints.save(done, state, last=last)
+      if not last:
+        steps.end()
 
   checkpoints.close()
   log.close()

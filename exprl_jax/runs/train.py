@@ -17,7 +17,8 @@ import numpy as np
 from exprl_jax.config import Config
 from exprl_jax.rl import advantages, experience, filters, learner
 from exprl_jax.runs import progress, setup, telemetry
-from exprl_jax.runtime import metrics
+from exprl_jax.runtime import checkpoints, metrics, stopping
+from exprl_jax.types import TrainState
 
 
 def train(config: Config, workdir: epath.Path) -> list[metrics.Row]:
@@ -26,55 +27,78 @@ def train(config: Config, workdir: epath.Path) -> list[metrics.Row]:
   Writes config.json, metrics.jsonl, samples/*.jsonl, traces/*.jsonl.gz,
   checkpoints/ and, at the end, model/ (a Hugging Face directory) into
   `workdir`.
+
+  Raises:
+    StartAgain: the run was asked to stop; its last step is saved.
+    RunFailure: it cannot go on; its last step is saved.
   """
   run, start, state = setup.start(setup.inputs(config), workdir)
   devices = telemetry.Telemetry(run)
   empty_steps = filters.EmptySteps(config.select.max_empty_steps)
-  if start == 0:
-    run.evaluate(state, 0)
-
-  for step in range(start, config.steps):
-    key, timer = jax.random.fold_in(run.key, step), metrics.Timer()
-    devices.begin(step + 1)
-    # 1. Roll out, 2. score; 3. drop groups without a gradient and refill.
-    batch = filters.Batch(config)
-    while not batch.complete:
-      with timer('rollout'):
-        groups = run.source.next(step, batch.attempts,
-                                 run.policy.full_params(state.params), key)
-      with timer('judge'):
-        batch.add(run.reward(groups))
-    scored, solved = batch.result()
-    values = scored.metrics | run.curriculum.update(solved)
-    advantage = np.zeros(scored.scores.value.shape, np.float32)
-    if empty_steps.count(scored):
-      with timer('logprob'):
-        # 4. Log-probabilities before the update and under the reference.
-        logprobs = experience.logprobs(run.policy, state.params,
-                                       scored.trajectories, run.scores_tokens)
-        # 5. Credit: an advantage for every token.
-        credit = run.credit(scored, logprobs)
-        examples = experience.examples(scored.trajectories, logprobs, credit)
-        advantage = advantages.at_step_ends(credit.advantages, scored)
-      # 6. Update.
-      with timer('update'):
-        state, stats = learner.update(run.policy, state, examples,
-                                      config.rollout.group_size)
-      values |= telemetry.utilization(run.policy, examples,
-                                      timer.seconds['update'])
-      values |= credit.metrics
-      values |= stats | progress.statistics(scored, advantage)
-    # 7. Log, and watch the judge being hacked.
-    values |= timer.metrics() | run.sampler.engine.metrics()
-    values |= devices.end(step + 1, state, values)
-    run.report(step + 1, values)
-    # 8. Samples, evaluation, checkpoint.
-    run.write_samples(step + 1, scored, advantage, batch.dropped())
-    if run.inputs.held_out.due(step + 1, config.steps):
-      run.evaluate(state, step + 1)
-    run.log.flush()
-    run.checkpoints.save(step + 1, state, last=step + 1 == config.steps)
-
+  with (run.checkpoints.rescue() as
+        rescue, stopping.training(config.checkpoint.grace_s) as steps):
+    rescue.take(start, state)
+    if run.evaluation_is_missing(start):
+      run.evaluate(state, start)
+    for step in range(start, config.steps):
+      steps.begin()
+      state = _step(run, step, state, devices, empty_steps, rescue)
+      run.log.flush()
+      run.checkpoints.save(step + 1, state, last=step + 1 == config.steps)
+      if step + 1 < config.steps:
+        steps.end()
   devices.close()
   run.close(state)
   return metrics.read(workdir / 'metrics.jsonl')
+
+
+def _step(run: setup.Run, step: int, state: TrainState,
+          devices: telemetry.Telemetry, empty_steps: filters.EmptySteps,
+          rescue: checkpoints.Rescue) -> TrainState:
+  """One step, from problems to logged metrics."""
+  config = run.inputs.config
+  key, timer = jax.random.fold_in(run.key, step), metrics.Timer()
+  devices.begin(step + 1)
+  # 1. Roll out, 2. score; 3. drop groups without a gradient and refill.
+  batch = filters.Batch(config)
+  while not batch.complete:
+    stopping.poll('rollout')
+    with timer('rollout'):
+      groups = run.source.next(step, batch.attempts,
+                               run.policy.full_params(state.params), key)
+    stopping.poll('judging')
+    with timer('judge'):
+      batch.add(run.reward(groups))
+  scored, solved = batch.result()
+  values = scored.metrics | run.curriculum.update(solved)
+  advantage = np.zeros(scored.scores.value.shape, np.float32)
+  if empty_steps.count(scored):
+    stopping.poll('log-probabilities')
+    with timer('logprob'):
+      # 4. Log-probabilities before the update and under the reference.
+      logprobs = experience.logprobs(run.policy, state.params,
+                                     scored.trajectories, run.scores_tokens)
+      # 5. Credit: an advantage for every token.
+      credit = run.credit(scored, logprobs)
+      examples = experience.examples(scored.trajectories, logprobs, credit)
+      advantage = advantages.at_step_ends(credit.advantages, scored)
+    # 6. Update.
+    stopping.poll('update')
+    with timer('update'):
+      state, stats = learner.update(run.policy, state, examples,
+                                    config.rollout.group_size)
+    values |= telemetry.utilization(run.policy, examples,
+                                    timer.seconds['update'])
+    values |= credit.metrics
+    values |= stats | progress.statistics(scored, advantage)
+  # 7. Log, and watch the judge being hacked.
+  values |= timer.metrics() | run.sampler.engine.metrics()
+  values |= devices.end(step + 1, state, values)
+  run.report(step + 1, values)
+  # 8. Samples, evaluation.
+  run.write_samples(step + 1, scored, advantage, batch.dropped())
+  run.log.flush()  # a resumed run does not write these rows again
+  rescue.take(step + 1, state)
+  if run.inputs.held_out.due(step + 1, config.steps):
+    run.evaluate(state, step + 1)
+  return state

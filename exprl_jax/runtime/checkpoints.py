@@ -1,62 +1,53 @@
-"""Orbax checkpoints: the training state, and what the host keeps beside it."""
+"""Orbax checkpoints: the training state, and what the host keeps beside it.
 
-from collections.abc import Mapping
-from typing import Any, Protocol
+checkpoints/STEP has two items. `state` holds the arrays. `host` holds JSON: the
+fingerprint of every array, the versions that saved them, and the state of
+objects on the host, under a checksum. A checkpoint is good when all of it reads
+back as it was saved; one that is not moves to checkpoints_bad/ and the next
+older one is taken.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+import contextlib
+import hashlib
+import importlib.metadata
+import json
+import os
+import pathlib
+from typing import Any, NamedTuple, Protocol
 
 from etils import epath
 import jax
 import orbax.checkpoint as ocp
 
+import exprl_jax
 from exprl_jax.config import Checkpoint
-from exprl_jax.runtime import files
-from exprl_jax.types import InputError, Params, TrainState
+from exprl_jax.runtime import failures, fingerprints
+from exprl_jax.runtime import mesh as mesh_lib
+from exprl_jax.types import (
+    InputError,
+    Params,
+    RunFailure,
+    StartAgain,
+    TrainState,
+)
 
-_FOLDER, _STATE, _HOST = 'checkpoints', 'state', 'host'
+_FOLDER, _BAD, _STATE, _HOST = 'checkpoints', 'checkpoints_bad', 'state', 'host'
+_COMMITTED = 'commit_success.txt'  # Orbax writes it last
+# After so many saves in a row that failed, a run stops.
+_MAX_FAILED_SAVES = 3
 
 
-def steps(workdir: epath.PathLike) -> list[int]:
-  """The steps of the complete checkpoints of a workdir, in order."""
-  folder = epath.Path(workdir) / _FOLDER
-  if not folder.exists():
-    return []
-  return sorted(
-      int(p.name)
-      for p in folder.iterdir()
-      if p.name.isdigit() and (p / _STATE).exists())
+class Host(NamedTuple):
+  """What a checkpoint's JSON holds."""
+
+  fingerprints: dict[str, str]  # of the state's leaves
+  versions: dict[str, str]
+  host: dict[str, Any]  # states of objects on the host, by name
 
 
-def restore_params(workdir: epath.PathLike, step: int,
-                   abstract: Params) -> tuple[int, Params]:
-  """The parameters of a checkpoint, without the optimizer.
-
-  Args:
-    workdir: of a run that has checkpoints.
-    step: 0 is the newest.
-    abstract: ShapeDtypeStructs with the shardings to restore to.
-
-  Returns:
-    (step, parameters).
-
-  Raises:
-    InputError: no such step, or parameters of another shape.
-  """
-  available = steps(workdir)
-  step = step or available[-1]
-  if step not in available:
-    raise InputError(f'{workdir}: no checkpoint of step {step}; it has '
-                     f'{", ".join(map(str, available))}')
-  item = {'params': abstract}
-  path = files.absolute(workdir) / _FOLDER / f'{step:08d}' / _STATE
-  with ocp.PyTreeCheckpointer() as checkpointer:
-    try:
-      restored = checkpointer.restore(
-          path, args=ocp.args.PyTreeRestore(
-              item=item, partial_restore=True,
-              restore_args=ocp.checkpoint_utils.construct_restore_args(item)))
-    except ValueError as e:
-      raise InputError(f'{path}: not the parameters of the model it started '
-                       f'from ({str(e).splitlines()[0]})') from None
-  return step, restored['params']
+class _Bad(Exception):
+  """A checkpoint does not read back as it was saved; says why."""
 
 
 class HasState(Protocol):
@@ -69,65 +60,401 @@ class HasState(Protocol):
     """Takes over what `state` returned."""
 
 
+def steps(workdir: epath.PathLike) -> list[int]:
+  """The steps of the complete checkpoints of a workdir, in order."""
+  return [step for step, path in _folders(workdir) if not _incomplete(path)]
+
+
+def restore_params(workdir: epath.PathLike, step: int,
+                   abstract: Params) -> tuple[int, Params]:
+  """The parameters of a checkpoint, without the optimizer.
+
+  Args:
+    workdir: of a run that has checkpoints.
+    step: 0 is the newest that reads back as it was saved.
+    abstract: ShapeDtypeStructs with the shardings to restore to.
+
+  Returns:
+    (step, parameters).
+
+  Raises:
+    InputError: no such step, one that is damaged, or parameters of another
+      shape.
+  """
+  available = steps(workdir)
+  if step and step not in available:
+    raise InputError(f'{workdir}: no checkpoint of step {step}; it has '
+                     f'{", ".join(map(str, available))}')
+  for at in [step] if step else reversed(available):
+    path = _path(workdir, at)
+    state, _, why = _read(path, {'params': abstract}, partial=True)
+    if not why:
+      return at, state['params']
+    if step:
+      raise InputError(f'{path}: damaged ({why}); choose another step of '
+                       f'{", ".join(map(str, available))}')
+    _say(f'{path}: damaged ({why}); taking an older checkpoint')
+  raise InputError(f'{workdir}: no checkpoint can be read; it has '
+                   f'{", ".join(map(str, available)) or "none"}')
+
+
+class Snapshot(NamedTuple):
+  """What a checkpoint of a step needs, as it was when the step ended."""
+
+  step: int
+  state: TrainState
+  host: str  # JSON of the states of objects on the host, by name
+
+
 class Checkpoints:
   """The training states of one workdir; saving is asynchronous."""
 
-  def __init__(self, workdir: epath.Path, cfg: Checkpoint,
+  def __init__(self, workdir: epath.PathLike, cfg: Checkpoint,
                host: Mapping[str, HasState] | None = None):
-    """Opens the folder.
+    """Remembers the folder; `restore` or the first `save` opens it.
 
     Args:
-      workdir: of the run.
-      cfg: how often to save, and how many to keep.
+      workdir: of the run; a bucket's gs:// path, too.
+      cfg: how often to save, and which to keep.
       host: by name, the objects whose state is saved and restored along.
     """
-    self._every, self._host = cfg.every, dict(host or {})
-    self._manager = ocp.CheckpointManager(
-        files.absolute(workdir / _FOLDER), options=ocp.CheckpointManagerOptions(
-            preservation_policy=(
-                ocp.checkpoint_managers.preservation_policy.LatestN(cfg.keep)),
-            step_format_fixed_length=8, cleanup_tmp_directories=True))
+    self._workdir, self._cfg = epath.Path(workdir), cfg
+    self._host = dict(host or {})
+    self._manager: ocp.CheckpointManager | None = None
+    self._failed = 0
 
   def restore(self, state: TrainState) -> tuple[int, TrainState]:
-    """Restores the newest checkpoint and the objects on the host.
+    """Restores the newest good checkpoint and the objects on the host.
 
     Args:
       state: gives the structure, types and shardings to restore to; it is
-        deleted.
+        deleted where there is a checkpoint.
 
     Returns:
       Its step and state; (0, `state`) when there is none.
+
+    Raises:
+      InputError: it has other arrays than `state`, or none is good.
     """
-    step = self._manager.latest_step()
-    if step is None:
+    found = list(_folders(self._workdir))
+    if not found:
       return 0, state
     abstract = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
         state)
     for x in jax.tree.leaves(state):  # or there were two of them
       x.delete()
-    restored = self._manager.restore(
-        step, args=ocp.args.Composite(
-            **{
-                _STATE: ocp.args.StandardRestore(abstract),
-                _HOST: ocp.args.JsonRestore()
-            }))
-    for name, owner in self._host.items():
-      owner.restore(restored[_HOST][name])
-    return step, restored[_STATE]
+    for step, path in reversed(found):
+      restored, host, why = _read(path, abstract)
+      if why:
+        _put_aside(path, why)
+        continue
+      for name, owner in self._host.items():
+        owner.restore(host.host[name])
+      return step, restored
+    raise InputError(
+        f'{self._workdir}: none of its {len(found)} checkpoints can be read; '
+        f'they are in {_BAD}/; start over in an empty --workdir')
+
+  def snapshot(self, step: int, state: TrainState) -> Snapshot:
+    """Takes down a step that ended; `state` itself is not copied."""
+    return Snapshot(
+        step, state,
+        json.dumps({k: owner.state() for k, owner in self._host.items()}))
 
   def save(self, step: int, state: TrainState, last: bool = False) -> None:
     """Saves if a checkpoint is due after this step, or if it is the last."""
-    due = self._every and step % self._every == 0
-    if (due or last) and step not in self._manager.all_steps():
-      host = {name: owner.state() for name, owner in self._host.items()}
-      self._manager.save(
-          step, args=ocp.args.Composite(**{
-              _STATE: ocp.args.StandardSave(state), _HOST: ocp.args.JsonSave(
-                  host)
-          }))
+    due = self._cfg.every and step % self._cfg.every == 0
+    # Where a save failed, the next step tries again.
+    if due or last or self._failed:
+      self.write(self.snapshot(step, state), again=not last)
+
+  def write(self, taken: Snapshot, again: bool = False) -> None:
+    """Saves a snapshot, unless its step has a checkpoint.
+
+    Args:
+      taken: whose arrays must still be alive.
+      again: a failure that may pass is printed, and the next step saves; after
+        three in a row it is raised.
+
+    Raises:
+      StartAgain: storage fails.
+    """
+    try:
+      self._write(taken)
+      self._failed = 0
+    except Exception as e:
+      self._failed += 1
+      if not failures.transient(e):
+        raise
+      why = f'checkpoint of step {taken.step} failed ({_brief(e)})'
+      if not again or self._failed >= _MAX_FAILED_SAVES:
+        raise StartAgain(f'{why}, {self._failed} in a row') from e
+      _say(f'{why}; the next step tries again')
+
+  def _write(self, taken: Snapshot) -> None:
+    manager = self._open()
+    if taken.step in manager.all_steps():
+      return
+    manager.wait_until_finished()  # raises what the last save met
+    text = json.dumps(
+        Host(fingerprints.fingerprints(taken.state), _versions(),
+             json.loads(taken.host))._asdict())
+    manager.save(
+        taken.step, args=ocp.args.Composite(
+            **{
+                _STATE: ocp.args.StandardSave(taken.state), _HOST: ocp.args.
+                JsonSave({'text': text, 'sha256': _checksum(text)})
+            }))
+
+  @contextlib.contextmanager
+  def rescue(self) -> Iterator['Rescue']:
+    """Saves the snapshot that was taken last when the block raises.
+
+    Processes save together, so one of several that fails alone saves nothing.
+    """
+    rescue = Rescue(self)
+    try:
+      yield rescue
+    except Exception as e:
+      together = isinstance(e, (StartAgain, RunFailure))
+      if together or jax.process_count() == 1:
+        rescue.save()
+      raise
+
+  def _open(self) -> ocp.CheckpointManager:
+    if self._manager is None:
+      policies = ocp.checkpoint_managers.preservation_policy
+      keep = [policies.LatestN(self._cfg.keep)]
+      if self._cfg.keep_every:
+        keep.append(policies.EveryNSteps(self._cfg.keep_every))
+      folder = _absolute(self._workdir) / _FOLDER
+      self._manager = ocp.CheckpointManager(
+          folder, options=ocp.CheckpointManagerOptions(
+              preservation_policy=policies.AnyPreservationPolicy(keep),
+              step_format_fixed_length=8, cleanup_tmp_directories=True,
+              temporary_path_class=_temporary_paths(folder)))
+    return self._manager
 
   def close(self) -> None:
     """Waits until everything is on disk."""
-    self._manager.wait_until_finished()
-    self._manager.close()
+    if self._manager is not None:
+      self._manager.wait_until_finished()
+      self._manager.close()
+      self._manager = None
+
+
+class Rescue:
+  """What is saved when the run fails or has to stop."""
+
+  def __init__(self, checkpoints: Checkpoints) -> None:
+    self._checkpoints = checkpoints
+    self._taken: Snapshot | None = None
+
+  def take(self, step: int, state: TrainState) -> None:
+    """Takes down the end of a step."""
+    self._taken = self._checkpoints.snapshot(step, state)
+
+  def save(self) -> None:
+    """Saves what was taken, if an update has not consumed it."""
+    taken, self._taken = self._taken, None
+    if taken is None or not taken.step:
+      return
+    if any(x.is_deleted() for x in jax.tree.leaves(taken.state)):
+      return
+    try:
+      self._checkpoints.write(taken)
+      self._checkpoints.close()
+      _say(f'saved step {taken.step}')
+    except Exception as e:  # the first failure is the one to report
+      _say(f'step {taken.step} could not be saved ({_brief(e)})')
+
+
+def _folders(workdir: epath.PathLike) -> Iterator[tuple[int, epath.Path]]:
+  """(step, folder) of whatever is there under a step's name, in order."""
+  folder = epath.Path(workdir) / _FOLDER
+  if folder.exists():
+    yield from sorted(
+        (int(p.name), p) for p in folder.iterdir() if p.name.isdigit())
+
+
+def _path(workdir: epath.PathLike, step: int) -> epath.Path:
+  return epath.Path(workdir) / _FOLDER / f'{step:08d}'
+
+
+def _incomplete(path: epath.Path) -> str:
+  """Why a checkpoint was not saved to its end; '' where it was."""
+  for part in (path, path / _STATE, path / _HOST):
+    if not (part / _COMMITTED).exists():
+      return f'{part.name}/{_COMMITTED} is missing: saving was cut short'
+  return ''
+
+
+def _read(path: epath.Path, abstract: Any,
+          partial: bool = False) -> tuple[Any, Host, str]:
+  """Reads a checkpoint and compares it with its fingerprints.
+
+  All processes call it, and all get the same answer.
+
+  Returns:
+    (state, host, why it is bad); the first two mean nothing if it is bad.
+
+  Raises:
+    InputError: it is good, but has other arrays.
+    StartAgain: storage does not answer.
+  """
+  found: dict[str, Any] = {}
+
+  def read_host() -> None:
+    found['host'] = _read_host(path)
+    _compare(path, found['host'], abstract, partial)
+
+  def read_state() -> None:
+    found['state'] = _read_state(path, abstract, partial)
+
+  # The processes agree after each part: the last one needs all of them.
+  for part in (read_host, read_state,
+               lambda: _verify(found['state'], found['host'])):
+    if why := next(filter(None, mesh_lib.everywhere(_tried(path, part))), ''):
+      return None, None, why  # type: ignore[return-value]
+  return found['state'], found['host'], ''
+
+
+def _tried(path: epath.Path, part: Callable[[], None]) -> str:
+  """Why a part of reading failed; '' where it did not."""
+  try:
+    part()
+  except InputError:
+    raise
+  except _Bad as e:
+    return str(e)
+  except Exception as e:  # of any kind: there are so many ways to be damaged
+    if failures.refused(e) or _unreachable(e):
+      raise StartAgain(f'{path}: {_brief(e)}') from e
+    return _brief(e)
+  return ''
+
+
+def _read_host(path: epath.Path) -> Host:
+  if why := _incomplete(path):
+    raise _Bad(why)
+  stored = json.loads((path / _HOST / 'metadata').read_bytes())
+  if not isinstance(stored, dict) or not {'text', 'sha256'} <= stored.keys():
+    raise _Bad('no checksums: saved by an older version')
+  if _checksum(stored['text']) != stored['sha256']:
+    raise _Bad("host/metadata differs from its checksum")
+  return Host(**json.loads(stored['text']))
+
+
+def _compare(path: epath.Path, host: Host, abstract: Any,
+             partial: bool) -> None:
+  """Checks names, types and shapes.
+
+  Raises:
+    InputError: they differ; names the first ones.
+  """
+  kind = lambda text: text.rpartition(':')[0]
+  saved = {k: kind(v) for k, v in host.fingerprints.items()}
+  wanted = {
+      fingerprints.name(k): fingerprints.describe(v)
+      for k, v in jax.tree_util.tree_flatten_with_path(abstract)[0]
+  }
+  names = wanted.keys() if partial else saved.keys() | wanted.keys()
+  different = [
+      f'{name} is {saved.get(name, "missing")}, wanted '
+      f'{wanted.get(name, "none")}'
+      for name in sorted(names)
+      if saved.get(name) != wanted.get(name)
+  ]
+  if different:
+    more = f' and {len(different) - 3} more' if len(different) > 3 else ''
+    raise InputError(
+        f'{path}: not the arrays of this model and optimizer: '
+        f'{"; ".join(different[:3])}{more}; resume with the config that saved '
+        'it')
+
+
+def _read_state(path: epath.Path, abstract: Any, partial: bool) -> Any:
+  """Reads the arrays, onto the shardings of `abstract`."""
+  with ocp.PyTreeCheckpointer() as checkpointer:
+    return checkpointer.restore(
+        _absolute(path) / _STATE, args=ocp.args.PyTreeRestore(
+            item=abstract, partial_restore=partial,
+            restore_args=ocp.checkpoint_utils.construct_restore_args(abstract)))
+
+
+def _verify(state: Any, host: Host) -> None:
+  """Compares fingerprints.
+
+  Raises:
+    _Bad: an array is not what was saved.
+  """
+  for name, value in fingerprints.fingerprints(state).items():
+    if host.fingerprints[name] != value:
+      raise _Bad(f'{name} differs from its fingerprint')
+
+
+def _put_aside(path: epath.Path, why: str) -> None:
+  """Moves a bad checkpoint out of the way, and says so."""
+  bad = path.parent.parent / _BAD
+  if not jax.process_index():
+    bad.mkdir(parents=True, exist_ok=True)
+    taken = {p.name for p in bad.iterdir()}
+    name = next(n for n in (f'{path.name}.{i}' for i in range(len(taken) + 1))
+                if n not in taken)
+    path.rename(bad / name)
+    _say(f'WARNING: {path} is damaged ({why}); it is now {bad / name}, and the '
+         'next older checkpoint is taken')
+  mesh_lib.barrier('put_aside')
+
+
+def _versions() -> dict[str, str]:
+  return {'exprl_jax': exprl_jax.__version__} | {
+      name: importlib.metadata.version(name)
+      for name in ('jax', 'flax', 'optax', 'orbax-checkpoint')
+  }
+
+
+def _checksum(text: str) -> str:
+  return hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()
+
+
+def _absolute(path: epath.Path) -> epath.Path:
+  """Orbax wants absolute paths; a bucket's already is one."""
+  return path if '://' in str(path) else path.resolve()
+
+
+def _temporary_paths(folder: epath.Path) -> Any:
+  """How Orbax saves: by a renamed folder; on a mounted bucket, which cannot
+  rename folders, in place with a file that marks the end."""
+  if '://' in str(folder) or not os.path.exists('/proc/mounts'):
+    return None
+  mounts = [
+      line.split()[1:3]
+      for line in pathlib.Path('/proc/mounts').read_text().splitlines()
+  ]
+  under = [(len(at), kind)
+           for at, kind in mounts
+           if folder.is_relative_to(at.encode().decode('unicode_escape'))]
+  if max(under, default=(0, ''))[1].startswith('fuse'):
+    return ocp.path.atomicity.CommitFileTemporaryPath
+  return None
+
+
+def _unreachable(error: BaseException) -> bool:
+  """Whether storage is away, which is no damage."""
+  text = str(error)
+  return isinstance(error, (ConnectionError, TimeoutError)) or any(
+      f'{status}:' in text for status in ('UNAVAILABLE', 'DEADLINE_EXCEEDED'))
+
+
+def _brief(error: BaseException) -> str:
+  """An exception in one short line."""
+  text = ' '.join(str(error).split())
+  return f'{type(error).__name__}: {text[:200]}' if text else type(
+      error).__name__
+
+
+def _say(line: str) -> None:
+  if not jax.process_index():
+    print(line, flush=True)

@@ -223,6 +223,16 @@ def broadcast(value: Any) -> Any:
   return json.loads(np.asarray(data).tobytes())
 
 
+def everywhere(value: Any) -> list[Any]:
+  """Returns the values of all processes, which JSON can hold, to each."""
+  if jax.process_count() == 1:
+    return [value]
+  data = np.frombuffer(json.dumps(value).encode(), np.uint8)
+  sizes = gather(np.int32([len(data)]))[:, 0]
+  rows = gather(np.resize(data, int(sizes.max())))
+  return [json.loads(row[:n].tobytes()) for row, n in zip(rows, sizes)]
+
+
 def constrain(x: jax.Array, *logical: str | None) -> jax.Array:
   """Pins an activation to the mesh in context (`jax.set_mesh`), if any."""
   mesh = jax.sharding.get_abstract_mesh()

@@ -8,7 +8,7 @@ from etils import epath
 import jax
 
 from exprl_jax.config import Config
-from exprl_jax.runtime import files
+from exprl_jax.runtime import checkpoints, files
 from exprl_jax.runtime import mesh as mesh_lib
 from exprl_jax.types import InputError
 
@@ -16,6 +16,7 @@ from exprl_jax.types import InputError
 _MAY_CHANGE = frozenset({
     'eval',
     'checkpoint',
+    'watchdog_minutes',
     'compare',
     'compile_cache',
     'profile',
@@ -74,6 +75,22 @@ def read(workdir: epath.PathLike) -> dict[str, Any]:
     raise InputError(f'{path}: not the JSON of a config; put it back, or '
                      'choose another --workdir')
   return old
+
+
+def check_resume(workdir: str, how: str) -> None:
+  """Checks the flag --resume: 'always' wants a run with checkpoints, 'never'
+  wants none.
+
+  Raises:
+    InputError: the workdir is not so.
+  """
+  if how == 'always' and not (workdir and checkpoints.steps(workdir)):
+    raise InputError(f'--resume=always: --workdir={workdir} has no checkpoint; '
+                     'check the path, or start with --resume=auto')
+  if how == 'never' and workdir and (epath.Path(workdir) /
+                                     'config.json').exists():
+    raise InputError(f'--resume=never: --workdir={workdir} holds a run; choose '
+                     'another, or go on with it with --resume=auto')
 
 
 def _differences(old: dict[str, Any], config: Config) -> list[str]:

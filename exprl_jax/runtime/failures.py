@@ -1,0 +1,91 @@
+"""Exit codes, and which exception stands for which.
+
+  0  done
+  1  a bug: an exception that nothing below covers
+  2  the input: a flag, key, file or model; also a full disk
+  3  the run's own verdict: more of the same cannot help
+  42 start me again with the same command: stopped from outside, or by a device,
+     network or storage that may work again
+
+docs/reliability.md has the table for users; launch/jobset.yaml follows it.
+"""
+
+from collections.abc import Iterator
+import errno
+
+from exprl_jax.types import InputError, RunFailure, StartAgain
+
+DONE, BUG, INPUT, VERDICT, AGAIN = 0, 1, 2, 3, 42
+
+# Status codes in the messages of XLA, Orbax's tensorstore and gRPC.
+_STATUS = ('UNAVAILABLE', 'ABORTED', 'CANCELLED', 'DEADLINE_EXCEEDED',
+           'DATA_LOSS', 'INTERNAL')
+_HTTP = (408, 429, 500, 502, 503, 504)
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+def exit_code(error: BaseException) -> int:
+  """The exit code for an exception that ended a run."""
+  if isinstance(error, StartAgain):
+    return AGAIN
+  if isinstance(error, RunFailure):
+    return VERDICT
+  if isinstance(error, InputError) or out_of_space(error) or refused(error):
+    return INPUT
+  return AGAIN if transient(error) else BUG
+
+
+def transient(error: BaseException) -> bool:
+  """Whether the same may work later: devices, network and storage."""
+  return any(_transient(e) for e in _chain(error))
+
+
+def out_of_space(error: BaseException) -> bool:
+  """Whether a disk or a quota is full."""
+  return any(
+      isinstance(e, OSError) and e.errno in _FULL
+      or 'No space left on device' in str(e) for e in _chain(error))
+
+
+def refused(error: BaseException) -> bool:
+  """Whether storage does not let us in: no permission, or read-only."""
+  return any(
+      isinstance(e, PermissionError)
+      or isinstance(e, OSError) and e.errno == errno.EROFS or _http_code(e) in (
+          401, 403) or 'PERMISSION_DENIED' in str(e) for e in _chain(error))
+
+
+def _transient(error: BaseException) -> bool:
+  if _http_code(error) in _HTTP:
+    return True
+  if isinstance(error, (ConnectionError, TimeoutError)):
+    return True
+  if isinstance(error, OSError):
+    return error.errno in (errno.EIO, errno.ESTALE, errno.ETIMEDOUT)
+  # XLA: JaxRuntimeError; tensorstore and the coordination service: ValueError
+  # and RuntimeError that start with the status, or have it behind a place.
+  if isinstance(error, (RuntimeError, ValueError)):
+    text = str(error)
+    return any(f'{s}:' in text for s in _STATUS)
+  return False
+
+
+def _http_code(error: BaseException) -> int:
+  """Of gcsfs, google-api-core, aiohttp and requests; 0: none."""
+  response = getattr(error, 'response', None)
+  for code in (getattr(error, 'code', None), getattr(error, 'status', None),
+               getattr(response, 'status_code', None)):
+    value = getattr(code, 'value', code)  # http.HTTPStatus
+    if isinstance(value, int) or isinstance(value, str) and value.isdigit():
+      return int(value)
+  return 0
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+  """An exception and what it was raised from."""
+  seen: set[int] = set()
+  at: BaseException | None = error
+  while at is not None and id(at) not in seen:
+    seen.add(id(at))
+    yield at
+    at = at.__cause__ or at.__context__

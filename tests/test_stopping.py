@@ -1,0 +1,169 @@
+"""A run that is asked to stop saves, exits with 42, and goes on as if nothing
+had happened."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from exprl_jax import main
+from exprl_jax.runtime import checkpoints, metrics, stopping, watchdog
+from exprl_jax.types import InputError
+from tests.test_train import GROUPS, SHORT, without_times
+
+FLAGS = ['--config=configs/tiny.py', *SHORT, *GROUPS, '--config.compare=']
+
+
+@pytest.fixture(autouse=True)
+def _signals():
+  """The handlers and the state of the process, as they were."""
+  before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+  yield
+  for number, handler in before.items():
+    signal.signal(number, handler)
+  stopping._process.__init__()
+  watchdog.limit(0)
+
+
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory):
+  """(rows, weights) of a run that nobody stopped."""
+  folder = tmp_path_factory.mktemp('whole')
+  assert main.command([*FLAGS, f'--workdir={folder}']) == 0
+  return result(folder)
+
+
+def result(folder):
+  return (without_times(metrics.read(folder / 'metrics.jsonl')),
+          (folder / 'model/model.safetensors').read_bytes())
+
+
+def stop_in(phase, count=1, number=signal.SIGTERM):
+  """Sends a signal when a phase begins for the `count`-th time."""
+  seen, real = [], watchdog.beat
+
+  def beat(name):
+    real(name)
+    if name == phase:
+      seen.append(name)
+      if len(seen) == count:
+        os.kill(os.getpid(), number)
+        time.sleep(0.01)  # the handler runs between two instructions
+
+  return beat
+
+
+PHASES = [('judging', 2, 1), ('update', 3, 2),
+          pytest.param('rollout', 2, 1, marks=pytest.mark.slow),
+          pytest.param('log-probabilities', 2, 1, marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize('phase, count, step', PHASES)
+def test_a_step_is_abandoned_and_repeated(tmp_path, monkeypatch, whole, capfd,
+                                          phase, count, step):
+  flags = [*FLAGS, f'--workdir={tmp_path}', '--config.checkpoint.grace_s=3']
+  with monkeypatch.context() as patch:
+    patch.setattr(watchdog, 'beat', stop_in(phase, count))
+    # No time for another step: the grace period counts as nearly over.
+    patch.setattr(stopping.Steps, 'remaining', lambda _: 1e9)
+    patch.setattr(stopping, '_exit', lambda line: None)
+    assert main.command(flags) == 42
+  said = capfd.readouterr()
+  assert f'stopped by SIGTERM in {phase}' in said.err
+  assert f'saved step {step}' in said.out
+  assert checkpoints.steps(tmp_path) == [step]
+  stopping._process.__init__()
+  assert main.command(flags) == 0
+  assert result(tmp_path) == whole
+
+
+def test_where_there_is_time_the_step_is_finished(tmp_path, monkeypatch, whole):
+  flags = [*FLAGS, f'--workdir={tmp_path}', '--config.checkpoint.grace_s=600']
+  with monkeypatch.context() as patch:
+    patch.setattr(watchdog, 'beat', stop_in('judging', 2, signal.SIGINT))
+    assert main.command(flags) == 42
+  assert checkpoints.steps(tmp_path) == [2]
+  stopping._process.__init__()
+  assert main.command([*flags, '--resume=always']) == 0
+  assert result(tmp_path) == whole
+
+
+def test_before_training_a_signal_ends_the_run_at_once(tmp_path, monkeypatch):
+  monkeypatch.setattr(watchdog, 'limit',
+                      lambda _: os.kill(os.getpid(), signal.SIGTERM))
+  assert main.command([*FLAGS, f'--workdir={tmp_path}/w']) == 42
+  assert not (tmp_path / 'w').exists()
+
+
+def test_deadlines(tmp_path):
+  assert [stopping.seconds(t) for t in ('600', '90s', '1.5m', '3h', '1d')
+         ] == [600, 90, 90, 10800, 86400]
+  for text in ('', 'soon', '-3h', '0', '3w', 'nan', 'inf'):
+    with pytest.raises(InputError, match='--deadline'):
+      stopping.seconds(text)
+  flags = [*FLAGS, f'--workdir={tmp_path}', '--deadline=1s']
+  assert main.command(flags) == 42
+  assert checkpoints.steps(tmp_path) == [1]
+
+
+def test_resume_says_what_to_expect(tmp_path, capsys):
+  flags = [*FLAGS, f'--workdir={tmp_path}']
+  assert main.command([*flags, '--resume=always']) == 2
+  assert 'has no checkpoint' in capsys.readouterr().err
+  (tmp_path / 'config.json').write_text('{}')
+  assert main.command([*flags, '--resume=never']) == 2
+  assert 'holds a run' in capsys.readouterr().err
+
+
+HANG = """
+import sys, threading, time
+from exprl_jax.runtime import watchdog
+watchdog.limit(0.3 / 60)
+watchdog.start()
+for _ in range(10):
+  watchdog.beat('rollout')
+  time.sleep(0.1)
+watchdog.beat('judging')
+time.sleep(60)
+"""
+
+
+def test_a_run_that_hangs_is_ended_with_its_stacks():
+  done = subprocess.run([sys.executable, '-c', HANG], capture_output=True,
+                        text=True, timeout=60, check=False)
+  assert done.returncode == 42
+  assert 'without progress in judging' in done.stderr
+  assert '<module>' in done.stderr  # a stack
+
+
+SIGNALS = """
+import os, signal, time
+from exprl_jax.runtime import stopping
+stopping.install()
+with stopping.training({grace}):
+  print('ready', flush=True)
+  while True:
+    time.sleep(0.05)
+"""
+
+
+@pytest.mark.parametrize('grace, signals, words', [(600, 2, 'SIGTERM again'),
+                                                   (3, 1, 'grace period')])
+def test_a_second_signal_and_the_grace_period_exit_at_once(
+    grace, signals, words):
+  child = subprocess.Popen(
+      [sys.executable, '-c', SIGNALS.format(grace=grace)],
+      stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+  killer = threading.Timer(60, child.kill)
+  killer.start()
+  assert child.stdout.readline() == 'ready\n'
+  for _ in range(signals):
+    child.send_signal(signal.SIGTERM)
+    time.sleep(0.3)
+  _, said = child.communicate()
+  killer.cancel()
+  assert child.returncode == 42 and words in said
