@@ -225,7 +225,7 @@ def save(folder: epath.PathLike, cfg: ModelConfig, params: Params,
 
   Raises:
     ValueError: `base` is another model.
-    OSError: process 0 could not write; raised in every process.
+    OSError: process 0 could not write, in the others; in process 0 its error.
   """
   folder, base = epath.Path(folder), epath.Path(base)
   # 1. The config says the same model, up to what only a run decides.
@@ -243,17 +243,18 @@ def save(folder: epath.PathLike, cfg: ModelConfig, params: Params,
       {'float32': np.float32, 'bfloat16': ml_dtypes.bfloat16}[dtype])
   parts = list(stored_parts(cfg, params))
   arrays = _fetch(parts, params, stored_dtype)
-  error = ''
+  error: Exception | None = None
   if jax.process_index() == 0:
     shapes = {name: p.stored_shape for p in parts for name in p.names}
     try:
       _write(folder, base, raw, shapes, stored_dtype, arrays, max_bytes)
-    except OSError as e:
-      error = f'{folder}: {e}'
+    except Exception as e:  # pylint: disable=broad-exception-caught
+      error = e
   for _ in arrays:  # a process's part in the collectives
     pass
-  if error := mesh_lib.broadcast(error):  # or the others would wait for ever
-    raise OSError(error)
+  # Or the others would wait for ever.
+  if why := mesh_lib.broadcast(error and f'{folder}: {error}'):
+    raise error or OSError(why)
 
 
 def _write(folder: epath.Path, base: epath.Path, raw: dict,

@@ -43,6 +43,7 @@ def train(config: Config, workdir: epath.Path) -> list[metrics.Row]:
     for step in range(start, config.steps):
       steps.begin()
       state = _step(run, step, state, devices, empty_steps, rescue)
+      run.log.flush()
       run.checkpoints.save(step + 1, state, last=step + 1 == config.steps)
       if step + 1 < config.steps:
         steps.end()
@@ -96,7 +97,7 @@ def _step(run: setup.Run, step: int, state: TrainState,
   run.report(step + 1, values)
   # 8. Samples, evaluation.
   run.write_samples(step + 1, scored, advantage, batch.dropped())
-  run.log.flush()
+  run.log.flush()  # a resumed run does not write these rows again
   rescue.take(step + 1, state)
   if run.inputs.held_out.due(step + 1, config.steps):
     run.evaluate(state, step + 1)

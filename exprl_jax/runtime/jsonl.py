@@ -96,9 +96,14 @@ class Lines:
     """Opens nothing yet; see `read`."""
     self._path, self._is_row = epath.Path(path), is_row
     self._file: TextIO | None = None
+    self._unsynced = False  # rows are with the system, not on the disk
     self._waiting: list[str] = []  # rows of the next part
     self._written = -1  # lines in the bucket; -1: not counted yet
     self._time = time.monotonic()  # of the last part
+
+  def __del__(self) -> None:  # of a run that ended by an error
+    if self._file:
+      self._file.close()
 
   def rows(self) -> list[Row]:
     """Reads the rows that are written."""
@@ -152,11 +157,13 @@ class Lines:
     assert self._file
     self._file.write(line)
     self._file.flush()
+    self._unsynced = True
 
   def flush(self) -> None:
     """Returns when all rows are where they survive the machine."""
-    if self._file:
+    if self._file and self._unsynced:
       os.fsync(self._file.fileno())
+      self._unsynced = False
     if self._waiting:
       if self._written < 0:
         found = read(self._path)
