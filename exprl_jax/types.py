@@ -49,8 +49,7 @@ def printable(text: str, keep: str = '') -> str:
 
   Args:
     text: of data or of a model.
-    keep: characters to leave, such as '
-'.
+    keep: characters to leave, such as `LINES`.
   """
   if text.isprintable():
     return text

@@ -49,7 +49,7 @@ def test_jobset_runs_the_command_on_the_whole_slice(gke):
     assert container['command'] == ['python', '-m', 'exprl_jax.main']
     assert container['args'] == [
         '--config.checkpoint.grace_s=120', '--config=configs/tiny.py:grpo',
-        '--config.seed=1', '--workdir=/bucket/runs/run-1'
+        '--config.seed=1', '--workdir=gs://bucket/runs/run-1'
     ]
     assert container['resources']['limits']['google.com/tpu'] == chips
     sizes = [int(n) for n in topology.split('x')]
