@@ -32,7 +32,7 @@ def _signals():
   yield
   for number, handler in before.items():
     signal.signal(number, handler)
-  stopping._process.__init__()
+  stopping._process.reset()
   watchdog.limit(0)
 
 
@@ -83,7 +83,7 @@ def test_a_step_is_abandoned_and_repeated(tmp_path, monkeypatch, whole, capfd,
   assert f'stopped by SIGTERM in {phase}' in said.err
   assert f'saved step {step}' in said.out
   assert checkpoints.steps(tmp_path) == [step]
-  stopping._process.__init__()
+  stopping._process.reset()
   assert main.command(flags) == 0
   assert result(tmp_path) == whole
 
@@ -94,7 +94,7 @@ def test_where_there_is_time_the_step_is_finished(tmp_path, monkeypatch, whole):
     patch.setattr(watchdog, 'beat', stop_in('judging', 2, signal.SIGINT))
     assert main.command(flags) == 42
   assert checkpoints.steps(tmp_path) == [2]
-  stopping._process.__init__()
+  stopping._process.reset()
   assert main.command([*flags, '--resume=always']) == 0
   assert result(tmp_path) == whole
 
@@ -185,9 +185,10 @@ def test_a_second_run_in_a_workdir_is_refused(tmp_path, capsys):
 
 
 def test_a_lock_ends_with_its_process(tmp_path):
-  code = ('import sys, time; from exprl_jax.runtime import lock\n'
-          'lock.Lock(sys.argv[1]).take(); print("has it", flush=True)\n'
-          'time.sleep(60)')
+  code = (
+      'import sys, time; from exprl_jax.runtime import lock\n'
+      'held = lock.Lock(sys.argv[1]); held.take(); print("has it", flush=True)\n'
+      'time.sleep(60)')
   child = subprocess.Popen(
       [sys.executable, '-c', code, str(tmp_path)], stdout=subprocess.PIPE,
       text=True)
