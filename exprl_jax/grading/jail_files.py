@@ -46,17 +46,7 @@ def mount_root(readable: list[str], disk_mb: int) -> None:
                f'size={disk_mb}m,nr_inodes={_ENTRIES},mode=1777')
   # 3. The paths, at their places.
   for path, file in opened.items():
-    target = pathlib.Path(root + path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if os.path.isdir(f'/proc/self/fd/{file}'):
-      target.mkdir(exist_ok=True)
-    else:
-      target.touch()
-    kernel.mount(f'/proc/self/fd/{file}', str(target),
-                 flags=kernel.MS_BIND | kernel.MS_REC)
-    if not path.startswith('/dev/'):
-      kernel.read_only(str(target), recursive=True)
-    os.close(file)
+    _bind(file, root + path, writable=path.startswith('/dev/'))
   for path, target_of_link in links.items():
     pathlib.Path(root + path).parent.mkdir(parents=True, exist_ok=True)
     os.symlink(target_of_link, root + path)
@@ -69,6 +59,20 @@ def mount_root(readable: list[str], disk_mb: int) -> None:
   # 4. Move, and lose the old root.
   kernel.enter_root(root)
   kernel.read_only('/', recursive=False)
+
+
+def _bind(file: int, target: str, writable: bool) -> None:
+  """Mounts an open file or folder at another path, and closes it."""
+  source, place = f'/proc/self/fd/{file}', pathlib.Path(target)
+  place.parent.mkdir(parents=True, exist_ok=True)
+  if os.path.isdir(source):
+    place.mkdir(exist_ok=True)
+  else:
+    place.touch()
+  kernel.mount(source, target, flags=kernel.MS_BIND | kernel.MS_REC)
+  if not writable:
+    kernel.read_only(target, recursive=True)
+  os.close(file)
 
 
 def written(folder: str, limit: int) -> int:

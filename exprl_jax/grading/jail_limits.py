@@ -40,25 +40,9 @@ def limit(order: Order) -> dict[str, str]:
   Raises:
     OSError: a limit cannot be set.
   """
+  _limit_resources(order)
+  # 1. Privileges.
   linux = sys.platform == 'linux'
-  # 1. Limits of each process. Those that are lower already stay.
-  seconds = int(order.seconds) + 1
-  count = order.processes
-  if order.level == 'limits':  # then the kernel counts all of the user
-    count += processes.threads_of(os.getuid())
-  for kind, value in ((resource.RLIMIT_CPU, seconds), (resource.RLIMIT_AS,
-                                                       order.memory_mb << 20),
-                      (resource.RLIMIT_FSIZE,
-                       order.disk_mb << 20), (resource.RLIMIT_NPROC, count),
-                      (resource.RLIMIT_NOFILE, 256), (resource.RLIMIT_CORE, 0)):
-    hard = resource.getrlimit(kind)[1]
-    value = value if hard == resource.RLIM_INFINITY else min(value, hard)
-    try:
-      resource.setrlimit(kind, (value, value))
-    except ValueError:  # macOS does not take all of them
-      if linux:
-        raise
-  # 2. Privileges.
   if linux:
     kernel.drop_capabilities(range(64))
   if order.user >= 0:
@@ -68,7 +52,7 @@ def limit(order: Order) -> dict[str, str]:
   if not linux:
     return {name: 'needs Linux' for name in ('landlock', 'seccomp')}
   kernel.no_new_privileges()
-  # 3. Files, where the root is not its own, and system calls.
+  # 2. Files, where the root is not its own, and system calls.
   missing, scoped = {}, order.level != 'limits'
   if order.level != 'namespaces':
     try:
@@ -81,3 +65,24 @@ def limit(order: Order) -> dict[str, str]:
   except OSError as e:
     missing['seccomp'] = str(e)
   return missing
+
+
+def _limit_resources(order: Order) -> None:
+  """Sets limits of each process. Those that are lower already stay."""
+  count = order.processes
+  if order.level == 'limits':  # then the kernel counts all of the user
+    count += processes.threads_of(os.getuid())
+  limits = {
+      resource.RLIMIT_CPU: int(order.seconds) + 1,
+      resource.RLIMIT_AS: order.memory_mb << 20,
+      resource.RLIMIT_FSIZE: order.disk_mb << 20, resource.RLIMIT_NPROC: count,
+      resource.RLIMIT_NOFILE: 256, resource.RLIMIT_CORE: 0
+  }
+  for kind, value in limits.items():
+    hard = resource.getrlimit(kind)[1]
+    value = value if hard == resource.RLIM_INFINITY else min(value, hard)
+    try:
+      resource.setrlimit(kind, (value, value))
+    except ValueError:  # macOS does not take all of them
+      if sys.platform == 'linux':
+        raise

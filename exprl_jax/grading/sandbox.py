@@ -137,7 +137,8 @@ def _environment(home: str) -> dict[str, str]:
 def _readable() -> list[str]:
   """The system's programs and libraries, and this Python; none within another.
   """
-  own = (sys.prefix, sys.base_prefix, os.path.realpath(sys.base_prefix),
+  own = (sys.prefix, os.path.realpath(sys.prefix), sys.base_prefix,
+         os.path.realpath(sys.base_prefix),
          str(pathlib.Path(os.path.realpath(sys.executable)).parents[1]))
   found: list[str] = []
   for path in (*_SYSTEM, *own):
