@@ -139,9 +139,9 @@ def flip(path, random_):
   path.write_bytes(data)
 
 
-def flip_in_arrays(workdir):
-  """Flips a bit in the middle of the newest checkpoint's largest file."""
-  path = max((workdir / 'checkpoints/00000003/state').rglob('d/*'),
+def flip_in_arrays(workdir, step=3):
+  """Flips a bit in the middle of a checkpoint's largest file."""
+  path = max((workdir / f'checkpoints/{step:08d}/state').rglob('d/*'),
              key=lambda p: p.stat().st_size)
   data = bytearray(path.read_bytes())
   data[len(data) // 2] ^= 4

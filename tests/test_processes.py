@@ -21,6 +21,7 @@ from exprl_jax.rollout import decode, engine
 from exprl_jax.rollout.requests import Request, Sampling
 from exprl_jax.runtime import checkpoints, metrics
 from exprl_jax.runtime import mesh as mesh_lib
+from tests.test_checkpoints import flip_in_arrays
 from tests.test_models import logits
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -161,6 +162,29 @@ def test_sigterm_to_one_of_two_processes_stops_both(tmp_path, grace):
   a, b = ((folder / 'model/model.safetensors').read_bytes()
           for folder in (tmp_path / 'whole', workdir))
   assert a == b
+
+
+@pytest.mark.slow
+def test_one_process_goes_on_as_two_and_two_as_one(tmp_path, capfd):
+  """Restoring compares every array with its fingerprint; a damaged checkpoint
+  is put aside by both processes."""
+  flags = [
+      '--config=configs/tiny.py', '--config.compare=',
+      '--config.optim.schedule=constant', '--config.data.batch=8',
+      '--config.eval.problems=', '--config.mesh.data=8',
+      '--config.checkpoint.every=1', '--config.checkpoint.keep=3',
+      f'--workdir={tmp_path}'
+  ]
+  assert main.command([*flags, '--config.steps=1']) == 0
+  two_processes('main', *flags, '--config.steps=3', '--resume=always')
+  assert checkpoints.steps(tmp_path) == [1, 2, 3]
+  assert main.command([*flags, '--config.steps=4', '--resume=always']) == 0
+  assert checkpoints.steps(tmp_path) == [2, 3, 4]
+  flip_in_arrays(tmp_path, 4)
+  said = two_processes('main', *flags, '--config.steps=5')
+  assert 'checkpoints/00000004 is damaged' in said[0]
+  assert [row['step'] for row in metrics.read(tmp_path / 'metrics.jsonl')
+         ] == [1, 2, 3, 4, 5]
 
 
 if __name__ == '__main__':

@@ -2,6 +2,7 @@
 had happened."""
 
 import os
+import pathlib
 import signal
 import subprocess
 import sys
@@ -156,6 +157,31 @@ with stopping.training({grace}):
   while True:
     time.sleep(0.05)
 """
+
+
+def test_sigterm_to_pid_1(tmp_path):
+  """The kernel drops signals to PID 1 that it has no handler for."""
+  unshare = ['unshare', '--fork', '--pid', '--map-root-user']
+  try:
+    if subprocess.run([*unshare, 'true'], check=False).returncode:
+      pytest.skip('this kernel allows no PID namespaces')
+  except FileNotFoundError:
+    pytest.skip('there is no unshare(1)')
+  script = tmp_path / 'pid1.py'
+  script.write_text(
+      SIGNALS.format(grace=3) + '    stopping.poll(f"as PID {os.getpid()}")\n')
+  child = subprocess.Popen([*unshare, sys.executable, script],
+                           stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                           text=True)
+  with child.stdout, child.stderr:
+    assert child.stdout.readline() == 'ready\n'
+    (pid,) = (int(p.parent.name)
+              for p in pathlib.Path('/proc').glob('[0-9]*/cmdline')
+              if p.read_bytes().endswith(f'{script}\0'.encode())
+              and b'unshare' not in p.read_bytes())
+    os.kill(pid, signal.SIGTERM)
+    assert 'Abandoned: stopped by SIGTERM in as PID 1' in child.stderr.read()
+  child.wait()
 
 
 @pytest.mark.parametrize('grace, signals, words', [(600, 2, 'SIGTERM again'),
