@@ -4,17 +4,17 @@ Flags after it override any key of exprl_jax/config/schema.py:
 --config.seed=1 --config.optim.lr=3e-4. `--help` lists the rest.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import dataclasses
 import importlib
 import os
-import pathlib
 import sys
 import tempfile
 import traceback
 from typing import TYPE_CHECKING, Any
 
 from absl import flags, logging
+from etils import epath
 import ml_collections
 from ml_collections import config_flags
 
@@ -22,7 +22,7 @@ from exprl_jax import config as config_lib
 from exprl_jax.config import files
 from exprl_jax.config.loading import RENAMED
 from exprl_jax.runtime import failures, stopping, watchdog, xla_flags
-from exprl_jax.types import InputError, StartAgain
+from exprl_jax.types import InputError, StartAgain, Unfinished
 
 if TYPE_CHECKING:
   from exprl_jax.runtime import report
@@ -181,6 +181,7 @@ def run(config: config_lib.Config, path: str,
 
   Raises:
     InputError: something is not as it should be.
+    Unfinished: all is trained and saved, but for a report or model.
   """
   if config.run != 'validate':  # which needs no devices
     from exprl_jax.runtime import compilation
@@ -192,7 +193,7 @@ def run(config: config_lib.Config, path: str,
   # 2. The others, each in its folder.
   import jax
 
-  from exprl_jax.runtime import report
+  from exprl_jax.runtime import lock, report
   first = jax.process_index() == 0
   folder = _folder(config, path, workdir)
   runs = [(path, config, folder)]
@@ -200,19 +201,46 @@ def run(config: config_lib.Config, path: str,
     runs.append((config.compare, compared(config, path), folder / 'compare'))
   if first:
     print(f'workdir {folder}', flush=True)
-  results = []
-  for name, cfg, own in runs:
-    title = f'{files.title(name)}, seed {cfg.seed}'
-    if first:
-      print(f'\n{title}', flush=True)
-    rows = run_mode(cfg.run)(cfg, own)
-    results.append(report.Result(title, cfg, own, rows))
-  if first and config.run not in _OWN_REPORT:
-    report.write(folder, results)
+  with lock.Lock(folder):
+    results, failed = _run_each(runs, config.run == 'report')
+    if first and config.run not in _OWN_REPORT:
+      report.finish(folder, results)
+  if failed:
+    raise failed
   return results
 
 
-def _folder(config: config_lib.Config, path: str, workdir: str) -> pathlib.Path:
+def _run_each(runs: Sequence[tuple[str, config_lib.Config, epath.Path]],
+              again: bool) -> tuple[list['report.Result'], Unfinished | None]:
+  """Runs (path, config, workdir) one after the other.
+
+  Args:
+    runs: what to run.
+    again: run='report': only what their ends write.
+
+  Returns:
+    Their results, and why one of them has no model.
+  """
+  import jax
+
+  from exprl_jax.runs import report as again_lib
+  from exprl_jax.runtime import metrics, report
+  if again:
+    runs = [(name, again_lib.original(c, own), own) for name, c, own in runs]
+  results, failed = [], None
+  for name, config, own in runs:
+    title = f'{files.title(name)}, seed {config.seed}'
+    if jax.process_index() == 0:
+      print(f'\n{title}', flush=True)
+    try:
+      rows = run_mode('report' if again else config.run)(config, own)
+    except Unfinished as e:  # the other run and the report can still be made
+      failed, rows = e, metrics.read(own / 'metrics.jsonl')
+    results.append(report.Result(title, config, own, rows))
+  return results, failed
+
+
+def _folder(config: config_lib.Config, path: str, workdir: str) -> epath.Path:
   """The checked workdir of a run; a temporary one where none is given."""
   import jax
 
@@ -220,8 +248,12 @@ def _folder(config: config_lib.Config, path: str, workdir: str) -> pathlib.Path:
   if jax.process_count() > 1 and not workdir:
     raise InputError('--workdir is missing: several processes need the same')
   prefix = files.title(path).replace(':', '-')
-  folder = pathlib.Path(workdir or tempfile.mkdtemp(prefix=f'{prefix}-'))
-  workdir_lib.check(folder, config)
+  if not workdir and config.run == 'report':
+    raise InputError(
+        "--workdir is missing: run='report' is about the run in it")
+  folder = epath.Path(workdir or tempfile.mkdtemp(prefix=f'{prefix}-'))
+  if config.run != 'report':  # which checks that itself
+    workdir_lib.check(folder, config)
   return folder
 
 
@@ -241,7 +273,7 @@ def command(argv: list[str]) -> int:
     watchdog.start()
     main(argv)
     return failures.DONE
-  except (InputError, StartAgain) as e:  # one line, no trace
+  except (InputError, StartAgain, Unfinished) as e:  # one line, no trace
     kind = 'stopped' if isinstance(e, StartAgain) else 'error'
     print(f'{kind}: {e}', file=sys.stderr, flush=True)
     return failures.exit_code(e)

@@ -49,8 +49,7 @@ def printable(text: str, keep: str = '') -> str:
 
   Args:
     text: of data or of a model.
-    keep: characters to leave, such as '
-'.
+    keep: characters to leave, such as `LINES`.
   """
   if text.isprintable():
     return text
@@ -67,6 +66,12 @@ class RunFailure(InputError):
 
 class StartAgain(Exception):
   """The run stopped for a reason outside of it; the same command resumes it."""
+
+
+class Unfinished(RuntimeError):
+  """A run has trained and saved, but its report or model was not written. The
+  message is one line: what failed, and that run='report' writes it.
+  """
 
 
 class RubricItem(NamedTuple):

@@ -5,17 +5,17 @@
 
 Each run has its own workdir below --root, named after its values. A run that
 exits with 42 (start me again; docs/reliability.md) is started again, any other
-failure is final. Starting the sweep again resumes it. --dry_run prints the command lines, for a scheduler of
-your own. Flags after `--` go to all runs.
+failure is final. Starting the sweep again resumes it. --dry_run prints the
+command lines, for a scheduler of your own. Flags after `--` go to all runs.
 """
 
 import itertools
-import pathlib
 import shlex
 import subprocess
 import sys
 
 from absl import app, flags
+from etils import epath
 
 _AGAIN = 42  # exit code of a run that can go on
 
@@ -46,7 +46,7 @@ def commands(config: str, root: str, settings: list[str],
     out.append([
         sys.executable, '-m', 'exprl_jax.main', f'--config={config}',
         *(f'--{k}={v}' for k, v in point), *more,
-        f'--workdir={pathlib.Path(root) / name}'
+        f'--workdir={epath.Path(root) / name}'
     ])
   return out
 

@@ -2,6 +2,7 @@
 
 import gzip
 import os
+import pathlib
 import socket
 import subprocess
 import sys
@@ -17,11 +18,15 @@ import pyarrow.parquet as pq
 import pytest
 
 from exprl_jax import config as config_lib
+from exprl_jax import main
 from exprl_jax.data import problems as data
 from exprl_jax.data import stored
 from exprl_jax.data.tokenizer import Tokenizer
+from exprl_jax.judge import cache
+from exprl_jax.judge.readouts import Judgment
 from exprl_jax.models import hf
-from exprl_jax.runs import export
+from exprl_jax.runs import export, traces
+from exprl_jax.runtime import checkpoints, jsonl, metrics, report
 from exprl_jax.types import InputError
 from tests.conftest import POLICY
 
@@ -43,8 +48,9 @@ def bucket():
   ], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
   saved = dict(os.environ)
   os.environ |= {  # read when gcsfs is first imported
-      'STORAGE_EMULATOR_HOST': url, 'GOOGLE_CLOUD_PROJECT': 'test',
-      'NO_GCE_CHECK': 'true', 'GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT': 'false'
+      'TENSORSTORE_GCS_HTTP_URL': url, 'STORAGE_EMULATOR_HOST': url,
+      'GOOGLE_CLOUD_PROJECT': 'test', 'NO_GCE_CHECK': 'true',
+      'GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT': 'false'
   }
   for _ in range(100):
     try:
@@ -116,3 +122,76 @@ def test_problems_from_a_bucket(bucket, tmp_path, monkeypatch):
   assert len(list(tmp_path.glob('problems/*.jsonl'))) == 1
   with pytest.raises(InputError, match=r'\*\* is for local paths'):
     answers('**/*.jsonl')
+
+
+@pytest.mark.slow
+def test_a_workdir_in_a_bucket(bucket, one_device):
+  """The tiny run leaves nothing on the disk, and goes on where it stopped."""
+  workdir = bucket / 'run'
+
+  def run(*flags):
+    main.main([
+        '--config=configs/tiny.py', f'--workdir={workdir}', '--config.compare=',
+        '--config.eval.problems=', '--config.data.batch=2',
+        '--config.rollout.group_size=4', '--config.checkpoint.every=1', *flags
+    ])
+
+  run('--config.steps=2')
+  assert checkpoints.steps(workdir) == [1, 2]
+  first = metrics.read(workdir / 'metrics.jsonl')
+  assert [r['step'] for r in first] == [1, 2]
+  run('--config.steps=3')
+  rows = metrics.read(workdir / 'metrics.jsonl')
+  assert rows[:2] == first and rows[2]['step'] == 3
+  names = {p.name for p in workdir.iterdir()}
+  assert names == {
+      'config.json', 'metrics.jsonl', 'samples', 'traces', 'judgments',
+      'checkpoints', 'model', 'report.html'
+  }
+  assert len(list((workdir / 'judgments').iterdir())) >= 3  # one a step
+  assert len(traces.read(workdir / 'traces/00000003.jsonl.gz')) == 8
+  assert len(report.samples(workdir)) > 0
+  model = hf.load(workdir / 'model', one_device)[1]
+  (workdir / 'report.html').unlink()
+  (workdir / 'model/config.json').unlink()  # as where saving was cut short
+  run('--config.steps=3', '--config.run=report')
+  assert '<img' in (workdir / 'report.html').read_text()
+  jax.tree.map(np.testing.assert_array_equal, model,
+               hf.load(workdir / 'model', one_device)[1])
+  assert not pathlib.Path('gs:').exists()
+
+
+def test_lines_in_a_bucket_are_parts_that_are_joined(bucket):
+  path = bucket / 'lines/rows.jsonl'
+  names = lambda: sorted(p.name for p in path.parent.iterdir())
+  lines = jsonl.Lines(path)
+  for i in range(4):
+    lines.append({'i': i})
+    if i % 2:
+      lines.flush()
+  assert names() == ['rows.jsonl-00000000', 'rows.jsonl-00000002']
+  assert lines.rows() == [{'i': i} for i in range(4)]
+  # As if killed between the joined object and the end of its parts.
+  path.write_bytes(jsonl.read(path).data)
+  assert lines.rows() == [{'i': i} for i in range(4)]
+  again = jsonl.Lines(path)
+  assert again.keep(lambda row: row['i'] < 3) == [{'i': i} for i in range(3)]
+  assert names() == ['rows.jsonl']
+  again.append({'i': 7})
+  again.flush()
+  assert names() == ['rows.jsonl', 'rows.jsonl-00000003']
+  again.close()
+  assert names() == ['rows.jsonl']
+  assert [r['i'] for r in again.rows()] == [0, 1, 2, 7]
+
+
+def test_judgments_in_a_bucket_are_joined_when_they_are_many(
+    bucket, monkeypatch):
+  monkeypatch.setattr(cache, '_JOIN', 3)
+  folder, key = bucket / 'judgments', lambda i: cache.key(i)
+  for i in range(4):
+    cache.Cache(folder).put([(key(i), [Judgment(i / 4, 1.0, 0, '\ud800')])])
+  assert len(list(folder.iterdir())) < 4
+  found = cache.Cache(folder).get([key(i) for i in range(5)])
+  assert [x and x[0].score for x in found] == [0, 0.25, 0.5, 0.75, None]
+  assert found[0][0].text == '\ud800'

@@ -19,8 +19,8 @@ from exprl_jax import main
 from exprl_jax.models import hf
 from exprl_jax.rollout import decode, engine
 from exprl_jax.rollout.requests import Request, Sampling
-from exprl_jax.runtime import mesh as mesh_lib
 from exprl_jax.runtime import checkpoints, metrics
+from exprl_jax.runtime import mesh as mesh_lib
 from tests.test_models import logits
 
 ROOT = pathlib.Path(__file__).parent.parent

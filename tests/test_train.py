@@ -16,8 +16,8 @@ from exprl_jax.grading.grader import Grader
 from exprl_jax.judge.readouts import EMPTY, OK, UNREADABLE
 from exprl_jax.judge.tree import Judge, Judgments
 from exprl_jax.rewards import base, shaping
-from exprl_jax.runs import recipes, setup
-from exprl_jax.runtime import metrics
+from exprl_jax.runs import recipes, setup, traces
+from exprl_jax.runtime import jsonl, metrics
 from exprl_jax.types import (
     Group,
     InputError,
@@ -90,6 +90,16 @@ def test_the_main_job_in_short(tmp_path, capsys):
   assert {'question', 'steps', 'correct'} <= set(trace)
   assert {'text', 'score', 'advantage'} <= set(trace['steps'][0])
   assert 'by ' not in samples[-1].read_text(), 'no reference in the samples'
+  kept = sorted((tmp_path / 'traces').glob('*.gz'))
+  assert [p.name[:8] for p in kept] == ['00000001', '00000002', '00000003']
+  for path in kept:
+    found = traces.read(path)
+    assert len(found) == 32 and all(r['trains'] for r in found)
+    assert all(len(r['step_ends']) >= len(r['steps']) > 0 for r in found)
+    assert 'by ' not in json.dumps(found), 'no reference in the traces'
+  references = jsonl.read(tmp_path / 'traces/references.jsonl').rows
+  assert {r['problem'] for r in found} <= {r['problem'] for r in references}
+  assert all('by ' in r['solution'] for r in references)
   report = (tmp_path / 'report.html').read_text()
   assert report.count('<img') == 6 and 'pass@1' in report
   assert (tmp_path / 'compare/metrics.jsonl').exists()

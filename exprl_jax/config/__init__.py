@@ -30,11 +30,12 @@ from exprl_jax.config.schema import (
     Sample,
     Select,
     Teacher,
+    Traces,
 )
 
 __all__ = [
     'Calibration', 'Checkpoint', 'Config', 'Credit', 'Data', 'Eval', 'Export',
     'Grading', 'Judge', 'JudgeTraining', 'Loss', 'Mesh', 'Model', 'Optim',
-    'Profile', 'Rollout', 'Rubrics', 'Sample', 'Select', 'Teacher', 'by_domain',
-    'freeze', 'load', 'longest', 'overlay', 'resolve', 'source'
+    'Profile', 'Rollout', 'Rubrics', 'Sample', 'Select', 'Teacher', 'Traces',
+    'by_domain', 'freeze', 'load', 'longest', 'overlay', 'resolve', 'source'
 ]

@@ -281,7 +281,7 @@ class Checkpoint:
   every: Count = 0  # steps; 0: only at the end
   keep: Positive = 2  # the newest ones
   keep_every: Count = 0  # and those of every so many steps; 0: no others
-  grace_s: NonNegative = 30.0  # seconds from SIGTERM until the process is killed
+  grace_s: NonNegative = 30.0  # seconds between SIGTERM and SIGKILL
 
 
 @dataclasses.dataclass(frozen=True)
@@ -301,6 +301,14 @@ class Mesh:
   tensor: int = 1
   rollout_tensor: Count = 0  # tensor axis while sampling, the others are data;
   # 0: sample on the training mesh
+
+
+@dataclasses.dataclass(frozen=True)
+class Traces:
+  """Every sampled trace of a training run, in WORKDIR/traces."""
+
+  keep_gb: NonNegative = 1.0  # 1e9 bytes, compressed; the oldest steps go
+  # first; 0: no traces are kept
 
 
 @dataclasses.dataclass(frozen=True)
@@ -371,8 +379,8 @@ class Config:
   """One run."""
 
   run: Literal['train', 'sft', 'evaluate', 'judge', 'sample', 'rubrics',
-               'export', 'train_judge', 'validate',
-               'plan'] = 'train'  # runs/RUN.py
+               'export', 'train_judge', 'validate', 'plan',
+               'report'] = 'train'  # runs/RUN.py
   seed: int = 0
   steps: Count = 100
   reward: str = 'process'  # rewards/: process | outcome | sparse | teacher |
@@ -396,6 +404,7 @@ class Config:
   checkpoint: Checkpoint = Checkpoint()
   profile: Profile = Profile()
   mesh: Mesh = Mesh()
+  traces: Traces = Traces()
   sample: Sample = Sample()
   rubrics: Rubrics = Rubrics()
   export: Export = Export()

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 import dataclasses
 import json
-import pathlib
 from typing import Any, NamedTuple
 
 from etils import epath
@@ -22,6 +21,7 @@ from exprl_jax.judge.tree import Judgments, concatenate
 from exprl_jax.models import references
 from exprl_jax.rollout import sampler as sampler_lib
 from exprl_jax.rollout.requests import Fork, Request, Sample
+from exprl_jax.runtime import jsonl
 from exprl_jax.types import InputError, Problem
 
 NEEDS = ('solution', 'answer')  # of the problems that the policy samples
@@ -182,7 +182,7 @@ def _sampled(name: str, problem: Problem, prompt: Sequence[int], sample: Sample,
 
 
 def score(judge: AnyJudge, traces: Sequence[Trace],
-          path: pathlib.Path | None = None) -> Judgments:
+          path: epath.PathLike | None = None) -> Judgments:
   """Judges traces, WAVE at a time.
 
   Args:
@@ -195,7 +195,9 @@ def score(judge: AnyJudge, traces: Sequence[Trace],
   """
   max_steps = max(len(t.steps) for t in traces)
   parts: list[Judgments] = []
-  file = path and path.open('w')
+  lines = jsonl.Lines(path) if path else None
+  if lines:
+    lines.keep(lambda row: False)  # of a run that did not end
   # Traces of a problem are neighbors, so that they share their prefix.
   order = sorted(range(len(traces)), key=lambda i:
                  (traces[i].problem.question, i))
@@ -203,12 +205,11 @@ def score(judge: AnyJudge, traces: Sequence[Trace],
     wave = [traces[i] for i in order[start:start + WAVE]]
     judgments = judge.score([(t.problem, t.steps) for t in wave], max_steps)
     parts.append(judgments)
-    if file:
+    if lines:
       for i, trace in enumerate(wave):
-        file.write(json.dumps(_line(trace, judgments, i)) + '\n')
-      file.flush()
-  if file:
-    file.close()
+        lines.append(_line(trace, judgments, i))
+  if lines:
+    lines.close()
   return concatenate(parts).take(np.argsort(order))
 
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 import dataclasses
-import pathlib
 from typing import Any
 
 from etils import epath
@@ -72,7 +71,7 @@ def by_domain(config: config_lib.Config) -> dict[str, tuple[str, str]]:
 
 
 def load(config: config_lib.Config, mesh: jax.sharding.Mesh,
-         workdir: pathlib.Path | None = None,
+         workdir: epath.PathLike | None = None,
          shared: tuple[epath.Path, ModelConfig, Params] | None = None,
          max_trace_tokens: int = 0, options: Options | None = None) -> AnyJudge:
   """The judge of a config.
@@ -96,7 +95,7 @@ def load(config: config_lib.Config, mesh: jax.sharding.Mesh,
                             weights=cfg.weights)
   cache = None
   if workdir and cfg.cache:
-    cache = cache_lib.Cache(workdir / 'judgments.sqlite')
+    cache = cache_lib.Cache(epath.Path(workdir) / 'judgments')
   name = cache_lib.digest(folder) if cache else ''
   tokenizer = Tokenizer(folder)
   max_tokens = (cfg.max_trace_tokens or max_trace_tokens

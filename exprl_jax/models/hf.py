@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import itertools
 import json
+import os
 from typing import Any, NamedTuple
 
 from etils import epath
@@ -20,6 +21,7 @@ from exprl_jax.models import config, quantization, safetensors, transformer
 from exprl_jax.models.config import ModelConfig
 from exprl_jax.models.matrices import Int8
 from exprl_jax.models.stored import Part, open_model, stored_parts
+from exprl_jax.runtime import files
 from exprl_jax.runtime import mesh as mesh_lib
 from exprl_jax.types import Params
 
@@ -208,11 +210,12 @@ def save(folder: epath.PathLike, cfg: ModelConfig, params: Params,
   """Writes a directory that `load` and `transformers` open.
 
   All processes call it, process 0 writes; the host holds one tensor at a
-  time. config.json is deleted first and written last: a folder without it is
-  one that was not finished.
+  time. On a disk the files are written beside the folder, which then takes the
+  place of an older one. In a bucket config.json is deleted first and written
+  last: a folder without it is one that was not finished.
 
   Args:
-    folder: on disk or gs://; created, its model files are overwritten.
+    folder: on disk or gs://; created, its model files are replaced.
     cfg: the model.
     params: its parameters.
     base: a directory of the same model; its config.json, tokenizer and
@@ -222,6 +225,7 @@ def save(folder: epath.PathLike, cfg: ModelConfig, params: Params,
 
   Raises:
     ValueError: `base` is another model.
+    OSError: process 0 could not write, in the others; in process 0 its error.
   """
   folder, base = epath.Path(folder), epath.Path(base)
   # 1. The config says the same model, up to what only a run decides.
@@ -239,27 +243,52 @@ def save(folder: epath.PathLike, cfg: ModelConfig, params: Params,
       {'float32': np.float32, 'bfloat16': ml_dtypes.bfloat16}[dtype])
   parts = list(stored_parts(cfg, params))
   arrays = _fetch(parts, params, stored_dtype)
+  error: Exception | None = None
   if jax.process_index() == 0:
     shapes = {name: p.stored_shape for p in parts for name in p.names}
-    _write(folder, base, raw, shapes, stored_dtype, arrays, max_bytes)
-  else:
-    for _ in arrays:  # its part in the collectives
-      pass
-  mesh_lib.barrier('save')
+    try:
+      _write(folder, base, raw, shapes, stored_dtype, arrays, max_bytes)
+    except Exception as e:  # pylint: disable=broad-exception-caught
+      error = e
+  for _ in arrays:  # a process's part in the collectives
+    pass
+  # Or the others would wait for ever.
+  if why := mesh_lib.broadcast(error and f'{folder}: {error}'):
+    raise error or OSError(why)
 
 
 def _write(folder: epath.Path, base: epath.Path, raw: dict,
            shapes: Mapping[str, tuple[int, ...]], dtype: np.dtype,
            arrays: Iterator[tuple[str, np.ndarray]], max_bytes: int) -> None:
   """Writes the files of a model directory; config.json is the last."""
-  folder.mkdir(parents=True, exist_ok=True)
-  for old in (folder / 'config.json', *folder.glob('*.safetensors*')):
+  remote = files.is_remote(folder)
+  new = folder if remote else folder.with_name(f'.{folder.name}.new')
+  if not remote:
+    new.rmtree(missing_ok=True)  # of a process that was killed
+  new.mkdir(parents=True, exist_ok=True)
+  for old in (new / 'config.json', *new.glob('*.safetensors*')):
     old.unlink(missing_ok=True)  # an interrupted save is no model
-  safetensors.write_folder(folder, shapes, dtype, arrays, max_bytes)
+  safetensors.write_folder(new, shapes, dtype, arrays, max_bytes)
   for file in _OTHER_FILES:
-    if (base / file).exists() and base != folder:
-      (folder / file).write_bytes((base / file).read_bytes())
-  (folder / 'config.json').write_text(json.dumps(raw, indent=2) + '\n')
+    if (base / file).exists() and base != new:
+      files.write(new / file, (base / file).read_bytes())
+  files.write_json(new / 'config.json', raw, indent=2)
+  if not remote:
+    _replace_folder(folder, new)
+
+
+def _replace_folder(folder: epath.Path, new: epath.Path) -> None:
+  """Renames a local folder; files of the old one that are no model's stay."""
+  old = folder.with_name(f'.{folder.name}.old')
+  old.rmtree(missing_ok=True)
+  if folder.exists():
+    for file in folder.iterdir():
+      if not (new / file.name).exists() and '.safetensors' not in file.name:
+        os.rename(file, new / file.name)
+    os.rename(folder, old)
+  os.rename(new, folder)
+  files.sync_folder(folder.parent)
+  old.rmtree(missing_ok=True)
 
 
 def _fetch(parts: list[Part], params: Params,

@@ -67,10 +67,22 @@ class Batch:
     if not self._select.drop_zero_variance:
       return scored, solved
     groups = np.flatnonzero(self._informative)[:self._wanted]
-    rows = (groups[:, None] * size + np.arange(size)[None]).ravel()
-    scored = scored.take(rows)
+    scored = scored.take(self._rows(groups))
     counts = {'data/attempts': self.attempts, 'data/groups': len(groups)}
     return scored._replace(metrics=scored.metrics | counts), solved
+
+  def dropped(self) -> ScoredRollouts:
+    """The rows that `result` leaves out."""
+    groups = np.array([], int)
+    if self._select.drop_zero_variance:
+      chosen = np.flatnonzero(self._informative)[:self._wanted]
+      groups = np.setdiff1d(np.arange(len(self._informative)), chosen)
+    return concatenate(self._parts).take(self._rows(groups))
+
+  def _rows(self, groups: np.ndarray) -> np.ndarray:
+    """Numbers of the rows of groups."""
+    size = self._group_size
+    return (groups[:, None] * size + np.arange(size)[None]).ravel()
 
 
 def _solved(scored: ScoredRollouts, size: int) -> Solved:

@@ -6,8 +6,6 @@ missing. docs/evaluation.md has formulas and files.
 """
 
 from collections.abc import Sequence
-import json
-import pathlib
 
 from etils import epath
 import jax
@@ -28,13 +26,13 @@ from exprl_jax.evals.comparison import Result
 from exprl_jax.evals.held_out import Item
 from exprl_jax.evals.sampling import CandidateSamples, Row
 from exprl_jax.grading.grader import Grader
+from exprl_jax.runtime import files, metrics
 from exprl_jax.runtime import mesh as mesh_lib
-from exprl_jax.runtime import metrics
 from exprl_jax.runtime import workdir as workdir_lib
 from exprl_jax.types import LINES, InputError, printable
 
 
-def evaluate(config: Config, workdir: pathlib.Path) -> list[metrics.Row]:
+def evaluate(config: Config, workdir: epath.Path) -> list[metrics.Row]:
   """Scores policy.init and eval.models on eval.problems.
 
   Writes samples/NAME.jsonl, comparison.json and metrics.jsonl (a row for each
@@ -124,9 +122,8 @@ def _count_behaviors(
 
 def _write_comparison(config: Config, folder: epath.Path, items: Sequence[Item],
                       results: Sequence[Result]) -> None:
-  (folder / 'comparison.json').write_text(
-      json.dumps(
-          {
-              'problems': len(items), 'samples': config.eval.samples,
-              'seed': config.seed, 'models': [r.json() for r in results]
-          }, indent=1))
+  files.write_json(
+      folder / 'comparison.json', {
+          'problems': len(items), 'samples': config.eval.samples,
+          'seed': config.seed, 'models': [r.json() for r in results]
+      }, indent=1)

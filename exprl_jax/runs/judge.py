@@ -1,10 +1,9 @@
 """run='judge': judgments on traces, and how far they can be trusted."""
 
 from collections.abc import Sequence
-import json
-import pathlib
 import time
 
+from etils import epath
 import jax
 
 from exprl_jax.config import Config
@@ -15,13 +14,13 @@ from exprl_jax.evals.judge_traces import Trace, TraceSampler
 from exprl_jax.judge import calibration_report, factory
 from exprl_jax.judge.tree import Judgments
 from exprl_jax.models import references
+from exprl_jax.runtime import files, metrics
 from exprl_jax.runtime import mesh as mesh_lib
-from exprl_jax.runtime import metrics
 from exprl_jax.runtime import workdir as workdir_lib
 from exprl_jax.types import LINES, printable
 
 
-def judge(config: Config, workdir: pathlib.Path) -> list[metrics.Row]:
+def judge(config: Config, workdir: epath.Path) -> list[metrics.Row]:
   """Judges the traces of judge.traces, or samples of the policy.
 
   Writes judgments.jsonl into `workdir`; where it is known which traces are
@@ -77,7 +76,7 @@ def _traces(
 
 
 def _print_summary(judgments: Judgments, seconds: float,
-                   workdir: pathlib.Path) -> None:
+                   workdir: epath.Path) -> None:
   print(
       f'{len(judgments.truncated)} traces, {int(judgments.exists.sum())} '
       f'judgments in {seconds:.1f} s -> {workdir}/judgments.jsonl\nmean score '
@@ -87,10 +86,11 @@ def _print_summary(judgments: Judgments, seconds: float,
 
 
 def _write_report(report: judge_calibration.Report,
-                  workdir: pathlib.Path) -> None:
+                  workdir: epath.Path) -> None:
   """Writes calibration.json and calibration.png, and prints the table."""
-  (workdir / 'calibration.json').write_text(json.dumps(report, indent=1))
-  calibration_report.plots(report, workdir / 'calibration.png')
+  files.write_json(workdir / 'calibration.json', report, indent=1)
+  with files.local(workdir / 'calibration.png') as picture:
+    calibration_report.plots(report, picture)
   print(printable(calibration_report.table(report), keep=LINES))
   probes = sorted(report['probes'].items(), key=lambda x: -x[1])[:3]
   print(f'of {len(report["probes"])} probes the best-liked: ' +

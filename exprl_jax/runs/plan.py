@@ -6,9 +6,8 @@ docs/tpu.md explains the output.
 """
 
 import dataclasses
-import json
-import pathlib
 
+from etils import epath
 import jax
 
 from exprl_jax import config as config_lib
@@ -17,14 +16,14 @@ from exprl_jax.models import references
 from exprl_jax.planning import compiled, memory, search, tables
 from exprl_jax.planning import plan as plan_lib
 from exprl_jax.runs import sft
-from exprl_jax.runtime import chips, topology, xla_flags
+from exprl_jax.runtime import chips, files, topology, xla_flags
 from exprl_jax.runtime import mesh as mesh_lib
 from exprl_jax.runtime import workdir as workdir_lib
 from exprl_jax.runtime.metrics import Row
 from exprl_jax.types import InputError
 
 
-def plan(config: Config, workdir: pathlib.Path) -> list[Row]:
+def plan(config: Config, workdir: epath.Path) -> list[Row]:
   """Prints the plan, and writes plan.json and memory.png into `workdir`.
 
   With plan.search, keys are changed until the run fits, and planned.py is the
@@ -43,7 +42,7 @@ def plan(config: Config, workdir: pathlib.Path) -> list[Row]:
   return []
 
 
-def _plan(config: Config, workdir: pathlib.Path) -> None:
+def _plan(config: Config, workdir: epath.Path) -> None:
   devices = (topology.devices(config.plan.topology)
              if config.plan.topology else jax.devices())
   planned = dataclasses.replace(config, run=config.plan.run)
@@ -61,14 +60,15 @@ def _plan(config: Config, workdir: pathlib.Path) -> None:
     changes = search.suggest(planned, made.mesh)
     print(f'estimated to fit: {search.flags(changes)}' if changes else
           'no change of its keys makes it fit; use more devices')
-  (workdir / 'plan.json').write_text(json.dumps(made.json(), indent=1))
-  tables.picture(made, workdir / 'memory.png')
+  files.write_json(workdir / 'plan.json', made.json(), indent=1)
+  with files.local(workdir / 'memory.png') as picture:
+    tables.picture(made, picture)
   print(f'plan {workdir}/plan.json, memory.png; compiled in '
         f'{compiler.seconds:.0f} s')
 
 
 def _search(config: Config, devices: list[jax.Device],
-            compiler: compiled.Compiler, workdir: pathlib.Path) -> Config:
+            compiler: compiled.Compiler, workdir: epath.Path) -> Config:
   """Changes keys until the compiled programs fit; writes planned.py.
 
   Raises:
@@ -91,5 +91,5 @@ def _search(config: Config, devices: list[jax.Device],
                      f'{len(devices)} devices; use more')
   print(f'fits with {search.flags(changes) or "no change"}\n')
   found = search.with_keys(config, changes)
-  (workdir / 'planned.py').write_text(config_lib.source(found))
+  files.write(workdir / 'planned.py', config_lib.source(found))
   return found

@@ -1,14 +1,13 @@
 """What a person sees of training steps: lines, statistics, samples."""
 
 from collections.abc import Mapping
-import json
-import pathlib
 
+from etils import epath
 from jaxtyping import Float
 import numpy as np
 
 from exprl_jax.rl.scored import ScoredRollouts
-from exprl_jax.runtime import metrics
+from exprl_jax.runtime import files, metrics
 
 
 def statistics(scored: ScoredRollouts,
@@ -37,7 +36,7 @@ def line(step: int, values: Mapping[str, float]) -> str:
           f'{values["policy/entropy"]:.3f}  {seconds:.2f} s')
 
 
-def write_samples(path: pathlib.Path, scored: ScoredRollouts,
+def write_samples(path: epath.Path, scored: ScoredRollouts,
                   credit: Float[np.ndarray, 'B S']) -> None:
   """Writes traces with their step scores and advantages, one JSON object a row.
 
@@ -48,18 +47,17 @@ def write_samples(path: pathlib.Path, scored: ScoredRollouts,
     scored: the rows.
     credit: the advantage of each step.
   """
-  path.parent.mkdir(exist_ok=True)
   value, valid = scored.scores
-  with path.open('w') as file:
-    for i, trace in enumerate(scored.traces):
-      steps = [{
-          'text': text, 'score': round(float(s), 4),
-          'advantage': round(float(a), 4), 'valid': bool(v)
-      } for text, s, a, v in zip(trace.steps, value[i], credit[i], valid[i])]
-      correct = trace.correct if trace.gradable else None
-      file.write(
-          json.dumps({
-              'id': trace.problem.id, 'question': trace.problem.question,
-              'steps': steps, 'correct': correct,
-              'finished': trace.trajectory.finished
-          }) + '\n')
+  lines = []
+  for i, trace in enumerate(scored.traces):
+    steps = [{
+        'text': text, 'score': round(float(s), 4),
+        'advantage': round(float(a), 4), 'valid': bool(v)
+    } for text, s, a, v in zip(trace.steps, value[i], credit[i], valid[i])]
+    lines.append(
+        files.dumps({
+            'id': trace.problem.id, 'question': trace.problem.question,
+            'steps': steps, 'correct': trace.correct if trace.
+            gradable else None, 'finished': trace.trajectory.finished
+        }) + '\n')
+  files.write(path, ''.join(lines))

@@ -48,7 +48,7 @@ def check(c: Config) -> None:
   if c.run == 'train':
     _check_recipe(c)
     profiler.parse(c.profile.steps, c.steps)
-  elif c.profile.steps:
+  elif c.profile.steps and c.run != 'report':
     raise InputError(f'config.profile.steps={c.profile.steps!r} is for '
                      "run='train'")
   if c.run == 'sft':

@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 import dataclasses
 import functools
 import gc
-import pathlib
 from typing import Any
 
+from etils import epath
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -29,10 +29,10 @@ from exprl_jax.rl.policy import Policy
 from exprl_jax.rl.scored import ScoredRollouts
 from exprl_jax.rollout import sources
 from exprl_jax.rollout.sampler import Sampler
-from exprl_jax.runs import budgets, progress, validate, warm_up
+from exprl_jax.runs import budgets, progress, traces, validate, warm_up
 from exprl_jax.runtime import checkpoints as checkpoints_lib
 from exprl_jax.runtime import mesh as mesh_lib
-from exprl_jax.runtime import metrics
+from exprl_jax.runtime import metrics, report
 from exprl_jax.runtime import workdir as workdir_lib
 from exprl_jax.types import Group, Params, Problem, TrainState
 
@@ -99,7 +99,7 @@ class Run:
   """The parts of a training run that are there from start to end."""
 
   inputs: Inputs
-  workdir: pathlib.Path
+  workdir: epath.Path
   policy: Policy
   sampler: Sampler
   source: sources.Source
@@ -109,6 +109,7 @@ class Run:
   monitor: hacking.Monitor | None  # where a judge gives the reward
   checkpoints: checkpoints_lib.Checkpoints
   log: metrics.Log
+  traces: traces.Traces
   probe_metrics: dict[str, float]  # of the judge, which is frozen
 
   @property
@@ -158,24 +159,39 @@ class Run:
       self.log.say(warning)
 
   def write_samples(self, step: int, scored: ScoredRollouts,
-                    advantage: np.ndarray) -> None:
-    """Writes the traces of the first, every tenth and the last step."""
+                    advantage: np.ndarray, dropped: ScoredRollouts) -> None:
+    """Keeps a step's traces, and writes those of the first, every tenth and
+    the last step as text.
+
+    Args:
+      step: as it is logged.
+      scored: the rows that train.
+      advantage: of their steps, [B, S].
+      dropped: the other rows.
+    """
+    self.traces.write(step, scored, advantage, dropped)
     last = self.inputs.config.steps
     if jax.process_index() == 0 and (step % 10 == 0 or step in (1, last)):
       progress.write_samples(self.workdir / f'samples/{step:08d}.jsonl', scored,
                              advantage)
 
   def close(self, state: TrainState) -> None:
-    """Waits for checkpoints and writes the model."""
+    """Waits for checkpoints and writes the model.
+
+    Raises:
+      Unfinished: the model could not be written.
+    """
     self.checkpoints.close()
     self.log.close()
+    self.traces.close()
     self.inputs.grader.close()
-    hf.save(self.workdir / 'model', self.policy.model,
-            self.policy.full_params(state.params, 'float32'),
-            self.inputs.origin.folder)
+    with report.unfinished('model', self.workdir):
+      hf.save(self.workdir / 'model', self.policy.model,
+              self.policy.full_params(state.params, 'float32'),
+              self.inputs.origin.folder)
 
 
-def start(inputs: Inputs, workdir: pathlib.Path) -> tuple[Run, int, TrainState]:
+def start(inputs: Inputs, workdir: epath.Path) -> tuple[Run, int, TrainState]:
   """Claims the workdir, loads weights, restores the newest checkpoint.
 
   Returns:
@@ -218,8 +234,9 @@ def start(inputs: Inputs, workdir: pathlib.Path) -> tuple[Run, int, TrainState]:
                                  inputs.problems) if judge else {}
   reward = base.scoring(config, inputs.tokenizer, inputs.grader, scorer,
                         inputs.reward.granularity)
-  return Run(inputs, workdir, policy, sampler, source, reward, table, judge,
-             monitor, checkpoints, log, probes), done, state
+  return Run(inputs, workdir, policy, sampler, source, reward, table,
+             judge, monitor, checkpoints, log,
+             traces.Traces(workdir, config.traces), probes), done, state
 
 
 def _show_kernels(inputs: Inputs, sampler: Sampler,
@@ -232,7 +249,7 @@ def _show_kernels(inputs: Inputs, sampler: Sampler,
     print(f'judge: {judge.engine.options.layout.kernel.describe()}')
 
 
-def _policy(inputs: Inputs, workdir: pathlib.Path) -> tuple[Policy, Params]:
+def _policy(inputs: Inputs, workdir: epath.Path) -> tuple[Policy, Params]:
   """The policy, and the parameters that train."""
   config = inputs.config
   model, params, base_params = references.policy(config, inputs.mesh)

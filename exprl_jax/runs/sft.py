@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 import dataclasses
-import pathlib
 
+from etils import epath
 import jax
 import numpy as np
 
@@ -21,12 +21,12 @@ from exprl_jax.rollout.sampler import Sampler
 from exprl_jax.runs import budgets, validate
 from exprl_jax.runtime import checkpoints as checkpoints_lib
 from exprl_jax.runtime import mesh as mesh_lib
-from exprl_jax.runtime import metrics, stopping
+from exprl_jax.runtime import metrics, report, stopping
 from exprl_jax.runtime import workdir as workdir_lib
 from exprl_jax.types import InputError, Problem
 
 
-def sft(config: Config, workdir: pathlib.Path) -> list[metrics.Row]:
+def sft(config: Config, workdir: epath.Path) -> list[metrics.Row]:
   """Trains on prompt -> solution + EOS and writes workdir/model.
 
   Returns:
@@ -67,17 +67,20 @@ def sft(config: Config, workdir: pathlib.Path) -> list[metrics.Row]:
       if done % 10 == 0 or last:
         shown = f'step {done:5d}  loss {values["sft/loss"]:.3f}'
         log.write(done, values, shown if done % 100 == 0 or last else '')
+      log.flush()
       rescue.take(done, state)
       if held_out.due(done, config.steps):
         held_out(sampler, policy.full_params(state.params), done, log)
+      log.flush()
       checkpoints.save(done, state, last=last)
       if not last:
         steps.end()
 
   checkpoints.close()
   log.close()
-  hf.save(workdir / 'model', policy.model,
-          policy.full_params(state.params, 'float32'), folder)
+  with report.unfinished('model', workdir):
+    hf.save(workdir / 'model', policy.model,
+            policy.full_params(state.params, 'float32'), folder)
   return metrics.read(workdir / 'metrics.jsonl')
 
 

@@ -10,8 +10,7 @@ The random key of step i is fold_in(key, i) and its problems are a function of i
 and of state that a checkpoint holds, so a resumed run repeats the same draws.
 """
 
-import pathlib
-
+from etils import epath
 import jax
 import numpy as np
 
@@ -22,11 +21,12 @@ from exprl_jax.runtime import checkpoints, metrics, stopping
 from exprl_jax.types import TrainState
 
 
-def train(config: Config, workdir: pathlib.Path) -> list[metrics.Row]:
+def train(config: Config, workdir: epath.Path) -> list[metrics.Row]:
   """Runs a config; returns the rows of metrics.jsonl.
 
-  Writes config.json, metrics.jsonl, samples/*.jsonl, checkpoints/ and, at the
-  end, model/ (a Hugging Face directory) into `workdir`.
+  Writes config.json, metrics.jsonl, samples/*.jsonl, traces/*.jsonl.gz,
+  checkpoints/ and, at the end, model/ (a Hugging Face directory) into
+  `workdir`.
 
   Raises:
     StartAgain: the run was asked to stop; its last step is saved.
@@ -43,6 +43,7 @@ def train(config: Config, workdir: pathlib.Path) -> list[metrics.Row]:
     for step in range(start, config.steps):
       steps.begin()
       state = _step(run, step, state, devices, empty_steps, rescue)
+      run.log.flush()
       run.checkpoints.save(step + 1, state, last=step + 1 == config.steps)
       if step + 1 < config.steps:
         steps.end()
@@ -95,8 +96,10 @@ def _step(run: setup.Run, step: int, state: TrainState,
   values |= devices.end(step + 1, state, values)
   run.report(step + 1, values)
   # 8. Samples, evaluation.
-  run.write_samples(step + 1, scored, advantage)
+  run.write_samples(step + 1, scored, advantage, batch.dropped())
+  run.log.flush()  # a resumed run does not write these rows again
   rescue.take(step + 1, state)
   if run.inputs.held_out.due(step + 1, config.steps):
     run.evaluate(state, step + 1)
+    run.log.flush()
   return state

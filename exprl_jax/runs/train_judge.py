@@ -30,10 +30,10 @@ The run is not resumable; it takes about a quarter of an hour.
 
 from collections.abc import Mapping
 import functools
-import pathlib
 import random
 from typing import Any
 
+from etils import epath
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -55,7 +55,7 @@ from exprl_jax.tiny.rows import Rows
 from exprl_jax.types import Params, TrainState
 
 
-def train_judge(config: Config, workdir: pathlib.Path) -> list[metrics.Row]:
+def train_judge(config: Config, workdir: epath.Path) -> list[metrics.Row]:
   """Trains the judge; writes workdir/judges/STEP after every round, and
   workdir/model.
 

@@ -1,16 +1,17 @@
 """Metrics to metrics.jsonl, progress to the terminal."""
 
 from collections.abc import Iterable
-import json
-import pathlib
 import statistics
 import sys
 import time
 from typing import Any
 
+from etils import epath
 import jax
 import numpy as np
 import tqdm
+
+from exprl_jax.runtime import jsonl
 
 Row = dict[str, float]  # {'step': ..., 'area/name': number}
 
@@ -22,15 +23,14 @@ class Log:
   its checkpoint, so that the file reads as if nothing had happened.
   """
 
-  def __init__(self, workdir: pathlib.Path, total: int, first_step: int = 0,
+  def __init__(self, workdir: epath.PathLike, total: int, first_step: int = 0,
                main: bool = True) -> None:
     """Only one process, the main one, writes and shows anything."""
-    self._path = workdir / 'metrics.jsonl'
+    self._lines = jsonl.Lines(epath.Path(workdir) / 'metrics.jsonl', _is_row)
     self._main = main
     if main:
-      rows = read(self._path) if first_step else []
-      rows = [r for r in rows if r['step'] <= first_step]
-      self._path.write_text(''.join(json.dumps(r) + '\n' for r in rows))
+      self._lines.keep(lambda row: 0 < first_step >= row['step'])
+      self._lines.open()
     self._bar = tqdm.tqdm(total=total, initial=first_step, unit='step',
                           disable=not main or not sys.stderr.isatty(),
                           leave=False)
@@ -41,8 +41,7 @@ class Log:
       return
     row = {'step': step
           } | {k: float(v) for k, v in values.items() if np.isfinite(v)}
-    with self._path.open('a') as file:
-      file.write(json.dumps(row) + '\n')
+    self._lines.append(row)
     if line:
       self.say(line)
 
@@ -57,21 +56,27 @@ class Log:
     self._bar.set_postfix(shown, refresh=False)
     self._bar.update()
 
+  def flush(self) -> None:
+    """Returns when the rows are stored: before a checkpoint that is behind
+    them, since a resumed run does not write them again."""
+    if self._main:
+      self._lines.flush()
+
   def close(self) -> None:
-    """Removes the progress bar."""
+    """Stores the rows, and removes the progress bar."""
+    if self._main:
+      self._lines.close()
     self._bar.close()
 
 
-def read(path: pathlib.Path) -> list[Row]:
-  """Reads the rows of a metrics.jsonl up to its first incomplete line."""
-  rows: list[Row] = []
-  if path.exists():
-    for line in path.read_text().splitlines():
-      try:
-        rows.append(json.loads(line))
-      except json.JSONDecodeError:
-        break
-  return rows
+def read(path: epath.PathLike) -> list[Row]:
+  """Reads the rows of a metrics.jsonl, or its parts, that are whole."""
+  return jsonl.read(path, _is_row).rows
+
+
+def _is_row(row: dict[str, Any]) -> bool:
+  """Whether an object is one of `Row`: what damage has left may not be."""
+  return 'step' in row and all(type(v) in (int, float) for v in row.values())
 
 
 class Timer:

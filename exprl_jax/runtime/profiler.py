@@ -1,11 +1,13 @@
 """Traces of training steps by jax.profiler, for TensorBoard and XProf."""
 
 import contextlib
-import pathlib
 import re
+import tempfile
 
+from etils import epath
 import jax
 
+from exprl_jax.runtime import files
 from exprl_jax.types import InputError
 
 _FOLDER = 'profile'
@@ -40,10 +42,14 @@ class Profiler:
   Every process of several writes a file of its own there, named by its host.
   """
 
-  def __init__(self, workdir: pathlib.Path, steps: range) -> None:
-    self._folder, self._steps = workdir / _FOLDER, steps
+  def __init__(self, workdir: epath.PathLike, steps: range) -> None:
+    self._folder, self._steps = epath.Path(workdir) / _FOLDER, steps
     self._tracing = False
     self._annotation = contextlib.ExitStack()
+    # JAX writes to disks only.
+    self._local = (
+        tempfile.TemporaryDirectory()  # pylint: disable=consider-using-with
+        if steps and files.is_remote(self._folder) else None)
 
   def begin(self, step: int) -> None:
     """Starts the trace, if this is its first step, and marks the step."""
@@ -52,7 +58,9 @@ class Profiler:
     if not self._tracing:
       options = jax.profiler.ProfileOptions()
       options.python_tracer_level = 0  # phases have names of their own
-      jax.profiler.start_trace(self._folder, profiler_options=options)
+      jax.profiler.start_trace(
+          self._local.name if self._local else self._folder,
+          profiler_options=options)
       self._tracing = True
     self._annotation.enter_context(
         jax.profiler.StepTraceAnnotation('train', step_num=step))
@@ -69,3 +77,6 @@ class Profiler:
     if self._tracing:
       jax.profiler.stop_trace()
       self._tracing = False
+      if self._local:
+        files.copy_folder(self._local.name, self._folder)
+        self._local.cleanup()

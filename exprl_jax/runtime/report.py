@@ -1,6 +1,8 @@
 """The end of a run: a table for the terminal, report.html for the browser."""
 
 import base64
+from collections.abc import Iterator
+import contextlib
 import dataclasses
 import functools
 import io
@@ -8,11 +10,12 @@ import json
 import pathlib
 from typing import Any, NamedTuple
 
+from etils import epath
 import jinja2
 
 from exprl_jax.config import Config
-from exprl_jax.runtime import metrics
-from exprl_jax.types import LINES, printable
+from exprl_jax.runtime import files, jsonl, metrics
+from exprl_jax.types import LINES, Unfinished, printable
 
 _SAMPLES = 8  # traces shown
 _LABEL = 60  # characters of a legend
@@ -23,11 +26,11 @@ class Result(NamedTuple):
 
   title: str
   config: Config
-  workdir: pathlib.Path
+  workdir: epath.Path
   rows: list[metrics.Row]  # of metrics.jsonl
 
 
-def write(workdir: pathlib.Path, results: list[Result]) -> None:
+def write(workdir: epath.Path, results: list[Result]) -> None:
   """Prints the summary of some runs and writes workdir/report.html."""
   table = summary(results)
   print('\n' + as_text(table))
@@ -37,13 +40,40 @@ def write(workdir: pathlib.Path, results: list[Result]) -> None:
   page = environment.from_string(
       pathlib.Path(__file__).with_suffix('.html').read_text())
   path = workdir / 'report.html'
-  path.write_text(
+  files.write(
+      path,
       page.render(
           titles=[r.title for r in results], table=table, plots=plots(results),
           samples=samples(results[0].workdir), times=times(results[0].rows),
-          config=json.dumps(dataclasses.asdict(results[0].config), indent=1)),
-      encoding='utf-8')
+          config=json.dumps(dataclasses.asdict(results[0].config), indent=1)))
   print(printable(f'report {path}'), flush=True)
+
+
+def finish(workdir: epath.Path, results: list[Result]) -> None:
+  """Does what `write` does, behind runs that must not fail any more.
+
+  Raises:
+    Unfinished: that failed.
+  """
+  with unfinished('report.html', workdir):
+    write(workdir, results)
+
+
+@contextlib.contextmanager
+def unfinished(what: str, workdir: epath.PathLike) -> Iterator[None]:
+  """Turns any error of a trained run's end into one that says how to go on.
+
+  Raises:
+    Unfinished: the block failed.
+  """
+  try:
+    yield
+  except Exception as e:
+    why = ' '.join(f'{type(e).__name__}: {e}'.split())
+    raise Unfinished(
+        f'{workdir}/{what} was not written ({why}); all training is saved: '
+        "the same command with --config.run=report and this --workdir writes "
+        'it') from e
 
 
 def evaluations(rows: list[metrics.Row]) -> list[metrics.Row]:
@@ -92,16 +122,20 @@ def times(rows: list[metrics.Row]) -> dict[str, float]:
   return out
 
 
-def samples(workdir: pathlib.Path) -> list[dict[str, Any]]:
+def samples(workdir: epath.Path) -> list[dict[str, Any]]:
   """Some traces of the last training step that was written, one a problem
   first."""
-  files = sorted((workdir / 'samples').glob('[0-9]' * 8 + '.jsonl'))
-  if not files:
+  found = sorted((workdir / 'samples').glob('[0-9]' * 8 + '.jsonl'))
+  if not found:
     return []
-  rows = [json.loads(line) for line in files[-1].read_text().splitlines()]
+  rows = jsonl.read(found[-1], _is_sample).rows
   first = {row['id']: row for row in reversed(rows)}.values()
   rest = [row for row in rows if all(row is not f for f in first)]
   return [*first, *rest][:_SAMPLES]
+
+
+def _is_sample(row: dict[str, Any]) -> bool:
+  return isinstance(row.get('steps'), list) and 'id' in row
 
 
 class Curve(NamedTuple):
@@ -148,8 +182,8 @@ def plots(results: list[Result]) -> list[dict[str, str]]:
 
 
 def _legend(label: str) -> str:
-  """Shortens a label and escapes what matplotlib reads as mathematics."""
-  return printable(label)[:_LABEL].replace('$', r'\$')
+  """A label, escaped and shortened."""
+  return printable(label)[:_LABEL]
 
 
 def _draw(title: str, curves: list[Curve], label: str) -> dict[str, str] | None:
@@ -161,7 +195,15 @@ def _draw(title: str, curves: list[Curve], label: str) -> dict[str, str] | None:
   curves = [c for c in curves if any(c.name in row for row in c.rows)]
   if not curves:
     return None
-  fig = figure.Figure(figsize=(6, 3.2), layout='constrained')
+  # A config may be named $x$: that is no formula.
+  with matplotlib.rc_context({'text.parse_math': False}):
+    return _plot(figure.Figure(figsize=(6, 3.2), layout='constrained'), title,
+                 curves, label)
+
+
+def _plot(fig: Any, title: str, curves: list[Curve],
+          label: str) -> dict[str, str]:
+  """Plots curves that have data on a figure of matplotlib."""
   axes = fig.subplots()
   for curve in curves:
     rows = [row for row in curve.rows if curve.name in row]

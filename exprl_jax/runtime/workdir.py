@@ -2,13 +2,13 @@
 
 import dataclasses
 import json
-import pathlib
 from typing import Any
 
+from etils import epath
 import jax
 
 from exprl_jax.config import Config
-from exprl_jax.runtime import checkpoints
+from exprl_jax.runtime import checkpoints, files
 from exprl_jax.runtime import mesh as mesh_lib
 from exprl_jax.types import InputError
 
@@ -21,6 +21,7 @@ _MAY_CHANGE = frozenset({
     'compile_cache',
     'profile',
     'sample',
+    'traces',
     'export',
     'calibration',
     # Where and in what portions things are computed.
@@ -37,23 +38,21 @@ _MAY_CHANGE = frozenset({
 })
 
 
-def check(workdir: pathlib.Path, config: Config) -> None:
+def check(workdir: epath.PathLike, config: Config) -> None:
   """Checks that the workdir is empty, or holds this very run.
 
   Raises:
     InputError: it holds a run with another config, or something else.
   """
+  workdir = epath.Path(workdir)
   path = workdir / 'config.json'
   if path.exists():
-    try:
-      old = json.loads(path.read_text())
-    except json.JSONDecodeError:
-      raise InputError(f'{path}: not JSON; choose another --workdir') from None
+    old = read(workdir)
     if different := _differences(old, config):
       raise InputError(
           f'--workdir={workdir} holds another run: {", ".join(different[:5])} '
           'differ; choose an empty --workdir, or the same config to resume')
-  elif workdir.exists() and any(workdir.iterdir()):
+  elif workdir.exists() and not all(map(files.is_hidden, workdir.iterdir())):
     raise InputError(f'--workdir={workdir} is not empty and holds no run; '
                      'choose an empty --workdir')
 
@@ -68,10 +67,30 @@ def check_resume(workdir: str, how: str) -> None:
   if how == 'always' and not (workdir and checkpoints.steps(workdir)):
     raise InputError(f'--resume=always: --workdir={workdir} has no checkpoint; '
                      'check the path, or start with --resume=auto')
-  if how == 'never' and workdir and (pathlib.Path(workdir) /
+  if how == 'never' and workdir and (epath.Path(workdir) /
                                      'config.json').exists():
     raise InputError(f'--resume=never: --workdir={workdir} holds a run; choose '
                      'another, or go on with it with --resume=auto')
+
+
+def read(workdir: epath.PathLike) -> dict[str, Any]:
+  """Reads the config.json of a run.
+
+  Raises:
+    InputError: there is none, or it is damaged.
+  """
+  path = epath.Path(workdir) / 'config.json'
+  try:
+    old = json.loads(path.read_bytes())
+  except FileNotFoundError:
+    raise InputError(f'{path}: no such file; --workdir={workdir} holds no '
+                     'run') from None
+  except (ValueError, RecursionError):
+    old = None
+  if not isinstance(old, dict):
+    raise InputError(f'{path}: not the JSON of a config; put it back, or '
+                     'choose another --workdir')
+  return old
 
 
 def _differences(old: dict[str, Any], config: Config) -> list[str]:
@@ -87,15 +106,16 @@ def _differences(old: dict[str, Any], config: Config) -> list[str]:
                 and before.get(k) != now.get(k))
 
 
-def claim(workdir: pathlib.Path, config: Config) -> None:
+def claim(workdir: epath.PathLike, config: Config) -> None:
   """Makes the workdir this run's: checks it and writes its config.json."""
   check(workdir, config)
   mesh_lib.barrier('claim')
   if jax.process_index():
     return
-  workdir.mkdir(parents=True, exist_ok=True)
-  (workdir / 'config.json'
-  ).write_text(json.dumps(_as_json(config), indent=1, sort_keys=True) + '\n')
+  path = epath.Path(workdir) / 'config.json'
+  text = files.dumps(_as_json(config), indent=1, sort_keys=True) + '\n'
+  if not path.exists() or path.read_bytes() != text.encode():
+    files.write(path, text)
 
 
 def _as_json(config: Config) -> dict[str, Any]:
