@@ -387,7 +387,7 @@ def test_no_process_stays_behind(plug_in):
     statuses(grader, [('5', '7')])
 
 
-def test_workers_end_with_the_grader_and_with_the_parent():
+def test_workers_end_with_the_grader_and_with_the_parent(tmp_path):
   grader = grading.Grader(config.Grading(grader=f'{CODE}:grade'))
   left = pids(grader)
   del grader
@@ -400,7 +400,8 @@ def test_workers_end_with_the_grader_and_with_the_parent():
             'print(g._pool._free.queue[-1]._process.pid, flush=True)\n')
   for end in ('', 'import os; os._exit(0)'):  # as a killed process ends
     done = subprocess.run([sys.executable, '-c', script + end],
-                          capture_output=True, text=True, check=True)
+                          capture_output=True, text=True, check=True,
+                          env={**os.environ, 'TMPDIR': str(tmp_path)})
     assert gone([int(done.stdout)])
 
 

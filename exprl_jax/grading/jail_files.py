@@ -16,9 +16,16 @@ _PLACES = ('/tmp', '/mnt', '/var', '/home')
 
 
 def mount_proc() -> None:
-  """Mounts the /proc of a new process namespace over the old one."""
+  """Mounts the /proc of a new process namespace over the old one.
+
+  Leaves the old one where its parts are masked: the kernel allows no new one
+  then, but refuses memory and descriptors of processes outside all the same.
+  """
   kernel.mount('', '/', flags=kernel.MS_REC | kernel.MS_PRIVATE)
-  kernel.mount('proc', '/proc', 'proc')
+  try:
+    kernel.mount('proc', '/proc', 'proc')
+  except OSError:
+    pass
 
 
 def mount_root(readable: list[str], disk_mb: int) -> None:

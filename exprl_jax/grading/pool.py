@@ -14,6 +14,7 @@ import select
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from typing import NamedTuple
 import weakref
@@ -27,7 +28,7 @@ _START_UP = 120.0  # seconds a worker may take to import what it needs
 _LONGEST_LINE = 1 << 20  # bytes of a reply
 _LONGEST_POLL = 60.0  # seconds
 # Variables that workers inherit, besides LC_* and config.grading.environment.
-_ENVIRONMENT = ('PATH', 'HOME', 'LANG', 'TZ', 'TMPDIR', 'LD_LIBRARY_PATH',
+_ENVIRONMENT = ('PATH', 'HOME', 'LANG', 'TZ', 'LD_LIBRARY_PATH',
                 'PYTHONHASHSEED')
 
 
@@ -107,6 +108,7 @@ class Worker:
     self._graders = list(graders)
     self._process: subprocess.Popen[bytes] | None = None
     self._control: socket.socket | None = None
+    self._folder = ''  # for temporary files of the worker and its programs
     self._unread = b''
     self._started = False  # once, at least
     self._asked = 0
@@ -117,6 +119,8 @@ class Worker:
     Raises:
       InputError: it cannot load a grader, or does not start in time.
     """
+    self._folder = tempfile.mkdtemp(prefix='grader-')
+    os.chmod(self._folder, 0o711)  # programs may run as another user
     self._process, self._control = sandbox.start(self._order())
     self._unread = b''
     try:
@@ -144,7 +148,8 @@ class Worker:
         if name in kept or name.startswith('LC_')
     }
     env = {
-        **inherited, 'OMP_NUM_THREADS': '1', 'OPENBLAS_NUM_THREADS': '1',
+        **inherited, 'TMPDIR': self._folder, 'OMP_NUM_THREADS': '1',
+        'OPENBLAS_NUM_THREADS': '1',
         'PYTHONPATH': os.pathsep.join([root, *filter(None, sys.path)])
     }
     # Algebra starts nothing; only plug-ins need namespaces.
@@ -244,10 +249,13 @@ class Worker:
     return line
 
   def close(self) -> None:
-    """Ends the process and all that it has started."""
+    """Ends the process and all that it has started; removes its files."""
     if self._process and self._control:
       sandbox.end(self._process, self._control)
     self._process = self._control = None
+    if self._folder:
+      sandbox.remove(self._folder)
+      self._folder = ''
 
 
 def _close(workers: Iterable[Worker]) -> None:

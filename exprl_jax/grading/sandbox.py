@@ -207,7 +207,7 @@ def _run(order: Order, stdin: str,
   finally:
     end(process, control)
     if folder:
-      _remove(folder)
+      remove(folder)
   # 3. The first reason counts.
   report = reports(wrote['control']) or Report(-9, 'killed')
   out, error = (wrote[k].decode(errors='replace') for k in ('out', 'error'))
@@ -255,7 +255,7 @@ def _exchange(process: subprocess.Popen[bytes], control: socket.socket,
   return wrote, ''
 
 
-def _remove(folder: str) -> None:
+def remove(folder: str) -> None:
   """Removes a folder, however deep, and whatever its modes are."""
   subprocess.run(['chmod', '-R', 'u+rwX', folder], check=False,
                  stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
