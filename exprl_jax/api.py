@@ -258,6 +258,9 @@ def _split(config: Config, problems: Sequence[Problem],
   if len(problems) != len(traces) or any(isinstance(x, str) for x in traces):
     raise InputError(f'score: {len(problems)} problems need as many lists of '
                      f'traces; there are {len(traces)}')
+  for problem, texts in zip(problems, traces):
+    for text in texts:
+      validation.encodable(text, f'score: a trace of problem {problem.id!r}')
   segment = steps_lib.segmenter(config.judge, _judge_tokenizer(config),
                                 config.reward == 'process')
   return [

@@ -193,7 +193,7 @@ def run(config: config_lib.Config, path: str,
   # 2. The others, each in its folder.
   import jax
 
-  from exprl_jax.runtime import report
+  from exprl_jax.runtime import lock, report
   first = jax.process_index() == 0
   folder = _folder(config, path, workdir)
   runs = [(path, config, folder)]
@@ -201,9 +201,10 @@ def run(config: config_lib.Config, path: str,
     runs.append((config.compare, compared(config, path), folder / 'compare'))
   if first:
     print(f'workdir {folder}', flush=True)
-  results, failed = _run_each(runs, config.run == 'report')
-  if first and config.run not in _OWN_REPORT:
-    report.finish(folder, results)
+  with lock.Lock(folder):
+    results, failed = _run_each(runs, config.run == 'report')
+    if first and config.run not in _OWN_REPORT:
+      report.finish(folder, results)
   if failed:
     raise failed
   return results

@@ -11,6 +11,7 @@ it; the only place that shifts by one is `models/head.py`.
 
 import dataclasses
 from typing import Any, Literal, NamedTuple
+import unicodedata
 
 from jaxtyping import Array, Bool, Float, Int
 import numpy as np
@@ -25,17 +26,35 @@ AnyArray = Array | np.ndarray
 # 'dropped' where its group had enough samples without it.
 FinishReason = Literal['eos', 'stop', 'length', 'unfinished', 'dropped']
 
+# Control characters that `printable` may keep where a text has lines.
+LINES = '\n\t'
+
 
 class InputError(ValueError):
   """What the user gave is wrong. The message is one line that says what it is
-  (file, row, key or flag) and what to do; `main` prints it without a trace.
+  (file, row, key or flag) and what to do; `main` prints it without a trace. It
+  may quote data: `str` makes it `printable`.
   """
 
+  def __str__(self) -> str:
+    return printable(super().__str__())
 
-class Unfinished(RuntimeError):
-  """A run has trained and saved, but its report or model was not written. The
-  message is one line: what failed, and that run='report' writes it.
+
+def printable(text: str, keep: str = '') -> str:
+  r"""Escapes what a terminal or a browser would obey instead of showing.
+
+  These are control characters (ANSI escapes among them), marks that change the
+  direction of text, other invisible characters, and lone surrogates, which no
+  UTF-8 file can hold. Spaces and the letters of all scripts stay.
+
+  Args:
+    text: of data or of a model.
+    keep: characters to leave, such as `LINES`.
   """
+  if text.isprintable():
+    return text
+  return ''.join(c if c.isprintable() or c in keep or unicodedata.category(c) ==
+                 'Zs' else repr(c)[1:-1] for c in text)
 
 
 class RunFailure(InputError):
@@ -47,6 +66,12 @@ class RunFailure(InputError):
 
 class StartAgain(Exception):
   """The run stopped for a reason outside of it; the same command resumes it."""
+
+
+class Unfinished(RuntimeError):
+  """A run has trained and saved, but its report or model was not written. The
+  message is one line: what failed, and that run='report' writes it.
+  """
 
 
 class RubricItem(NamedTuple):

@@ -5,7 +5,7 @@
     --config.policy.init=/bucket/models/Qwen3-4B-Instruct-2507
 
 Flags after `--` go to exprl_jax.main. The bucket is mounted at /bucket, and the
-workdir is /bucket/runs/NAME. --dry_run prints the manifest instead of applying
+workdir is gs://BUCKET/runs/NAME. --dry_run prints the manifest instead of applying
 it. Only slices of one host are supported.
 """
 
@@ -65,7 +65,7 @@ def manifest(name: str, slice_name: str, image: str, bucket: str,
       max_restarts=max_restarts, accelerator=accelerator, topology=topology,
       chips=chips, grace=_GRACE, args=json.dumps([
           f'--config.checkpoint.grace_s={_GRACE}', *args,
-          f'--workdir=/bucket/runs/{name}'
+          f'--workdir=gs://{bucket}/runs/{name}'
       ]))
 
 

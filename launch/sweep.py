@@ -5,8 +5,8 @@
 
 Each run has its own workdir below --root, named after its values. A run that
 exits with 42 (start me again; docs/reliability.md) is started again, any other
-failure is final. Starting the sweep again resumes it. --dry_run prints the command lines, for a scheduler of
-your own. Flags after `--` go to all runs.
+failure is final. Starting the sweep again resumes it. --dry_run prints the
+command lines, for a scheduler of your own. Flags after `--` go to all runs.
 """
 
 import itertools

@@ -49,7 +49,7 @@ def test_jobset_runs_the_command_on_the_whole_slice(gke):
     assert container['command'] == ['python', '-m', 'exprl_jax.main']
     assert container['args'] == [
         '--config.checkpoint.grace_s=120', '--config=configs/tiny.py:grpo',
-        '--config.seed=1', '--workdir=/bucket/runs/run-1'
+        '--config.seed=1', '--workdir=gs://bucket/runs/run-1'
     ]
     assert container['resources']['limits']['google.com/tpu'] == chips
     sizes = [int(n) for n in topology.split('x')]
@@ -63,7 +63,7 @@ def test_jobset_runs_the_command_on_the_whole_slice(gke):
     rule = batch_job['podFailurePolicy']['rules'][0]['onExitCodes']
     assert rule['containerName'] == container['name']
     assert rule['operator'] == 'In' and rule['values'] == [
-        failures.BUG, failures.INPUT, failures.VERDICT
+        failures.BUG, failures.INPUT, failures.VERDICT, failures.UNFINISHED
     ]
     assert pod['terminationGracePeriodSeconds'] == 120
 

@@ -11,7 +11,14 @@ import time
 import pytest
 
 from exprl_jax import main
-from exprl_jax.runtime import checkpoints, metrics, stopping, watchdog
+from exprl_jax.runtime import (
+    checkpoints,
+    files,
+    lock,
+    metrics,
+    stopping,
+    watchdog,
+)
 from exprl_jax.types import InputError
 from tests.test_train import GROUPS, SHORT, without_times
 
@@ -25,7 +32,7 @@ def _signals():
   yield
   for number, handler in before.items():
     signal.signal(number, handler)
-  stopping._process.__init__()
+  stopping._process.reset()
   watchdog.limit(0)
 
 
@@ -76,7 +83,7 @@ def test_a_step_is_abandoned_and_repeated(tmp_path, monkeypatch, whole, capfd,
   assert f'stopped by SIGTERM in {phase}' in said.err
   assert f'saved step {step}' in said.out
   assert checkpoints.steps(tmp_path) == [step]
-  stopping._process.__init__()
+  stopping._process.reset()
   assert main.command(flags) == 0
   assert result(tmp_path) == whole
 
@@ -87,7 +94,7 @@ def test_where_there_is_time_the_step_is_finished(tmp_path, monkeypatch, whole):
     patch.setattr(watchdog, 'beat', stop_in('judging', 2, signal.SIGINT))
     assert main.command(flags) == 42
   assert checkpoints.steps(tmp_path) == [2]
-  stopping._process.__init__()
+  stopping._process.reset()
   assert main.command([*flags, '--resume=always']) == 0
   assert result(tmp_path) == whole
 
@@ -167,3 +174,46 @@ def test_a_second_signal_and_the_grace_period_exit_at_once(
   _, said = child.communicate()
   killer.cancel()
   assert child.returncode == 42 and words in said
+
+
+def test_a_second_run_in_a_workdir_is_refused(tmp_path, capsys):
+  flags = [*FLAGS, f'--workdir={tmp_path}/w']
+  with lock.Lock(tmp_path / 'w'):
+    assert main.command(flags) == 2
+  said = capsys.readouterr().err
+  assert 'another run is at work in it' in said and str(os.getpid()) in said
+
+
+def test_a_lock_ends_with_its_process(tmp_path):
+  code = (
+      'import sys, time; from exprl_jax.runtime import lock\n'
+      'held = lock.Lock(sys.argv[1]); held.take(); print("has it", flush=True)\n'
+      'time.sleep(60)')
+  child = subprocess.Popen(
+      [sys.executable, '-c', code, str(tmp_path)], stdout=subprocess.PIPE,
+      text=True)
+  with child.stdout:
+    assert child.stdout.readline() == 'has it\n'
+    with pytest.raises(InputError, match=f'"pid": {child.pid}'):
+      lock.Lock(tmp_path).take()
+    child.kill()
+    child.wait()
+  with lock.Lock(tmp_path):
+    pass
+
+
+def test_a_lock_in_a_bucket_is_of_who_renews_it(tmp_path, monkeypatch):
+  monkeypatch.setattr(lock, '_BEAT', 0.05)
+  monkeypatch.setattr(lock, '_DEAD', 0.5)
+  monkeypatch.setattr(files, 'is_remote', lambda _: True)
+  first, second = lock.Lock(tmp_path), lock.Lock(tmp_path)
+  first.take()
+  with pytest.raises(InputError, match='another run'):
+    second.take()
+  first.release()
+  while (tmp_path / '.lock').exists():
+    time.sleep(0.01)
+  # A process that died leaves the object, and nobody renews it.
+  (tmp_path / '.lock').write_text('{"host": "gone"}')
+  with second:
+    assert 'gone' not in (tmp_path / '.lock').read_text()

@@ -4,22 +4,18 @@
 
 The answer of a problem is JSON, `[[stdin, stdout], ...]`. The last ```python
 block of the text is run once for each pair and must print what is asked for.
-
-THIS IS NO SANDBOX. The program runs as you: it can read and delete your files
-and use the network. The limits below stop accidents, nobody's intent. Run
-programs of a model that you do not trust in a container without network.
+It runs in a sandbox; docs/grading.md says what that contains.
 """
 
 import json
 import re
-import resource
-import subprocess
 import sys
-import tempfile
 
-SECONDS = 1.0  # of processor time for each test; all of them must end within
+from exprl_jax.grading import sandbox
+
+SECONDS = 1.0  # for each test; all of them must end within
 # config.grading.timeout
-MEMORY = 512 << 20  # bytes
+MEMORY_MB = 512
 
 
 def grade(text: str, problem: dict) -> str:
@@ -36,7 +32,7 @@ def grade(text: str, problem: dict) -> str:
     tests = [
         (str(given), str(want)) for given, want in json.loads(problem['answer'])
     ]
-  except ValueError:
+  except (TypeError, ValueError):
     return 'gold_unparsable'
   programs = re.findall(r'```python\s*\n(.*?)```', text, re.S)
   if not programs:
@@ -49,21 +45,15 @@ def grade(text: str, problem: dict) -> str:
 
 
 def _run(program, given, want) -> str:
-  with tempfile.TemporaryDirectory() as folder:
-    try:
-      done = subprocess.run([sys.executable, '-I', '-c', program], input=given,
-                            cwd=folder, env={}, capture_output=True, text=True,
-                            errors='replace', timeout=2 * SECONDS,
-                            preexec_fn=_limit)
-    except subprocess.TimeoutExpired:
-      return 'timeout'
+  done = sandbox.run([sys.executable, '-I', 'main.py'],
+                     files={'main.py': program}, stdin=given, seconds=SECONDS,
+                     memory_mb=MEMORY_MB)
+  if done.reason == 'timeout':
+    return 'timeout'
+  if done.reason == 'failed':
+    raise RuntimeError(done.message)
   # Spaces at the ends of lines do not count.
   lines = [line.rstrip() for line in done.stdout.rstrip().splitlines()]
   expected = [line.rstrip() for line in want.rstrip().splitlines()]
-  return 'correct' if done.returncode == 0 and lines == expected else 'wrong'
-
-
-def _limit():
-  resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-  resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
-  resource.setrlimit(resource.RLIMIT_CPU, (int(SECONDS) + 1,) * 2)
+  right = not done.reason and done.code == 0 and lines == expected
+  return 'correct' if right else 'wrong'

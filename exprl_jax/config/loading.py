@@ -10,6 +10,7 @@ ConfigDict. What goes with what is checked by runs/recipes.py.
 from collections.abc import Iterator, Mapping
 import dataclasses
 import difflib
+import math
 import operator
 import typing
 from typing import Any
@@ -17,7 +18,7 @@ from typing import Any
 import ml_collections
 
 from exprl_jax.config import files
-from exprl_jax.config.schema import AtLeast, Config
+from exprl_jax.config.schema import Above, AtLeast, Config
 from exprl_jax.types import InputError
 
 # Keys, and values of keys, that had another name.
@@ -157,8 +158,11 @@ def check(name: str, value: Any, hint: Any) -> None:
       raise InputError(f'config.{name}={value!r}{_did_you_mean(name, value)}: '
                        f'one of {", ".join(map(repr, choices))}')
   for bound in getattr(hint, '__metadata__', ()):
-    if isinstance(bound, AtLeast) and value < bound.least:
+    if isinstance(bound, AtLeast) and not value >= bound.least:  # or NaN
       raise InputError(f'config.{name}={value}: at least {bound.least}')
+    if isinstance(bound, Above) and not bound.least < value < math.inf:
+      raise InputError(f'config.{name}={value}: more than {bound.least}, and '
+                       'finite')
 
 
 def _did_you_mean(name: str, value: Any) -> str:

@@ -16,9 +16,16 @@ class AtLeast(NamedTuple):
   least: float
 
 
+class Above(NamedTuple):
+  """A lower bound that the value itself may not have; it must be finite."""
+
+  least: float
+
+
 Count = Annotated[int, AtLeast(0)]
 Positive = Annotated[int, AtLeast(1)]
 NonNegative = Annotated[float, AtLeast(0)]
+Seconds = Annotated[float, Above(0)]
 Dtype = Literal['float32', 'bfloat16']
 
 
@@ -236,8 +243,11 @@ class Grading:
   # MODULE:FUNCTION
   domains: tuple[str, ...] = ()  # other graders: 'code=FILE.py:FUNCTION'
   workers: Positive = 2  # processes, started when an answer needs one
-  timeout: float = 5.0  # seconds per answer; then its worker is killed
-  memory_mb: int = 1024  # per worker
+  timeout: Seconds = 5.0  # per answer; then its worker is killed
+  memory_mb: Positive = 1024  # per worker
+  environment: tuple[str, ...] = ()  # names of variables that plug-ins see
+  require_sandbox: bool = False  # refuse a machine where programs are not
+  # contained, as docs/grading.md says, instead of warning
 
 
 @dataclasses.dataclass(frozen=True)
@@ -271,7 +281,7 @@ class Checkpoint:
   every: Count = 0  # steps; 0: only at the end
   keep: Positive = 2  # the newest ones
   keep_every: Count = 0  # and those of every so many steps; 0: no others
-  grace_s: NonNegative = 30.0  # seconds from SIGTERM until the process is killed
+  grace_s: NonNegative = 30.0  # seconds between SIGTERM and SIGKILL
 
 
 @dataclasses.dataclass(frozen=True)

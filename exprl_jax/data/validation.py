@@ -91,6 +91,21 @@ def check_row(row: Any, where: str, number: int | str, needs: Sequence[str],
   return Problem(**values, rubric_items=items)
 
 
+def encodable(text: str, where: str) -> str:
+  """Returns the text if UTF-8, and so a tokenizer, can encode it.
+
+  Raises:
+    InputError: it has a lone surrogate, which JSON can write.
+  """
+  try:
+    text.encode()
+  except UnicodeEncodeError as e:
+    raise InputError(
+        f'{where} has the lone surrogate U+{ord(text[e.start]):04X}'
+        f' at {e.start}') from None
+  return text
+
+
 def is_visible(text: str) -> bool:
   """Whether a text has more than white space and zero-width characters."""
   if text[:1].isalnum():  # most are, and this is fast

@@ -88,6 +88,7 @@ def _parse(line: str, where: str,
   text, correct = row.get('trace'), row.get('correct')
   if not isinstance(text, str):
     raise InputError(f'{where}: row has no trace, a text')
+  validation.encodable(text, f'{where}: trace')
   if correct not in (None, True, False):
     raise InputError(f'{where}: correct={correct!r} should be true or false')
   return problem, text, correct

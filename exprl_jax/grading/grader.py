@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 import jax
 
-from exprl_jax.config import Grading
-from exprl_jax.grading import answers
+from exprl_jax.config import Grading, loading
+from exprl_jax.grading import answers, sandbox
 from exprl_jax.grading.equality import (
     LONG_ANSWER,
     is_decimal,
@@ -23,7 +23,7 @@ from exprl_jax.grading.equality import (
 )
 from exprl_jax.grading.pool import Pool, Reply
 from exprl_jax.runtime import mesh
-from exprl_jax.types import InputError, Problem
+from exprl_jax.types import InputError, Problem, printable
 
 STATUSES = ('correct', 'wrong', 'no_answer', 'unparsable', 'gold_unparsable',
             'timeout', 'error')
@@ -53,8 +53,11 @@ class Grader:
     """Starts no process yet, or one to look up the plug-ins.
 
     Raises:
-      InputError: there is no such grader, or a plug-in cannot be imported.
+      InputError: there is no such grader, a plug-in cannot be imported, a
+        limit is out of bounds, or `require_sandbox` is not met.
     """
+    for name, hint in loading.hints(Grading, 'grading.'):
+      loading.check(name, getattr(cfg, name.removeprefix('grading.')), hint)
     self._default = _known(cfg.grader, 'grader')
     self._domains: dict[str, str] = {}
     for entry in cfg.domains:
@@ -68,6 +71,7 @@ class Grader:
     self._warned: set[str] = set()
     self._readable: dict[str, bool] = {}  # by the question to the workers
     if in_workers - {'math'}:
+      _check_containment(cfg)
       self._pool.start_one()
 
   def __call__(self, items: Sequence[tuple[str, Problem]]) -> list[Grade]:
@@ -174,7 +178,8 @@ class Grader:
       status, note = 'error', f'{status!r} is none of {", ".join(STATUSES)}'
     if note and note not in self._warned and len(self._warned) < _MAX_WARNINGS:
       self._warned.add(note)
-      logging.warning('grader %s, problem %s: %s', grader, problem.id, note)
+      logging.warning('grader %s, problem %s: %s', grader,
+                      printable(problem.id), printable(note))
     if grader != 'math':
       return Grade(status, answer)
     if status == 'correct':  # all spellings share the gold answer's form
@@ -196,6 +201,21 @@ def _known(grader: str, key: str) -> str:
   if file.endswith('.py') and not pathlib.Path(file).is_file():
     raise InputError(f'config.grading.{key}: no such file: {file}')
   return grader
+
+
+def _check_containment(cfg: Grading) -> None:
+  """Warns of what programs can reach; InputError if that is not allowed."""
+  found = sandbox.containment()
+  reached = '; '.join(found.reachable)
+  if cfg.require_sandbox and not found.enough:
+    raise InputError(
+        'config.grading.require_sandbox: programs that a grader runs are not '
+        f'contained here: {reached}. Allow user namespaces or Landlock, or '
+        'set it to False (docs/grading.md)')
+  if reached and jax.process_index() == 0:
+    logging.warning(
+        'grading: programs that a grader runs can still reach: %s '
+        '(docs/grading.md)', reached)
 
 
 def _question(grader: str, **args: Any) -> str:

@@ -9,8 +9,9 @@ import json
 import os
 import pathlib
 import queue
+import secrets
 import select
-import signal
+import socket
 import subprocess
 import sys
 import time
@@ -18,9 +19,16 @@ from typing import NamedTuple
 import weakref
 
 from exprl_jax.config import Grading
+from exprl_jax.grading import sandbox
+from exprl_jax.grading.orders import Order
 from exprl_jax.types import InputError
 
 _START_UP = 120.0  # seconds a worker may take to import what it needs
+_LONGEST_LINE = 1 << 20  # bytes of a reply
+_LONGEST_POLL = 60.0  # seconds
+# Variables that workers inherit, besides LC_* and config.grading.environment.
+_ENVIRONMENT = ('PATH', 'HOME', 'LANG', 'TZ', 'TMPDIR', 'LD_LIBRARY_PATH',
+                'PYTHONHASHSEED')
 
 
 class Reply(NamedTuple):
@@ -98,7 +106,10 @@ class Worker:
     self._cfg = cfg
     self._graders = list(graders)
     self._process: subprocess.Popen[bytes] | None = None
+    self._control: socket.socket | None = None
     self._unread = b''
+    self._started = False  # once, at least
+    self._asked = 0
 
   def start(self) -> None:
     """Starts the process and waits until its imports are done.
@@ -106,18 +117,19 @@ class Worker:
     Raises:
       InputError: it cannot load a grader, or does not start in time.
     """
-    self._process = process = self._spawn()
+    self._process, self._control = sandbox.start(self._order())
     self._unread = b''
     try:
-      problem = json.loads(self._read_line(process, _START_UP))
-    except (TimeoutError, EOFError):
+      problem = json.loads(self._exchange(b'', time.monotonic() + _START_UP))
+    except (TimeoutError, EOFError, BrokenPipeError, ValueError):
       problem = (f'a worker did not start in {_START_UP:.0f} s with '
                  f'config.grading.memory_mb={self._cfg.memory_mb}')
     if problem:
       self.close()
       raise InputError(f'config.grading: {problem}')
+    self._started = True
 
-  def _spawn(self) -> subprocess.Popen[bytes]:
+  def _order(self) -> Order:
     settings = {
         'graders': self._graders, 'memory_mb': self._cfg.memory_mb,
         'seconds': 0.8 * self._cfg.timeout
@@ -125,76 +137,117 @@ class Worker:
     # The worker searches modules where this process does. One thread for each
     # numerical library: stacks of more count as address space.
     root = str(pathlib.Path(__file__).parents[2])
+    kept = (*_ENVIRONMENT, *self._cfg.environment)
+    inherited = {
+        name: value
+        for name, value in os.environ.items()
+        if name in kept or name.startswith('LC_')
+    }
     env = {
-        **os.environ, 'OMP_NUM_THREADS': '1', 'OPENBLAS_NUM_THREADS': '1',
+        **inherited, 'OMP_NUM_THREADS': '1', 'OPENBLAS_NUM_THREADS': '1',
         'PYTHONPATH': os.pathsep.join([root, *filter(None, sys.path)])
     }
-    return subprocess.Popen(
-        [
-            sys.executable, '-m', 'exprl_jax.grading.worker',
-            json.dumps(settings)
-        ], env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True)  # so that killpg reaches its children
+    # Algebra starts nothing; only plug-ins need namespaces.
+    level = 'limits'
+    if set(self._graders) - {'math'}:
+      level = sandbox.containment().level
+      env[sandbox.LEVEL_VARIABLE] = level
+    return Order([
+        sys.executable, '-m', 'exprl_jax.grading.worker',
+        json.dumps(settings)
+    ], env, 'namespaces' if level == 'namespaces' else 'limits', program=False)
 
   def ask(self, question: str) -> Reply:
-    """Sends a line of JSON and waits for the reply, `cfg.timeout` at most.
+    """Asks a question and waits for the reply, `cfg.timeout` at most.
 
-    Kills a worker that is late: status 'timeout'; 'error' if it has crashed.
+    Kills a worker that is late: status 'timeout'. One that has crashed is
+    asked once more, since something else may have killed it; then 'error'.
+
+    Args:
+      question: JSON, `{"grader": ..., "args": {...}}`.
 
     Raises:
       InputError: the process does not start.
     """
-    if self._process is None or self._process.poll() is not None:
-      self.close()
-      self.start()
-    process = self._process
-    assert process is not None and process.stdin is not None
-    try:
-      process.stdin.write(question.encode() + b'\n')
-      process.stdin.flush()
-      return Reply(*json.loads(self._read_line(process, self._cfg.timeout)))
-    except TimeoutError:
-      self.close()
-      return Reply('timeout', '')
-    except (EOFError, BrokenPipeError):
-      self.close()
-      return Reply('error', '', 'the worker has crashed')
+    for _ in range(2):
+      if self._process is None or self._process.poll() is not None:
+        self._restart()
+      try:
+        return self._ask(question)
+      except TimeoutError:
+        self.close()
+        return Reply('timeout', '')
+      except (EOFError, BrokenPipeError):
+        self.close()
+      except ValueError:
+        self.close()
+        return Reply('error', '', 'a reply that is not to this question')
+    return Reply('error', '', 'the worker has crashed')
 
-  def _read_line(self, process: subprocess.Popen[bytes],
-                 seconds: float) -> bytes:
-    """Reads a line of output; TimeoutError or EOFError if none comes."""
-    assert process.stdout is not None
-    end = time.monotonic() + seconds
-    stdout = process.stdout.fileno()
+  def _ask(self, question: str) -> Reply:
+    """Binds the reply to a number and a nonce; ValueError if it is another."""
+    self._asked += 1
+    bound = [self._asked, secrets.token_hex(16)]
+    line = json.dumps({'bound': bound, 'question': json.loads(question)})
+    end = time.monotonic() + self._cfg.timeout
+    reply = json.loads(self._exchange(line.encode() + b'\n', end))
+    if (not isinstance(reply, list) or len(reply) != 4 or reply[0] != bound
+        or self._unread):
+      raise ValueError(reply)
+    return Reply(*map(str, reply[1:]))
+
+  def _restart(self) -> None:
+    """Starts the process; tries again if it has started before."""
+    self.close()
+    for pause in (1.0, 5.0) if self._started else ():
+      try:
+        self.start()
+        return
+      except (InputError, OSError):
+        time.sleep(pause)
+    self.start()
+
+  def _exchange(self, message: bytes, end: float) -> bytes:
+    """Writes a message and reads a line.
+
+    Raises:
+      TimeoutError: it takes longer than until `end`, of time.monotonic().
+      EOFError, BrokenPipeError: the process has ended.
+      ValueError: the line is too long.
+    """
+    process = self._process
+    assert process and process.stdin and process.stdout
+    stdin, stdout = process.stdin.fileno(), process.stdout.fileno()
+    os.set_blocking(stdin, False)
+    left = memoryview(message)
     poll = select.poll()
     poll.register(stdout, select.POLLIN)
+    if left:
+      poll.register(stdin, select.POLLOUT)
     while b'\n' not in self._unread:
-      if not poll.poll(1000 * max(0.0, end - time.monotonic())):
+      wait = min(max(0.0, end - time.monotonic()), _LONGEST_POLL)
+      ready = poll.poll(1000 * wait)
+      if not ready and time.monotonic() >= end:
         raise TimeoutError
-      if not (more := os.read(stdout, 1 << 16)):
-        raise EOFError
-      self._unread += more
+      for descriptor, _ in ready:
+        if descriptor == stdin:
+          left = left[os.write(stdin, left[:1 << 16]):]
+          if not left:
+            poll.unregister(stdin)
+        elif more := os.read(stdout, 1 << 16):
+          self._unread += more
+        else:
+          raise EOFError
+      if len(self._unread) > _LONGEST_LINE:
+        raise ValueError('its reply is too long')
     line, _, self._unread = self._unread.partition(b'\n')
     return line
 
   def close(self) -> None:
-    """Kills the process and its children."""
-    process = self._process
-    if process is None:
-      return
-    assert process.stdin is not None and process.stdout is not None
-    try:
-      os.killpg(process.pid, signal.SIGKILL)
-    except (ProcessLookupError, PermissionError):
-      pass  # it has ended already
-    process.wait()
-    process.stdout.close()
-    try:
-      process.stdin.close()
-    except BrokenPipeError:
-      pass  # flushes a question that the process never read
-    self._process = None
+    """Ends the process and all that it has started."""
+    if self._process and self._control:
+      sandbox.end(self._process, self._control)
+    self._process = self._control = None
 
 
 def _close(workers: Iterable[Worker]) -> None:

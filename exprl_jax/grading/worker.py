@@ -2,12 +2,12 @@
 
 Algebra and plug-ins may hang, take all memory or crash. They run here, and the
 parent, `grading.pool`, kills the process. Protocol: the first line out is `""`,
-or says as JSON why the process cannot start. After that each line in is a
-question, `{"grader": ..., "args": {...}}`, and each line out its reply,
-`[status, answer, note]`.
+or says as JSON why the process cannot start. After that each line in is
+`{"bound": [number, nonce], "question": {"grader": ..., "args": {...}}}`, and
+each line out its reply, `[bound, status, answer, note]`.
 
-Imports nothing of the package: jax takes seconds to import and more memory than
-a worker may have.
+Imports nothing of the package but `kernel`: jax takes seconds to import and
+more memory than a worker may have.
 """
 
 from collections.abc import Callable
@@ -24,9 +24,12 @@ import sys
 from types import FrameType
 from typing import Any, TextIO
 
+from exprl_jax.grading import kernel
+
 _DIGITS = 30  # to which two values are computed
 _EXACT = 1e-20  # relative difference that two exact values may have
 _ROUNDED = 1e-4  # the same if one of them is a decimal
+_LONGEST_ANSWER = 10_000  # characters that a plug-in may call the answer
 _PERCENT = re.compile(r'%|\bper ?cent|\bpct\b', re.I)
 
 _Reply = tuple[str, str, str]  # status, answer, note
@@ -39,6 +42,8 @@ class _Late(BaseException):
 
 def main() -> None:
   """Answers questions until stdin is closed."""
+  if sys.platform == 'linux':
+    kernel.hide()  # from programs that plug-ins start
   settings = json.loads(sys.argv[1])
   questions, replies = _take_pipes()
   signal.signal(signal.SIGALRM, _raise_late)
@@ -54,10 +59,11 @@ def main() -> None:
       problem = f'{spec}: {type(e).__name__}: {e}'
   print(json.dumps(problem), file=replies, flush=True)
   for line in questions:
-    question = json.loads(line)
+    asked = json.loads(line)
+    question = asked['question']
     reply = _answer(graders[question['grader']], question['args'],
                     settings['seconds'])
-    print(json.dumps(reply), file=replies, flush=True)
+    print(json.dumps([asked['bound'], *reply]), file=replies, flush=True)
 
 
 def _take_pipes() -> tuple[TextIO, TextIO]:
@@ -114,7 +120,7 @@ def _plug_in(function: Callable[[str, dict[str, str]], Any], text: str,
     verdict, answer = verdict
   if not isinstance(verdict, str):
     verdict = 'correct' if verdict else 'wrong'
-  return verdict, str(answer), ''
+  return verdict, str(answer)[:_LONGEST_ANSWER], ''
 
 
 def _load_math() -> _Grader:

@@ -21,7 +21,7 @@ from exprl_jax.rewards import teacher
 from exprl_jax.rl import packing
 from exprl_jax.runs import evaluate, recipes, rubrics, setup, sft, validate
 from exprl_jax.runtime import mesh as mesh_lib
-from exprl_jax.types import Problem
+from exprl_jax.types import LINES, Problem, printable
 
 _NOT_CHECKED = ("values of weights, which are not read",
                 'memory and compilation on devices',
@@ -70,8 +70,7 @@ def _show_inputs(config: Config) -> None:
     _show_training(config, inputs.mesh, inputs.problems)
     if inputs.reward.granularity == 'token':
       (ids,) = teacher.prompts(inputs.tokenizer, inputs.problems[:1], config)
-      print("\n--- teacher's prompt\n" +
-            inputs.tokenizer.decode(ids, special=True))
+      _show_text("teacher's prompt", inputs.tokenizer.decode(ids, special=True))
     _show_policy_prompt(config, inputs.tokenizer, inputs.problems)
     if inputs.reward.uses_judge:
       _show_judge_prompt(config, inputs.problems[0])
@@ -140,7 +139,7 @@ def _show_training(config: Config, mesh: jax.sharding.Mesh,
 def _show_policy_prompt(config: Config, tokenizer: Tokenizer,
                         problems: Sequence[Problem]) -> None:
   (ids,) = chat.policy_prompts(tokenizer, problems[:1], config)
-  print('\n--- policy prompt\n' + tokenizer.decode(ids, special=True))
+  _show_text('policy prompt', tokenizer.decode(ids, special=True))
   print(f'--- {len(ids)} tokens, rollout.max_prompt_tokens='
         f'{config.rollout.max_prompt_tokens}')
 
@@ -157,8 +156,9 @@ def _show_judge_prompt(config: Config, problem: Problem) -> None:
                    [(item, 1.0)])
   ])
   fork = trace.questions[0].fork
-  print('\n--- judge prompt\n' +
-        tokenizer.decode([*trace.tokens[:fork.at], *fork.suffix], special=True))
+  _show_text(
+      'judge prompt',
+      tokenizer.decode([*trace.tokens[:fork.at], *fork.suffix], special=True))
   print(f'--- {trace.shared} tokens for all traces of the problem, '
         f'{trace.start - trace.shared} and the trace, {len(fork.suffix)} for '
         f'every step; score tokens {template.score_ids}')
@@ -169,5 +169,10 @@ def _show_rubric_prompt(config: Config) -> None:
   problems = training_problems(config, ('solution',))
   ids, _ = QuestionPrompt(tokenizer,
                           'rubric').encode([rubrics.values(problems[0])])
-  print(f'run rubrics, {len(problems)} problems\n\n--- prompt for a rubric\n' +
-        tokenizer.decode(ids[0], special=True))
+  print(f'run rubrics, {len(problems)} problems')
+  _show_text('prompt for a rubric', tokenizer.decode(ids[0], special=True))
+
+
+def _show_text(title: str, text: str) -> None:
+  """Prints a text that data is part of."""
+  print(f'\n--- {title}\n{printable(text, keep=LINES)}')

@@ -29,7 +29,7 @@ from exprl_jax.grading.grader import Grader
 from exprl_jax.runtime import files, metrics
 from exprl_jax.runtime import mesh as mesh_lib
 from exprl_jax.runtime import workdir as workdir_lib
-from exprl_jax.types import InputError
+from exprl_jax.types import LINES, InputError, printable
 
 
 def evaluate(config: Config, workdir: epath.Path) -> list[metrics.Row]:
@@ -70,7 +70,8 @@ def evaluate(config: Config, workdir: epath.Path) -> list[metrics.Row]:
   log.close()
   if jax.process_index() == 0:
     _write_comparison(config, folder, items, results)
-    print(comparison_tables.tables(config, results), flush=True)
+    print(printable(comparison_tables.tables(config, results), keep=LINES),
+          flush=True)
     print(f'comparison {workdir}/comparison.json')
   return metrics.read(workdir / 'metrics.jsonl')
 

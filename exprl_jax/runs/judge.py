@@ -17,6 +17,7 @@ from exprl_jax.models import references
 from exprl_jax.runtime import files, metrics
 from exprl_jax.runtime import mesh as mesh_lib
 from exprl_jax.runtime import workdir as workdir_lib
+from exprl_jax.types import LINES, printable
 
 
 def judge(config: Config, workdir: epath.Path) -> list[metrics.Row]:
@@ -90,7 +91,7 @@ def _write_report(report: judge_calibration.Report,
   files.write_json(workdir / 'calibration.json', report, indent=1)
   with files.local(workdir / 'calibration.png') as picture:
     calibration_report.plots(report, picture)
-  print(calibration_report.table(report))
+  print(printable(calibration_report.table(report), keep=LINES))
   probes = sorted(report['probes'].items(), key=lambda x: -x[1])[:3]
   print(f'of {len(report["probes"])} probes the best-liked: ' +
         ', '.join(f'{name} {score:.2f}' for name, score in probes))

@@ -18,7 +18,7 @@ from exprl_jax.rollout import decode, engine
 from exprl_jax.rollout.requests import Request, Sample, Sampling, SharedPrefix
 from exprl_jax.runtime import jsonl
 from exprl_jax.runtime import mesh as mesh_lib
-from exprl_jax.types import InputError, Problem, RubricItem
+from exprl_jax.types import InputError, Problem, RubricItem, printable
 
 _RETRY_TEMPERATURE = 0.7  # of all tries but the first, which is greedy
 
@@ -69,7 +69,7 @@ def rubrics(config: Config) -> None:
 
 def _show(text: str) -> None:
   if jax.process_index() == 0:
-    print(text, flush=True)
+    print(printable(text), flush=True)
 
 
 def _resume(out: epath.Path, problems: Iterable[Problem]) -> set[str]:

@@ -10,6 +10,7 @@ from etils import epath
 import jax
 
 from exprl_jax.config import Config, resolve
+from exprl_jax.data import validation
 from exprl_jax.data.tokenizer import Tokenizer
 from exprl_jax.data.tokenizer_json import Piece
 from exprl_jax.models import references as source
@@ -124,7 +125,7 @@ def _parse(line: str, number: int, where: str) -> tuple[str, str, Any]:
   """Parses a line; returns its id, the kind of prompt and the prompt."""
   try:
     row = json.loads(line)
-    id_ = str(row.get('id', number))
+    id_ = validation.encodable(str(row.get('id', number)), f'{where}: id')
     kinds = [k for k in ('prompt', 'messages', 'tokens') if k in row]
   except (json.JSONDecodeError, AttributeError) as e:
     raise InputError(f'{where}: not a JSON object ({e})') from None
@@ -163,6 +164,7 @@ def encode(kind: str, value: Any, tokenizer: Tokenizer,
   if kind == 'tokens':
     return value
   text = value if kind == 'prompt' else tokenizer.render(value)
+  validation.encodable(text, f'{where}: `{kind}`')
   return tokenizer.encode_pieces([[Piece(text)]])[0]
 
 

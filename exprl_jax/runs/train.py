@@ -101,4 +101,5 @@ def _step(run: setup.Run, step: int, state: TrainState,
   rescue.take(step + 1, state)
   if run.inputs.held_out.due(step + 1, config.steps):
     run.evaluate(state, step + 1)
+    run.log.flush()
   return state

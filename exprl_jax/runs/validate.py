@@ -19,7 +19,7 @@ from exprl_jax.data.validation import Rejects
 from exprl_jax.evals import held_out
 from exprl_jax.grading.grader import Grader
 from exprl_jax.runs import budgets
-from exprl_jax.types import InputError, Problem
+from exprl_jax.types import LINES, InputError, Problem, printable
 
 _ALL = 2**62  # rows
 _SHOWN = 160  # characters of a finding in an error
@@ -44,7 +44,7 @@ def validate(config: Config) -> None:
                                     _ALL if config.data.rejects else 0)
   if jax.process_index() == 0:
     for report in found:
-      print(table(report), flush=True)
+      print(printable(table(report), keep=LINES), flush=True)
     write_rejects(config, found[0])
   for report in found:
     enforce(config, report)
@@ -89,7 +89,8 @@ def usable(config: Config, needs: Sequence[str], grader: Grader | None,
   if jax.process_index() == 0:
     write_rejects(config, read)
     if read.counts:
-      print(f"{summary(read)}; run='validate' shows them", flush=True)
+      print(printable(f"{summary(read)}; run='validate' shows them"),
+            flush=True)
   if not report.rejected:
     return training
   if report.bad_rows == report.rows:
@@ -212,7 +213,7 @@ def table(report: Report) -> str:
     lines.append(f'  {level:7}  {kind:22} {count:7}  '
                  f'{checks.KINDS[kind].meaning}')
     lines += [
-        f'             {f.where}: {f.field}: {f.message}'
+        printable(f'             {f.where}: {f.field}: {f.message}')
         for f in report.examples[kind]
     ]
   return '\n'.join(lines)

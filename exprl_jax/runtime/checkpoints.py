@@ -22,7 +22,7 @@ import orbax.checkpoint as ocp
 
 import exprl_jax
 from exprl_jax.config import Checkpoint
-from exprl_jax.runtime import failures, fingerprints
+from exprl_jax.runtime import failures, files, fingerprints
 from exprl_jax.runtime import mesh as mesh_lib
 from exprl_jax.types import (
     InputError,
@@ -228,7 +228,7 @@ class Checkpoints:
       keep = [policies.LatestN(self._cfg.keep)]
       if self._cfg.keep_every:
         keep.append(policies.EveryNSteps(self._cfg.keep_every))
-      folder = _absolute(self._workdir) / _FOLDER
+      folder = files.absolute(self._workdir / _FOLDER)
       self._manager = ocp.CheckpointManager(
           folder, options=ocp.CheckpointManagerOptions(
               preservation_policy=policies.AnyPreservationPolicy(keep),
@@ -378,7 +378,7 @@ def _read_state(path: epath.Path, abstract: Any, partial: bool) -> Any:
   """Reads the arrays, onto the shardings of `abstract`."""
   with ocp.PyTreeCheckpointer() as checkpointer:
     return checkpointer.restore(
-        _absolute(path) / _STATE, args=ocp.args.PyTreeRestore(
+        files.absolute(path / _STATE), args=ocp.args.PyTreeRestore(
             item=abstract, partial_restore=partial,
             restore_args=ocp.checkpoint_utils.construct_restore_args(abstract)))
 
@@ -419,15 +419,10 @@ def _checksum(text: str) -> str:
   return hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()
 
 
-def _absolute(path: epath.Path) -> epath.Path:
-  """Orbax wants absolute paths; a bucket's already is one."""
-  return path if '://' in str(path) else path.resolve()
-
-
 def _temporary_paths(folder: epath.Path) -> Any:
   """How Orbax saves: by a renamed folder; on a mounted bucket, which cannot
   rename folders, in place with a file that marks the end."""
-  if '://' in str(folder) or not os.path.exists('/proc/mounts'):
+  if files.is_remote(folder) or not os.path.exists('/proc/mounts'):
     return None
   mounts = [
       line.split()[1:3]

@@ -4,6 +4,7 @@
   1  a bug: an exception that nothing below covers
   2  the input: a flag, key, file or model; also a full disk
   3  the run's own verdict: more of the same cannot help
+  4  trained and saved, but the report or model could not be written
   42 start me again with the same command: stopped from outside, or by a device,
      network or storage that may work again
 
@@ -13,9 +14,9 @@ docs/reliability.md has the table for users; launch/jobset.yaml follows it.
 from collections.abc import Iterator
 import errno
 
-from exprl_jax.types import InputError, RunFailure, StartAgain
+from exprl_jax.types import InputError, RunFailure, StartAgain, Unfinished
 
-DONE, BUG, INPUT, VERDICT, AGAIN = 0, 1, 2, 3, 42
+DONE, BUG, INPUT, VERDICT, UNFINISHED, AGAIN = 0, 1, 2, 3, 4, 42
 
 # Status codes in the messages of XLA, Orbax's tensorstore and gRPC.
 _STATUS = ('UNAVAILABLE', 'ABORTED', 'CANCELLED', 'DEADLINE_EXCEEDED',
@@ -30,6 +31,8 @@ def exit_code(error: BaseException) -> int:
     return AGAIN
   if isinstance(error, RunFailure):
     return VERDICT
+  if isinstance(error, Unfinished):
+    return UNFINISHED
   if isinstance(error, InputError) or out_of_space(error) or refused(error):
     return INPUT
   return AGAIN if transient(error) else BUG

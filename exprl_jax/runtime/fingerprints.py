@@ -58,7 +58,7 @@ def _in_host_memory(x: jax.Array) -> bool:
 
 
 def _default_kind(x: jax.Array) -> str:
-  device = next(iter(x.sharding.device_set))
+  device: Any = next(iter(x.sharding.device_set))
   return device.default_memory().kind
 
 

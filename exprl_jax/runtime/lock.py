@@ -18,6 +18,7 @@ from typing import IO
 from etils import epath
 import jax
 
+from exprl_jax.runtime import files
 from exprl_jax.types import InputError
 
 _NAME = '.lock'
@@ -42,10 +43,16 @@ class Lock:
     if jax.process_index():
       return
     self._path.parent.mkdir(parents=True, exist_ok=True)
-    if '://' in str(self._path):
+    if files.is_remote(self._path):
       self._take_object()
     else:
       self._take_file()
+
+  def __enter__(self) -> None:
+    self.take()
+
+  def __exit__(self, *_: object) -> None:
+    self.release()
 
   def release(self) -> None:
     """Gives it back."""

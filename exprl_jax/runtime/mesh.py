@@ -228,7 +228,7 @@ def everywhere(value: Any) -> list[Any]:
   if jax.process_count() == 1:
     return [value]
   data = np.frombuffer(json.dumps(value).encode(), np.uint8)
-  sizes = gather(np.int32([len(data)]))[:, 0]
+  sizes = gather(np.array([len(data)], np.int32))[:, 0]
   rows = gather(np.resize(data, int(sizes.max())))
   return [json.loads(row[:n].tobytes()) for row, n in zip(rows, sizes)]
 

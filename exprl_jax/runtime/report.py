@@ -4,6 +4,7 @@ import base64
 from collections.abc import Iterator
 import contextlib
 import dataclasses
+import functools
 import io
 import json
 import pathlib
@@ -14,9 +15,10 @@ import jinja2
 
 from exprl_jax.config import Config
 from exprl_jax.runtime import files, jsonl, metrics
-from exprl_jax.types import Unfinished
+from exprl_jax.types import LINES, Unfinished, printable
 
 _SAMPLES = 8  # traces shown
+_LABEL = 60  # characters of a legend
 
 
 class Result(NamedTuple):
@@ -32,9 +34,11 @@ def write(workdir: epath.Path, results: list[Result]) -> None:
   """Prints the summary of some runs and writes workdir/report.html."""
   table = summary(results)
   print('\n' + as_text(table))
-  page = jinja2.Environment(
-      autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
-          pathlib.Path(__file__).with_suffix('.html').read_text())
+  environment = jinja2.Environment(autoescape=True, trim_blocks=True,
+                                   lstrip_blocks=True)
+  environment.filters['printable'] = functools.partial(printable, keep=LINES)
+  page = environment.from_string(
+      pathlib.Path(__file__).with_suffix('.html').read_text())
   path = workdir / 'report.html'
   files.write(
       path,
@@ -42,7 +46,7 @@ def write(workdir: epath.Path, results: list[Result]) -> None:
           titles=[r.title for r in results], table=table, plots=plots(results),
           samples=samples(results[0].workdir), times=times(results[0].rows),
           config=json.dumps(dataclasses.asdict(results[0].config), indent=1)))
-  print(f'report {path}', flush=True)
+  print(printable(f'report {path}'), flush=True)
 
 
 def finish(workdir: epath.Path, results: list[Result]) -> None:
@@ -101,6 +105,7 @@ def summary(results: list[Result]) -> list[list[str]]:
 
 def as_text(table: list[list[str]]) -> str:
   """Formats a table with aligned columns."""
+  table = [[printable(cell) for cell in row] for row in table]
   widths = [max(map(len, column)) for column in zip(*table)]
   return '\n'.join('  '.join(cell.ljust(w)
                              for cell, w in zip(row, widths)).rstrip()
@@ -176,6 +181,11 @@ def plots(results: list[Result]) -> list[dict[str, str]]:
   return [plot for plot in drawn if plot is not None]
 
 
+def _legend(label: str) -> str:
+  """A label, escaped and shortened."""
+  return printable(label)[:_LABEL]
+
+
 def _draw(title: str, curves: list[Curve], label: str) -> dict[str, str] | None:
   """Draws one plot with a y axis from 0; None if no curve has data."""
   import matplotlib  # pylint: disable=g-import-not-at-top
@@ -191,11 +201,6 @@ def _draw(title: str, curves: list[Curve], label: str) -> dict[str, str] | None:
                  curves, label)
 
 
-def _printable(text: str) -> str:
-  """Escapes a text with characters that fonts and SVG do not have."""
-  return text if text.isprintable() else ascii(text)[1:-1]
-
-
 def _plot(fig: Any, title: str, curves: list[Curve],
           label: str) -> dict[str, str]:
   """Plots curves that have data on a figure of matplotlib."""
@@ -204,7 +209,7 @@ def _plot(fig: Any, title: str, curves: list[Curve],
     rows = [row for row in curve.rows if curve.name in row]
     x = [row['step'] for row in rows]
     (line,) = axes.plot(x, [row[curve.name] for row in rows], curve.style,
-                        label=_printable(curve.label))
+                        label=_legend(curve.label))
     if curve.low:
       axes.fill_between(x, [row[curve.low] for row in rows],
                         [row[curve.high] for row in rows],

@@ -39,6 +39,14 @@ class _Process:
   """What this process has been asked; signals are of a process, too."""
 
   def __init__(self) -> None:
+    self.timer: threading.Timer | None = None
+    self.reset()
+
+  def reset(self) -> None:
+    """Forgets all, as if the process had just begun."""
+    if self.timer is not None:
+      self.timer.cancel()
+    self.timer = None  # that ends the grace period
     self.asked = ''  # why to stop
     self.since = 0.0  # time.monotonic() of that
     self.grace = 30.0  # seconds
@@ -184,11 +192,11 @@ def _ask(name: str) -> None:
   _process.since, _process.asked = time.monotonic(), name
   if _process.steps is not None:
     _write(f'{name}: saving; another one exits at once')
-  timer = threading.Timer(
+  _process.timer = threading.Timer(
       max(_process.grace - _RESERVE, 1.0), _exit,
       ('the grace period (checkpoint.grace_s) is over: exiting now',))
-  timer.daemon = True
-  timer.start()
+  _process.timer.daemon = True
+  _process.timer.start()
 
 
 def _exit(line: str) -> None:

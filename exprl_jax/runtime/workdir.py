@@ -57,6 +57,22 @@ def check(workdir: epath.PathLike, config: Config) -> None:
                      'choose an empty --workdir')
 
 
+def check_resume(workdir: str, how: str) -> None:
+  """Checks the flag --resume: 'always' wants a run with checkpoints, 'never'
+  wants none.
+
+  Raises:
+    InputError: the workdir is not so.
+  """
+  if how == 'always' and not (workdir and checkpoints.steps(workdir)):
+    raise InputError(f'--resume=always: --workdir={workdir} has no checkpoint; '
+                     'check the path, or start with --resume=auto')
+  if how == 'never' and workdir and (epath.Path(workdir) /
+                                     'config.json').exists():
+    raise InputError(f'--resume=never: --workdir={workdir} holds a run; choose '
+                     'another, or go on with it with --resume=auto')
+
+
 def read(workdir: epath.PathLike) -> dict[str, Any]:
   """Reads the config.json of a run.
 
@@ -75,22 +91,6 @@ def read(workdir: epath.PathLike) -> dict[str, Any]:
     raise InputError(f'{path}: not the JSON of a config; put it back, or '
                      'choose another --workdir')
   return old
-
-
-def check_resume(workdir: str, how: str) -> None:
-  """Checks the flag --resume: 'always' wants a run with checkpoints, 'never'
-  wants none.
-
-  Raises:
-    InputError: the workdir is not so.
-  """
-  if how == 'always' and not (workdir and checkpoints.steps(workdir)):
-    raise InputError(f'--resume=always: --workdir={workdir} has no checkpoint; '
-                     'check the path, or start with --resume=auto')
-  if how == 'never' and workdir and (epath.Path(workdir) /
-                                     'config.json').exists():
-    raise InputError(f'--resume=never: --workdir={workdir} holds a run; choose '
-                     'another, or go on with it with --resume=auto')
 
 
 def _differences(old: dict[str, Any], config: Config) -> list[str]:
