@@ -41,11 +41,10 @@ def bucket():
     s.bind(('127.0.0.1', 0))
     port = s.getsockname()[1]
   url = f'http://127.0.0.1:{port}'
-  child = subprocess.Popen([
-      sys.executable, '-c', 'from gcp_storage_emulator.server import '
-      f'create_server as c; c("127.0.0.1", {port}, in_memory=True, '
-      'default_bucket="models").run()'
-  ], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+  server = pathlib.Path(__file__).with_name('gcs_server.py')
+  child = subprocess.Popen(
+      [sys.executable, server, str(port), 'models'], stdout=subprocess.DEVNULL,
+      stderr=subprocess.DEVNULL)
   saved = dict(os.environ)
   os.environ |= {  # read when gcsfs is first imported
       'TENSORSTORE_GCS_HTTP_URL': url, 'STORAGE_EMULATOR_HOST': url,

@@ -334,7 +334,7 @@ def test_an_empty_trace_is_not_asked_about(tiny):
 
 def test_judgments_survive_a_restart(tiny, tmp_path):
   cfg, batch = dataclasses.replace(TINY, slots=8), items(3)
-  open_ = lambda: cache_lib.Cache(tmp_path / 'judgments.sqlite')
+  open_ = lambda: cache_lib.Cache(tmp_path / 'judgments')
   first = tiny(cfg, cache=open_(), weights_name='w').score(batch, 8)
   again = tiny(cfg, cache=open_(), weights_name='w')
   got = again.score(batch, 8)
