@@ -5,8 +5,8 @@
     --config.policy.init=/bucket/models/Qwen3-4B-Instruct-2507
 
 Flags after `--` go to exprl_jax.main. The bucket is mounted at /bucket, and the
-workdir is gs://BUCKET/runs/NAME. --dry_run prints the manifest instead of applying
-it. Only slices of one host are supported.
+workdir is gs://BUCKET/runs/NAME. --dry_run prints the manifest instead of
+applying it. Only slices of one host are supported.
 """
 
 import json

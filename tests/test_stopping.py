@@ -211,10 +211,9 @@ def test_a_second_run_in_a_workdir_is_refused(tmp_path, capsys):
 
 
 def test_a_lock_ends_with_its_process(tmp_path):
-  code = (
-      'import sys, time; from exprl_jax.runtime import lock\n'
-      'held = lock.Lock(sys.argv[1]); held.take(); print("has it", flush=True)\n'
-      'time.sleep(60)')
+  code = ('import sys, time; from exprl_jax.runtime import lock\n'
+          'held = lock.Lock(sys.argv[1]); held.take()\n'
+          'print("has it", flush=True); time.sleep(60)')
   child = subprocess.Popen(
       [sys.executable, '-c', code, str(tmp_path)], stdout=subprocess.PIPE,
       text=True)
