@@ -24,7 +24,7 @@ from exprl_jax.runtime import mesh as mesh_lib
 from exprl_jax.types import LINES, Problem, printable
 
 _NOT_CHECKED = ("values of weights, which are not read",
-                'memory and compilation on devices',
+                "compilation on devices (run='plan' compiles)",
                 'whether the judge can judge (configs/judge.py measures it)',
                 'write access to the workdir')
 
