@@ -103,6 +103,7 @@ def test_a_place_as_wide_as_the_teachers_changes_nothing(
                              rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_exact_kl_is_the_sum_over_the_vocabulary(small, rng, one_device):
   """Value and gradient, against log-softmaxes of single rows."""
   cfg, params = small

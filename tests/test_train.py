@@ -392,6 +392,7 @@ def test_a_judge_that_cannot_be_read_stops_the_run(tmp_path):
         '--config.judge.min_score_probability=0.99')
 
 
+@pytest.mark.slow
 def test_early_judging_changes_nothing(tmp_path, monkeypatch):
   asked, early = [], setup._early
 

@@ -33,6 +33,7 @@ class Lock:
     self._path = epath.Path(workdir) / _NAME
     self._file: IO[str] | None = None
     self._stop = threading.Event()
+    self._made = False  # this run made the folder
 
   def take(self) -> None:
     """Takes the lock.
@@ -42,6 +43,7 @@ class Lock:
     """
     if jax.process_index():
       return
+    self._made = not self._path.parent.exists()
     self._path.parent.mkdir(parents=True, exist_ok=True)
     if files.is_remote(self._path):
       self._take_object()
@@ -60,6 +62,11 @@ class Lock:
     if self._file is not None:
       self._file.close()
       self._file = None
+      # A run that found its input wrong leaves no folder behind.
+      folder = self._path.parent
+      if self._made and [p.name for p in folder.iterdir()] == [_NAME]:
+        self._path.unlink()
+        folder.rmdir()
 
   def _take_file(self) -> None:
     file = open(self._path, 'a+')
