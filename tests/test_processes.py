@@ -132,25 +132,29 @@ def test_two_processes_train_as_one(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('grace', [3, 600])
-def test_sigterm_to_one_of_two_processes_stops_both(tmp_path, grace):
-  """The same saved step, exit code 42, and the rest as if never stopped."""
+@pytest.mark.parametrize('sign', ['config.json', 'metrics.jsonl'])
+def test_sigterm_to_one_of_two_processes_stops_both(tmp_path, sign):
+  """The same saved step, exit code 42, and the rest as if never stopped.
+
+  Nobody knows how long the first step takes, so it is abandoned; a later one
+  is finished.
+  """
   flags = [
       '--config=configs/tiny.py', '--config.compare=', '--config.steps=4',
       '--config.data.batch=8', '--config.eval.problems=',
-      '--config.mesh.data=8', f'--config.checkpoint.grace_s={grace}'
+      '--config.mesh.data=8', '--config.checkpoint.grace_s=600'
   ]
   two_processes('main', *flags, f'--workdir={tmp_path}/whole')
   workdir = tmp_path / 'stopped'
   children = start_two('main', *flags, f'--workdir={workdir}')
-  while not metrics.read(workdir / 'metrics.jsonl'):
+  while not (workdir / sign).exists() or not (workdir / sign).stat().st_size:
     time.sleep(0.05)
   children[1].send_signal(signal.SIGTERM)
   said = [child.communicate(timeout=120)[0] for child in children]
   assert [child.returncode for child in children] == [42, 42], '\n'.join(said)
   assert all('stopped by SIGTERM' in text for text in said)
-  (step,) = checkpoints.steps(workdir)
-  assert 1 <= step < 4
+  saved = checkpoints.steps(workdir)
+  assert saved == [] if sign == 'config.json' else saved[0] in (1, 2, 3)
   two_processes('main', *flags, f'--workdir={workdir}')
   a, b = ([{
       k: v
