@@ -28,7 +28,7 @@ class Source(Protocol):
     """Samples; `params` are the policy's, all of them."""
 
   def state(self) -> Any:
-    """What a resumed run needs, of what JSON can hold."""
+    """What a resumed run needs, of arrays and what JSON can hold."""
 
   def restore(self, state: Any) -> None:
     """Takes over what `state` returned."""
@@ -115,11 +115,9 @@ class Partial:
 
   def state(self) -> list[Any]:
     """[id of the problem, [[tokens, logprobs, finish_reason], ...]] each."""
-    return [[
-        p.id,
-        [[s.tokens.tolist(),
-          s.logprobs.tolist(), s.finish_reason] for s in samples]
-    ] for p, samples in self._unfinished]
+    return [[p.id, [[s.tokens, s.logprobs, s.finish_reason]
+                    for s in samples]]
+            for p, samples in self._unfinished]
 
   def restore(self, state: list[Any]) -> None:
     """See Source."""

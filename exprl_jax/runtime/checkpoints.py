@@ -54,7 +54,11 @@ class HasState(Protocol):
   """An object on the host whose state a resumed run needs."""
 
   def state(self) -> Any:
-    """Its state, of what JSON can hold."""
+    """Its state, of arrays and what JSON can hold.
+
+    It is asked after every step, and written down at some: so it is cheap, and
+    what happens to the object later does not change it.
+    """
 
   def restore(self, state: Any) -> None:
     """Takes over what `state` returned."""
@@ -103,7 +107,7 @@ class Snapshot(NamedTuple):
 
   step: int
   state: TrainState
-  host: str  # JSON of the states of objects on the host, by name
+  host: dict[str, Any]  # states of objects on the host, by name
 
 
 class Checkpoints:
@@ -158,9 +162,8 @@ class Checkpoints:
 
   def snapshot(self, step: int, state: TrainState) -> Snapshot:
     """Takes down a step that ended; `state` itself is not copied."""
-    return Snapshot(
-        step, state,
-        json.dumps({k: owner.state() for k, owner in self._host.items()}))
+    return Snapshot(step, state,
+                    {k: owner.state() for k, owner in self._host.items()})
 
   def save(self, step: int, state: TrainState, last: bool = False) -> None:
     """Saves if a checkpoint is due after this step, or if it is the last."""
@@ -199,7 +202,7 @@ class Checkpoints:
     manager.wait_until_finished()  # raises what the last save met
     text = json.dumps(
         Host(fingerprints.fingerprints(taken.state), _versions(),
-             json.loads(taken.host))._asdict())
+             taken.host)._asdict(), default=lambda x: x.tolist())
     manager.save(
         taken.step, args=ocp.args.Composite(
             **{
