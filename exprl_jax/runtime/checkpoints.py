@@ -7,9 +7,8 @@ back as it was saved; one that is not moves to checkpoints_bad/ and the next
 older one is taken.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 import contextlib
-import hashlib
 import importlib.metadata
 import json
 import os
@@ -22,8 +21,8 @@ import orbax.checkpoint as ocp
 
 import exprl_jax
 from exprl_jax.config import Checkpoint
+from exprl_jax.runtime import checkpoint_reading as reading
 from exprl_jax.runtime import failures, files, fingerprints
-from exprl_jax.runtime import mesh as mesh_lib
 from exprl_jax.types import (
     InputError,
     Params,
@@ -32,22 +31,9 @@ from exprl_jax.types import (
     TrainState,
 )
 
-_FOLDER, _BAD, _STATE, _HOST = 'checkpoints', 'checkpoints_bad', 'state', 'host'
-_COMMITTED = 'commit_success.txt'  # Orbax writes it last
+_FOLDER = 'checkpoints'
 # After so many saves in a row that failed, a run stops.
 _MAX_FAILED_SAVES = 3
-
-
-class Host(NamedTuple):
-  """What a checkpoint's JSON holds."""
-
-  fingerprints: dict[str, str]  # of the state's leaves
-  versions: dict[str, str]
-  host: dict[str, Any]  # states of objects on the host, by name
-
-
-class _Bad(Exception):
-  """A checkpoint does not read back as it was saved; says why."""
 
 
 class HasState(Protocol):
@@ -66,7 +52,9 @@ class HasState(Protocol):
 
 def steps(workdir: epath.PathLike) -> list[int]:
   """The steps of the complete checkpoints of a workdir, in order."""
-  return [step for step, path in _folders(workdir) if not _incomplete(path)]
+  return [
+      step for step, path in _folders(workdir) if not reading.incomplete(path)
+  ]
 
 
 def restore_params(workdir: epath.PathLike, step: int,
@@ -91,13 +79,13 @@ def restore_params(workdir: epath.PathLike, step: int,
                      f'{", ".join(map(str, available))}')
   for at in [step] if step else reversed(available):
     path = _path(workdir, at)
-    state, _, why = _read(path, {'params': abstract}, partial=True)
+    state, _, why = reading.read(path, {'params': abstract}, partial=True)
     if not why:
       return at, state['params']
     if step:
       raise InputError(f'{path}: damaged ({why}); choose another step of '
                        f'{", ".join(map(str, available))}')
-    _say(f'{path}: damaged ({why}); taking an older checkpoint')
+    reading.say(f'{path}: damaged ({why}); taking an older checkpoint')
   raise InputError(f'{workdir}: no checkpoint can be read; it has '
                    f'{", ".join(map(str, available)) or "none"}')
 
@@ -149,16 +137,16 @@ class Checkpoints:
     for x in jax.tree.leaves(state):  # or there were two of them
       x.delete()
     for step, path in reversed(found):
-      restored, host, why = _read(path, abstract)
+      restored, host, why = reading.read(path, abstract)
       if why:
-        _put_aside(path, why)
+        reading.put_aside(path, why)
         continue
       for name, owner in self._host.items():
         owner.restore(host.host[name])
       return step, restored
     raise InputError(
         f'{self._workdir}: none of its {len(found)} checkpoints can be read; '
-        f'they are in {_BAD}/; start over in an empty --workdir')
+        f'they are in {reading.BAD}/; start over in an empty --workdir')
 
   def snapshot(self, step: int, state: TrainState) -> Snapshot:
     """Takes down a step that ended; `state` itself is not copied."""
@@ -190,10 +178,10 @@ class Checkpoints:
       self._failed += 1
       if not failures.transient(e):
         raise
-      why = f'checkpoint of step {taken.step} failed ({_brief(e)})'
+      why = f'checkpoint of step {taken.step} failed ({reading.brief(e)})'
       if not again or self._failed >= _MAX_FAILED_SAVES:
         raise StartAgain(f'{why}, {self._failed} in a row') from e
-      _say(f'{why}; the next step tries again')
+      reading.say(f'{why}; the next step tries again')
 
   def _write(self, taken: Snapshot) -> None:
     manager = self._open()
@@ -201,13 +189,14 @@ class Checkpoints:
       return
     manager.wait_until_finished()  # raises what the last save met
     text = json.dumps(
-        Host(fingerprints.fingerprints(taken.state), _versions(),
-             taken.host)._asdict(), default=lambda x: x.tolist())
+        reading.Host(fingerprints.fingerprints(taken.state), _versions(),
+                     taken.host)._asdict(), default=lambda x: x.tolist())
     manager.save(
         taken.step, args=ocp.args.Composite(
             **{
-                _STATE: ocp.args.StandardSave(taken.state), _HOST: ocp.args.
-                JsonSave({'text': text, 'sha256': _checksum(text)})
+                reading.STATE: ocp.args.StandardSave(taken.state),
+                reading.HOST: ocp.args.JsonSave(
+                    {'text': text, 'sha256': reading.checksum(text)})
             }))
 
   @contextlib.contextmanager
@@ -268,9 +257,9 @@ class Rescue:
     try:
       self._checkpoints.write(taken)
       self._checkpoints.close()
-      _say(f'saved step {taken.step}')
+      reading.say(f'saved step {taken.step}')
     except Exception as e:  # the first failure is the one to report
-      _say(f'step {taken.step} could not be saved ({_brief(e)})')
+      reading.say(f'step {taken.step} could not be saved ({reading.brief(e)})')
 
 
 def _folders(workdir: epath.PathLike) -> Iterator[tuple[int, epath.Path]]:
@@ -285,141 +274,11 @@ def _path(workdir: epath.PathLike, step: int) -> epath.Path:
   return epath.Path(workdir) / _FOLDER / f'{step:08d}'
 
 
-def _incomplete(path: epath.Path) -> str:
-  """Why a checkpoint was not saved to its end; '' where it was."""
-  for part in (path, path / _STATE, path / _HOST):
-    if not (part / _COMMITTED).exists():
-      return f'{part.name}/{_COMMITTED} is missing: saving was cut short'
-  return ''
-
-
-def _read(path: epath.Path, abstract: Any,
-          partial: bool = False) -> tuple[Any, Host, str]:
-  """Reads a checkpoint and compares it with its fingerprints.
-
-  All processes call it, and all get the same answer.
-
-  Returns:
-    (state, host, why it is bad); the first two mean nothing if it is bad.
-
-  Raises:
-    InputError: it is good, but has other arrays.
-    StartAgain: storage does not answer.
-  """
-  found: dict[str, Any] = {}
-
-  def read_host() -> None:
-    found['host'] = _read_host(path)
-    _compare(path, found['host'], abstract, partial)
-
-  def read_state() -> None:
-    found['state'] = _read_state(path, abstract, partial)
-
-  # The processes agree after each part: the last one needs all of them.
-  for part in (read_host, read_state,
-               lambda: _verify(found['state'], found['host'])):
-    if why := next(filter(None, mesh_lib.everywhere(_tried(path, part))), ''):
-      return None, None, why  # type: ignore[return-value]
-  return found['state'], found['host'], ''
-
-
-def _tried(path: epath.Path, part: Callable[[], None]) -> str:
-  """Why a part of reading failed; '' where it did not."""
-  try:
-    part()
-  except InputError:
-    raise
-  except _Bad as e:
-    return str(e)
-  except Exception as e:  # of any kind: there are so many ways to be damaged
-    if failures.refused(e) or _unreachable(e):
-      raise StartAgain(f'{path}: {_brief(e)}') from e
-    return _brief(e)
-  return ''
-
-
-def _read_host(path: epath.Path) -> Host:
-  if why := _incomplete(path):
-    raise _Bad(why)
-  stored = json.loads((path / _HOST / 'metadata').read_bytes())
-  if not isinstance(stored, dict) or not {'text', 'sha256'} <= stored.keys():
-    raise _Bad('no checksums: saved by an older version')
-  if _checksum(stored['text']) != stored['sha256']:
-    raise _Bad("host/metadata differs from its checksum")
-  return Host(**json.loads(stored['text']))
-
-
-def _compare(path: epath.Path, host: Host, abstract: Any,
-             partial: bool) -> None:
-  """Checks names, types and shapes.
-
-  Raises:
-    InputError: they differ; names the first ones.
-  """
-  kind = lambda text: text.rpartition(':')[0]
-  saved = {k: kind(v) for k, v in host.fingerprints.items()}
-  wanted = {
-      fingerprints.name(k): fingerprints.describe(v)
-      for k, v in jax.tree_util.tree_flatten_with_path(abstract)[0]
-  }
-  names = wanted.keys() if partial else saved.keys() | wanted.keys()
-  different = [
-      f'{name} is {saved.get(name, "missing")}, wanted '
-      f'{wanted.get(name, "none")}'
-      for name in sorted(names)
-      if saved.get(name) != wanted.get(name)
-  ]
-  if different:
-    more = f' and {len(different) - 3} more' if len(different) > 3 else ''
-    raise InputError(
-        f'{path}: not the arrays of this model and optimizer: '
-        f'{"; ".join(different[:3])}{more}; resume with the config that saved '
-        'it')
-
-
-def _read_state(path: epath.Path, abstract: Any, partial: bool) -> Any:
-  """Reads the arrays, onto the shardings of `abstract`."""
-  with ocp.PyTreeCheckpointer() as checkpointer:
-    return checkpointer.restore(
-        files.absolute(path / _STATE), args=ocp.args.PyTreeRestore(
-            item=abstract, partial_restore=partial,
-            restore_args=ocp.checkpoint_utils.construct_restore_args(abstract)))
-
-
-def _verify(state: Any, host: Host) -> None:
-  """Compares fingerprints.
-
-  Raises:
-    _Bad: an array is not what was saved.
-  """
-  for name, value in fingerprints.fingerprints(state).items():
-    if host.fingerprints[name] != value:
-      raise _Bad(f'{name} differs from its fingerprint')
-
-
-def _put_aside(path: epath.Path, why: str) -> None:
-  """Moves a bad checkpoint out of the way, and says so."""
-  bad = path.parent.parent / _BAD
-  if not jax.process_index():
-    bad.mkdir(parents=True, exist_ok=True)
-    taken = {p.name for p in bad.iterdir()}
-    name = next(n for n in (f'{path.name}.{i}' for i in range(len(taken) + 1))
-                if n not in taken)
-    path.rename(bad / name)
-    _say(f'WARNING: {path} is damaged ({why}); it is now {bad / name}, and the '
-         'next older checkpoint is taken')
-  mesh_lib.barrier('put_aside')
-
-
 def _versions() -> dict[str, str]:
   return {'exprl_jax': exprl_jax.__version__} | {
       name: importlib.metadata.version(name)
       for name in ('jax', 'flax', 'optax', 'orbax-checkpoint')
   }
-
-
-def _checksum(text: str) -> str:
-  return hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()
 
 
 def _temporary_paths(folder: epath.Path) -> Any:
@@ -437,22 +296,3 @@ def _temporary_paths(folder: epath.Path) -> Any:
   if max(under, default=(0, ''))[1].startswith('fuse'):
     return ocp.path.atomicity.CommitFileTemporaryPath
   return None
-
-
-def _unreachable(error: BaseException) -> bool:
-  """Whether storage is away, which is no damage."""
-  text = str(error)
-  return isinstance(error, (ConnectionError, TimeoutError)) or any(
-      f'{status}:' in text for status in ('UNAVAILABLE', 'DEADLINE_EXCEEDED'))
-
-
-def _brief(error: BaseException) -> str:
-  """An exception in one short line."""
-  text = ' '.join(str(error).split())
-  return f'{type(error).__name__}: {text[:200]}' if text else type(
-      error).__name__
-
-
-def _say(line: str) -> None:
-  if not jax.process_index():
-    print(line, flush=True)
