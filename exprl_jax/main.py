@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 # Run modes without a workdir: runs/RUN.py has `RUN(config)`. The others have
 # `RUN(config, workdir)` and return the rows of metrics.jsonl. They are imported
 # when needed, so that a misspelt flag is reported at once.
-_WITHOUT_WORKDIR = ('sample', 'rubrics', 'export', 'validate')
+_WITHOUT_WORKDIR = ('sample', 'rubrics', 'export', 'validate', 'replay')
 # Run modes that do one long thing at a time.
 _UNWATCHED = ('plan', 'validate', 'export', 'train_judge')
 # Run modes with a report of their own.

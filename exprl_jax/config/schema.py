@@ -71,9 +71,14 @@ class Judge:
   scale: Literal['smooth', 'semi_smooth',
                  'extreme'] = 'smooth'  # 1..5 to [0, 1]
   rationale_tokens: Positive = 512  # budget of readouts that generate
-  delimiter: str = '###'  # of steps: ### | blank_line | numbered | every:M
-  max_steps: Positive = 16  # later steps are merged into the last one
+  # What opens a step: auto (the first of the next four that finds two) |
+  # headings | numbered | blank_line | spans | every:M | a token such as ### |
+  # authors
+  delimiter: str = 'auto'
+  max_steps: Positive = 16  # more are merged into as many of equal length
   min_step_tokens: Positive = 1  # shorter steps are merged into the next one
+  # Between <think> and </think>: cut like the rest, a step, or not shown.
+  thinking: Literal['cut', 'one_step', 'hidden'] = 'one_step'
   max_prompt_tokens: Positive = 4096  # without the trace; longer: no judgment
   max_trace_tokens: Count = 0  # longer traces lose their middle; 0: the
   # policy's budget, or the longest trace of judge.traces
@@ -312,6 +317,16 @@ class Traces:
 
 
 @dataclasses.dataclass(frozen=True)
+class Replay:
+  """run='replay': credit and update of a step again, from its kept traces."""
+
+  source: str = ''  # workdir of the run
+  step: Positive = 1
+  out: str = ''  # JSONL to write: advantages as they were and as they are; '':
+  # none
+
+
+@dataclasses.dataclass(frozen=True)
 class Sample:
   """run='sample': JSONL in and out."""
 
@@ -379,7 +394,7 @@ class Config:
   """One run."""
 
   run: Literal['train', 'sft', 'evaluate', 'judge', 'sample', 'rubrics',
-               'export', 'train_judge', 'validate', 'plan',
+               'export', 'train_judge', 'validate', 'plan', 'replay',
                'report'] = 'train'  # runs/RUN.py
   seed: int = 0
   steps: Count = 100
@@ -405,6 +420,7 @@ class Config:
   profile: Profile = Profile()
   mesh: Mesh = Mesh()
   traces: Traces = Traces()
+  replay: Replay = Replay()
   sample: Sample = Sample()
   rubrics: Rubrics = Rubrics()
   export: Export = Export()

@@ -41,6 +41,9 @@ def check(c: Config) -> None:
     check(dataclasses.replace(c, run=c.plan.run))
     return
   _check_needed(c)
+  if c.run == 'replay':  # as the run whose step it is
+    check(dataclasses.replace(c, run='train'))
+    return
   check_judge(c)
   for name in ('rollout.system_prompts', 'judge.templates', 'grading.domains'):
     by_domain(c, name)
@@ -91,7 +94,7 @@ def _check_needed(c: Config) -> None:
       and not from_file and not c.data.mixture,
       'rubrics.out': c.run == 'rubrics', 'eval.problems': c.run == 'evaluate',
       'sample.prompts': c.run == 'sample', 'sample.out': c.run == 'sample',
-      'export.out': c.run == 'export',
+      'export.out': c.run == 'export', 'replay.source': c.run == 'replay',
       'judge.init': c.run == 'train' and uses_judge(c)
       or c.run in ('rubrics', 'judge', 'train_judge')
   }

@@ -199,7 +199,8 @@ def start(inputs: Inputs, workdir: epath.Path) -> tuple[Run, int, TrainState]:
   """
   config = inputs.config
   warm_up.warm_up(config, inputs.mesh)
-  policy, params = _policy(inputs, workdir)
+  policy, params = load_policy(config, inputs.mesh, inputs.origin)
+  workdir_lib.claim(workdir, config)
   state = optimizer.init_state(params, config.optim,
                                config.steps * config.optim.updates)
   # 1. The judge, which may be the frozen copy of the policy.
@@ -249,17 +250,16 @@ def _show_kernels(inputs: Inputs, sampler: Sampler,
     print(f'judge: {judge.engine.options.layout.kernel.describe()}')
 
 
-def _policy(inputs: Inputs, workdir: epath.Path) -> tuple[Policy, Params]:
+def load_policy(config: Config, mesh: jax.sharding.Mesh,
+                origin: references.Reference) -> tuple[Policy, Params]:
   """The policy, and the parameters that train."""
-  config = inputs.config
-  model, params, base_params = references.policy(config, inputs.mesh)
-  workdir_lib.claim(workdir, config)
+  model, params, base_params = references.policy(config, mesh)
   reference = base_params
-  if reference is None and memory.keeps_reference(config, inputs.origin):
+  if reference is None and memory.keeps_reference(config, origin):
     # The frozen copy must be other arrays: updates donate the policy.
     reference = jax.jit(
         lambda x: jax.tree.map(jnp.copy, transformer.cast(model, x)))(params)
-  return Policy(config, model, inputs.mesh, reference), params
+  return Policy(config, model, mesh, reference), params
 
 
 def _source(inputs: Inputs, sampler: Sampler, table: curriculum.Curriculum,

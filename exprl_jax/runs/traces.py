@@ -1,10 +1,13 @@
 """Every sampled trace of a training run, compressed, a file a step.
 
-traces/STEP.jsonl.gz has all that credit is computed from but the references:
-those are in traces/references.jsonl, once a problem, so that traces can be
-shared without them. docs/reliability.md describes the fields.
+traces/STEP.jsonl.gz has all that credit and the update are computed from but
+the references: those are in traces/references.jsonl, once a problem, so that
+traces can be shared without them. docs/reliability.md describes the fields;
+run='replay' reads them back.
 """
 
+import base64
+from collections.abc import Sequence
 import gzip
 from typing import Any
 
@@ -17,7 +20,7 @@ from exprl_jax import config as config_lib
 from exprl_jax.data import rubrics
 from exprl_jax.rl.scored import ScoredRollouts
 from exprl_jax.runtime import files, jsonl
-from exprl_jax.types import Problem
+from exprl_jax.types import InputError, Problem, Trajectory
 
 _LEVEL = 3  # of gzip
 
@@ -57,7 +60,7 @@ class Traces:
     rows = [*_rows(scored, advantage), *_rows(dropped, None)]
     text = ''.join(files.dumps(row) + '\n' for row in rows)
     data = gzip.compress(text.encode(), _LEVEL, mtime=0)
-    name = f'{step:08d}.jsonl.gz'
+    name = _name(step)
     files.write(self._folder / name, data)
     self._bytes[name] = len(data)
     for trace in (*scored.traces, *dropped.traces):
@@ -97,6 +100,37 @@ def read(path: epath.PathLike) -> list[dict[str, Any]]:
   return jsonl.parse(text).rows
 
 
+def trained(workdir: epath.PathLike, step: int) -> list[dict[str, Any]]:
+  """The rows of a step that trained, each with its problem's `reference`.
+
+  Raises:
+    InputError: the step has no traces, or they are damaged.
+  """
+  folder = epath.Path(workdir) / 'traces'
+  path = folder / _name(step)
+  if not path.exists():
+    have = sorted(int(p.name[:8]) for p in folder.glob('[0-9]' * 8 + '.*'))
+    raise InputError(f'{path}: no traces of step {step}; the workdir has ' +
+                     (f'steps {have[0]} to {have[-1]}' if have else 'none') +
+                     ' (traces.keep_gb bounds them)')
+  try:
+    rows = [row for row in read(path) if row['trains']]
+    references = {
+        row['problem']: row
+        for row in jsonl.read(folder / 'references.jsonl').rows
+    }
+    return [row | {'reference': references[row['problem']]} for row in rows]
+  except (OSError, KeyError, TypeError) as e:
+    raise InputError(f'{path}: damaged ({e}); choose another step') from None
+
+
+def trajectory(row: dict[str, Any], prompt: Sequence[int]) -> Trajectory:
+  """The trajectory of a row; its prompt is not kept."""
+  return Trajectory(np.array(prompt, np.int32), _unpacked(row['tokens'], '<i4'),
+                    _unpacked(row['logprobs'], '<f4'), row['finish_reason'],
+                    tuple(row['step_ends']))
+
+
 def _rows(scored: ScoredRollouts,
           advantage: Float[np.ndarray, 'B S'] | None) -> list[dict[str, Any]]:
   """One object a trace; without advantages for rows that do not train."""
@@ -104,26 +138,43 @@ def _rows(scored: ScoredRollouts,
   value, valid = scored.scores
   for i, trace in enumerate(scored.traces):
     steps: list[dict[str, Any]] = [
-        {'text': text, 'score': _exact(s), 'valid': bool(v)}
+        {'text': text, 'score': exact(s), 'valid': bool(v)}
         for text, s, v in zip(trace.steps, value[i], valid[i])
     ]  # yapf: disable
     if advantage is not None:
       for part, a in zip(steps, advantage[i]):
-        part['advantage'] = _exact(a)
+        part['advantage'] = exact(a)
     trajectory = trace.trajectory
     out.append({
         'problem': rubrics.digest(trace.problem), 'id': trace.problem.id,
         'question': trace.problem.question, 'steps': steps, 'text': trace.text,
         'trains': advantage is not None, 'status': trace.grade.status,
-        'answer': trace.grade.answer,
+        'answer': trace.grade.answer, 'domain': trace.problem.domain,
         'correct': trace.correct if trace.gradable else None,
         'length': len(trajectory.completion),
         'step_ends': [int(e) for e in trajectory.step_ends
-                     ], 'finish_reason': trajectory.finish_reason
+                     ], 'finish_reason': trajectory.finish_reason,
+        'tokens': _packed(trajectory.completion,
+                          '<i4'), 'logprobs': _packed(trajectory.logprobs,
+                                                      '<f4')
     })
   return out
 
 
-def _exact(x: Any) -> float:
+def _packed(values: np.ndarray, dtype: str) -> str:
+  """The bytes of an array as text: as floats, JSON would be three times it."""
+  return base64.b64encode(values.astype(dtype).tobytes()).decode()
+
+
+def _unpacked(text: str, dtype: str) -> np.ndarray:
+  values = np.frombuffer(base64.b64decode(text), dtype)
+  return values.astype(values.dtype.newbyteorder('='))
+
+
+def _name(step: int) -> str:
+  return f'{step:08d}.jsonl.gz'
+
+
+def exact(x: Any) -> float:
   """A float32 as the shortest number that reads back as it."""
   return float(str(np.float32(x)))

@@ -90,6 +90,33 @@ def restore_params(workdir: epath.PathLike, step: int,
                    f'{", ".join(map(str, available)) or "none"}')
 
 
+def restore_step(workdir: epath.PathLike, step: int,
+                 state: TrainState) -> TrainState:
+  """The training state of a step, to look at: nothing is moved or changed.
+
+  Args:
+    workdir: of a run.
+    step: of its checkpoints.
+    state: gives structure, types and shardings; it is deleted.
+
+  Raises:
+    InputError: there is no such checkpoint, or it is damaged.
+  """
+  available = steps(workdir)
+  if step not in available:
+    raise InputError(
+        f'{workdir}: no checkpoint of step {step}; it has '
+        f'{", ".join(map(str, available)) or "none"} (checkpoint.keep_every)')
+  abstract = _abstract(state)
+  for x in jax.tree.leaves(state):  # or there were two of them
+    x.delete()
+  path = _path(workdir, step)
+  restored, _, why = reading.read(path, abstract)
+  if why:
+    raise InputError(f'{path}: damaged ({why})')
+  return restored
+
+
 class Snapshot(NamedTuple):
   """What a checkpoint of a step needs, as it was when the step ended."""
 
@@ -131,9 +158,7 @@ class Checkpoints:
     found = list(_folders(self._workdir))
     if not found:
       return 0, state
-    abstract = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
-        state)
+    abstract = _abstract(state)
     for x in jax.tree.leaves(state):  # or there were two of them
       x.delete()
     for step, path in reversed(found):
@@ -260,6 +285,13 @@ class Rescue:
       reading.say(f'saved step {taken.step}')
     except Exception as e:  # the first failure is the one to report
       reading.say(f'step {taken.step} could not be saved ({reading.brief(e)})')
+
+
+def _abstract(state: TrainState) -> TrainState:
+  """Shapes, types and shardings of a state."""
+  return jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
+      state)
 
 
 def _folders(workdir: epath.PathLike) -> Iterator[tuple[int, epath.Path]]:
