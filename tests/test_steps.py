@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 import pytest
 
-from exprl_jax.data.steps import Segmenter
+from exprl_jax.data.steps import Segmenter, balanced, metrics
 from exprl_jax.data.tokenizer import Tokenizer
 from exprl_jax.types import InputError
 from tests.conftest import JUDGE, make_bpe
@@ -19,7 +19,12 @@ MERGES = [
     'Ċ Ċ', '. ĊĊ', '. Ċ', 'Ġ Ġ', 'Ġ b', '# #', '## ##', '## #', 'Ġ ###',
     '### ĊĊ', '* *', 'S t', 'St e', 'Ste p', 'Ġ 2', 'Ċ 2', 'ĊĊ b'
 ]
-DELIMITERS = ['', 'blank_line', 'numbered', 'every:1', 'every:3', '###']
+DELIMITERS = [
+    '', 'auto', 'headings', 'blank_line', 'numbered', 'spans', 'every:1',
+    'every:3', '###'
+]
+
+MANY = settings(max_examples=500, deadline=None, derandomize=True)
 
 
 @pytest.fixture(scope='module')
@@ -39,9 +44,10 @@ def named(tokenizer):
   return {tokenizer.decode([i]): i for i in range(tokenizer.vocab_size)}
 
 
-def cut(tokenizer, ids, delimiter, max_steps=99, min_tokens=1):
+def cut(tokenizer, ids, delimiter, max_steps=99, min_tokens=1, thinking='cut'):
   """The texts of the steps."""
-  return Segmenter(tokenizer, delimiter, max_steps, min_tokens).texts(ids)
+  return Segmenter(tokenizer, delimiter, max_steps, min_tokens,
+                   thinking).texts(ids)
 
 
 @pytest.mark.parametrize(
@@ -72,6 +78,18 @@ def cut(tokenizer, ids, delimiter, max_steps=99, min_tokens=1):
         ('every:2', ['ab', 'cd', 'e']),
         ('every:2', ['ab', '\n\n \n \nc', 'd']),  # white space goes to the next
         ('every:9', ['abc']),
+        ('headings', ['a\n\n', '## b\nc\n', '### d\n', '#### e']),
+        ('headings', ['a ### b\n#c\n##### d\n###e\n# f']),  # none is one
+        ('headings', ['## a\n', '###\nb']),  # without a title
+        ('headings', ['## a\n```\n### b\n```\n', '## c']),  # in code
+        ('headings', ['~~~py\n## a\n~~~\n', '## b\n````\n## c\n```\n## d']),
+        ('headings', ['a\n', '##\n## b']),  # bare marks go to the next
+        ('numbered', ['1. a\n```\n2. b\n```\n', '3. c']),
+        ('blank_line', ['a\n\n', '```\nb\n\nc\n```\n\n', 'd']),
+        ('authors', ['###', ' a ###', ' b\n####', ' c']),
+        ('authors', ['a###\n\nb']),  # a token of '###' and line feeds
+        ('spans', ['ab' * 8 + '. ', 'c' * 15 + '.']),
+        ('spans', ['ab' * 10]),  # too short
         ('###', ['a', ' ### b', ' ### c']),
         ('###', ['a #### b ##### c']),  # other tokens
         ('###', ['a\n', '###\n\nb\n', '### c ### ###']),
@@ -129,11 +147,104 @@ def test_short_steps_are_merged(bpe, delimiter, min_tokens, steps):
   assert cut(bpe, ids, delimiter, min_tokens=min_tokens) == steps
 
 
-@pytest.mark.parametrize('max_steps, steps',
-                         [(1, ['1. a\n2. b\n3.']), (2, ['1. a\n', '2. b\n3.']),
-                          (2, ['1. a\n', '2. b\n3. c\n4. d'])])
-def test_steps_beyond_the_cap_go_to_the_last(bpe, max_steps, steps):
-  assert cut(bpe, bpe.encode(''.join(steps)), 'numbered', max_steps) == steps
+@pytest.mark.parametrize('text, rule', [
+    ('intro\n## a\n1. b\n\n2. c\n### d', 'headings'),
+    ('one ### two\n1. b\n\n2. c', 'numbered'),
+    ('Let x = 3.14.\n\nThen 2 of them.', 'blank_line'),
+    ('First a thing is. ' * 4, 'spans'),
+    ('no', 'one_step'),
+    ('```\n## a\n\n1. b\n## c\n```', 'one_step'),
+])
+def test_auto_takes_the_first_rule_with_two_steps(bpe, text, rule):
+  ids = bpe.encode(text)
+  found = Segmenter(bpe, 'auto', 99).cut(ids)
+  assert found.rule == rule
+  assert (len(found.ends) > 1) == (rule != 'one_step')
+  if rule not in ('one_step', 'spans'):
+    assert found.ends == Segmenter(bpe, rule, 99)(ids)
+
+
+@pytest.mark.parametrize('thinking, steps', [
+    ('cut', ['<think>a\n\n', 'b</think>\n\n', 'c\n\n', 'd']),
+    ('one_step', ['<think>a\n\nb</think>', '\n\nc\n\n', 'd']),
+    ('hidden', ['\n\nc\n\n', 'd']),
+])
+def test_thinking(bpe, thinking, steps):
+  text = '<think>a\n\nb</think>\n\nc\n\nd'
+  for delimiter in ('auto', 'blank_line'):
+    assert cut(bpe, bpe.encode(text), delimiter, thinking=thinking) == steps
+    assert Segmenter(bpe, delimiter, 9, thinking=thinking).split(text) == steps
+  if thinking == 'hidden':  # its tokens belong to the step that follows
+    ends = Segmenter(bpe, 'auto', 9, thinking=thinking)(bpe.encode(text))
+    assert ends == [len(bpe.encode(text)) - 1, len(bpe.encode(text))]
+
+
+@pytest.mark.parametrize(
+    'thinking, text, steps',
+    [
+        ('one_step', 'a\n\nb</think>c', ['a\n\nb</think>', 'c'
+                                        ]),  # prompt opened it
+        ('hidden', 'a\n\nb</think>c', ['c']),
+        ('one_step', '<think>a\n\nb', ['<think>a\n\nb']),  # truncated
+        ('hidden', '<think>a\n\nb', ['']),
+        ('hidden', 'a\n\nb', ['a\n\n', 'b']),
+    ])
+def test_thinking_that_is_open(bpe, thinking, text, steps):
+  assert cut(bpe, bpe.encode(text), 'auto', thinking=thinking) == steps
+
+
+def test_thinking_does_not_stand_for_the_steps_behind_it(bpe):
+  """A step of thinking and one behind it: the latter is still to be cut."""
+  text = '<think>a</think>\nb. c. ' + 'A sentence is here. ' * 5
+  found = Segmenter(bpe, 'auto', 9, thinking='one_step').cut(bpe.encode(text))
+  assert found.rule == 'spans' and len(found.ends) == 3
+
+
+@pytest.mark.parametrize('ends, count, merged',
+                         [([1, 2, 3, 4], 2, [2, 4]),
+                          ([1, 2, 3, 4], 4, [1, 2, 3, 4]),
+                          ([1, 2, 3, 4], 1, [4]), ([8, 9, 10], 2, [8, 10]),
+                          ([1, 2, 10], 2, [2, 10]),
+                          ([1, 2, 3, 90, 95, 100], 3, [3, 90, 100]),
+                          ([97, 98, 99, 100], 3, [97, 98, 100])])
+def test_too_many_steps_are_merged_evenly(ends, count, merged):
+  assert balanced(ends, count) == merged
+
+
+@MANY
+@given(sizes=st.lists(st.integers(1, 50), min_size=1, max_size=99),
+       count=st.integers(1, 20))
+def test_merged_steps_are_natural_and_of_about_equal_length(sizes, count):
+  ends = list(itertools.accumulate(sizes))
+  found = balanced(ends, count)
+  assert set(found) <= set(ends) and found[-1] == ends[-1]
+  assert len(found) == min(count, len(ends)) == len(set(found))
+  if len(ends) > count:
+    largest = max(b - a for a, b in itertools.pairwise([0, *found]))
+    assert largest <= ends[-1] / count + 2 * max(sizes)
+
+
+def test_a_long_trace_has_no_step_of_all_the_rest(bpe):
+  """100 paragraphs in 16 steps: the last had 85 of them."""
+  ids = bpe.encode('\n\n'.join(f'a{i}' for i in range(100)))
+  found = Segmenter(bpe, 'auto', 16).cut(ids)
+  assert len(found.ends) == 16 and found.natural == 100
+  assert metrics([found])['steps/largest_token_frac'] < 0.08
+
+
+def test_how_a_batch_was_cut(bpe):
+  segment = Segmenter(bpe, 'auto', 2)
+  texts = ['## a\n## b\n## c\n## d', 'a\n\nb', 'c', '']
+  found = metrics([segment.cut(bpe.encode(text)) for text in texts])
+  assert found == pytest.approx({
+      'steps/one_step_frac': 1 / 3, 'steps/natural_mean': 7 / 3,
+      'steps/delimiters_mean': 4 / 3, 'steps/rule_headings_frac': 1 / 3,
+      'steps/rule_blank_line_frac': 1 / 3, 'steps/rule_one_step_frac': 1 / 3,
+      'steps/largest_token_frac': found['steps/largest_token_frac']
+  })
+  assert 2 / 3 < found['steps/largest_token_frac'] < 0.8
+  marked = Segmenter(bpe, '###', 9).cut(bpe.encode('a ### b ### c'))
+  assert marked.delimiters == 2 and metrics([]) == {}
 
 
 def test_a_word_level_tokenizer(words):
@@ -177,7 +288,6 @@ TEXTS = [
     ' ###', '###\n\n'
 ]
 TRACES = st.lists(st.sampled_from(TEXTS), max_size=40)
-MANY = settings(max_examples=500, deadline=None, derandomize=True)
 
 
 @MANY
@@ -190,7 +300,7 @@ def test_steps_cover_the_trace(bpe, texts, delimiter, max_steps, min_tokens):
   assert ends[-1:] == [len(ids)][:len(ends)]
   sizes = [b - a for a, b in itertools.pairwise([0, *ends])]
   assert all(n >= (min_tokens if len(ends) > 1 else 1) for n in sizes)
-  if len(ends) > 1 and delimiter != '###':
+  if len(ends) > 1 and delimiter != '###':  # where white space is content
     assert all(
         bpe.decode(ids[a:b]).strip() for a, b in itertools.pairwise([0, *ends]))
 
@@ -210,7 +320,7 @@ def step_ends(ids, delimiters, max_steps):
   if has_content or not ends:
     ends.append(len(ids))
   ends[-1] = len(ids)
-  return ends[:max_steps - 1] + ends[-1:] if len(ends) > max_steps else ends
+  return balanced(ends, max_steps)
 
 
 @MANY

@@ -1,54 +1,62 @@
 """Splits a trace into steps, on its token ids."""
 
-import bisect
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 import functools
 import itertools
-import re
 from typing import NamedTuple
 
 from exprl_jax.config import Judge
+from exprl_jax.data import step_rules
 from exprl_jax.data.tokenizer import Tokenizer
 from exprl_jax.types import InputError
 
-
-class _Marked(NamedTuple):
-  """What a rule finds in the tokens of a trace."""
-
-  opening: Sequence[int]  # tokens that open a step, in order
-  has_content: Sequence[bool]  # of each token: more than a delimiter?
+_THINK, _THOUGHT = '<think>', '</think>'
 
 
-# From the texts of a trace's tokens.
-_Rule = Callable[[list[str]], _Marked]
+class Cut(NamedTuple):
+  """The steps of a trace.
 
-_BLANK_LINE = re.compile(r'\n\s*\n')
-# '1.', '2)', 'Step 3:', '**Step 3**', '## 4.', but not '3.14'. The group leaves
-# out indentation, which may share a token with the line before. No two
-# repetitions can match the same character, so no text takes exponential time.
-_NUMBERED = re.compile(
-    r'^[ \t]*((?:[#*][#* \t]*)?(?:step[ \t]*\d+\b|\d+[.)](?!\d))[.:)*]*)',
-    re.IGNORECASE | re.MULTILINE)
+  Attributes:
+    ends: where they end in its tokens, exclusive; the last one is its length.
+    rule: that found them, of step_rules; 'one_step': none did.
+    delimiters: tokens that are the delimiter or, for other rules, headings.
+    natural: steps before some were merged for judge.max_steps.
+  """
+
+  ends: list[int]
+  rule: str = 'one_step'
+  delimiters: int = 0
+  natural: int = 1
 
 
 class Segmenter:
   """Splits traces into steps, on their token ids.
 
   The delimiter says what opens a step:
-    '': nothing; the trace is one step.
-    'blank_line': the text behind a blank line, which ends the step before.
+    'auto': for each trace the first of the next four that finds two steps.
+    'headings': a line that begins with '##', '###' or '####' and a space.
     'numbered': a line that begins with '1.', '2)', 'Step 3' or the like.
+    'blank_line': the text behind a blank line, which ends the step before.
+    'spans': spans of about 256 tokens that end with a sentence or line.
     'every:M': every M-th token.
+    'authors': '###' anywhere closes a step, as in the paper's released code.
+    '': nothing; the trace is one step.
     Others, such as '###': that token, with white space around it or not.
 
-  A step is merged into the next, at the end of the trace into the last, if it
-  has fewer than `min_tokens` tokens or no content. Delimiters are no content,
-  nor is white space, except where the delimiter is a token such as '###'.
-  Steps beyond `max_steps` are merged into the last one.
+  Lines of fenced code open nothing. A step is merged into the next, at the end
+  of the trace into the last, if it has fewer than `min_tokens` tokens or no
+  content. Delimiters are no content, nor is white space, except where the
+  delimiter is a token such as '###'. More than `max_steps` steps are merged
+  into as many of about equal numbers of tokens.
+
+  What stands between <think> and </think> (from the start, if only the latter
+  is there; to the end, if only the former) is, by `thinking`, cut like the rest
+  ('cut'), a step of its own ('one_step'), or no part of the steps' texts
+  ('hidden'): its tokens then belong to the step that follows.
   """
 
   def __init__(self, tokenizer: Tokenizer, delimiter: str, max_steps: int,
-               min_tokens: int = 1) -> None:
+               min_tokens: int = 1, thinking: str = 'cut') -> None:
     """Chooses the rule of a delimiter.
 
     Args:
@@ -56,30 +64,35 @@ class Segmenter:
       delimiter: see above.
       max_steps: at least 1.
       min_tokens: of a step, its delimiter included.
+      thinking: see above.
 
     Raises:
       InputError: it is none of the above.
     """
     self._tokenizer = tokenizer
-    self._text = functools.cache(lambda i: tokenizer.decode([i]))
+    self._text = functools.cache(self._token_text)
     self._max_steps, self._min_tokens = max_steps, min_tokens
-    rules: dict[str, _Rule] = {
-        '': lambda texts: _Marked((), _visible(texts)),
-        'blank_line': _blank_line, 'numbered': _numbered
-    }
-    if delimiter in rules:
-      self._rule = rules[delimiter]
-    elif every := re.fullmatch('every:([1-9][0-9]*)', delimiter):
-      self._rule = functools.partial(_every, int(every[1]))
-    elif any(
-        self._text(i).strip() == delimiter
-        for i in range(tokenizer.vocab_size)):
-      self._rule = functools.partial(_marker, delimiter)
-    else:
+    self._thinking, self._delimiter = thinking, delimiter
+    if delimiter == 'auto':
+      self._rules = step_rules.AUTO
+      return
+    try:
+      rule = step_rules.find(
+          delimiter, lambda: list(map(self._text, range(tokenizer.vocab_size))))
+    except KeyError:
       raise InputError(
           f'config.judge.delimiter={delimiter!r}: not a token of '
-          f"{tokenizer.folder}; use one, or '', 'blank_line', 'numbered' or "
-          "'every:M' with M > 0")
+          f"{tokenizer.folder}; use one, or 'auto', 'headings', 'numbered', "
+          "'blank_line', 'spans', '', 'authors' or 'every:M' with M > 0"
+      ) from None
+    self._rules = {delimiter: rule}
+
+  def _token_text(self, token: int) -> str:
+    text = self._tokenizer.decode([token])
+    if not text:  # the marks of thinking are special tokens in some models
+      special = self._tokenizer.decode([token], special=True)
+      text = special if special in (_THINK, _THOUGHT) else ''
+    return text
 
   def __call__(self, ids: Sequence[int]) -> list[int]:
     """Finds where the steps of a trace end (exclusive).
@@ -91,22 +104,71 @@ class Segmenter:
       1 to `max_steps` ends, the last of which is len(ids); none for an empty
       trace.
     """
-    opening, has_content = self._rule([self._text(i) for i in ids])
-    ends, start, filled = [], 0, False
-    for a, b in itertools.pairwise([0, *opening, len(ids)]):
-      filled = filled or any(has_content[a:b])
-      if filled and b - start >= self._min_tokens:
+    return self.cut(ids).ends
+
+  def cut(self, ids: Sequence[int]) -> Cut:
+    """Splits a trace (see `__call__`), and says how."""
+    texts = [self._text(i) for i in ids]
+    start, stop = self._thought(texts)
+    # Nothing in there opens a step.
+    masked = [*texts[:start], *['x'] * (stop - start), *texts[stop:]]
+    delimiters = step_rules.count_headings(texts)
+    # Thinking that is a step makes one or two that no rule has found.
+    given = len(self._ends((), [True] * len(ids), start, stop, len(ids)))
+    for name, rule in self._rules.items():
+      opening, has_content = rule(masked)
+      if name not in step_rules.NAMED and not name.startswith('every:'):
+        delimiters = len(opening)
+      ends = self._ends(opening, has_content, start, stop, len(ids))
+      if len(ends) > given:
+        break
+    else:
+      name = 'one_step'
+    return Cut(balanced(ends, self._max_steps), name, delimiters, len(ends))
+
+  def _ends(self, opening: Sequence[int], has_content: Sequence[bool],
+            start: int, stop: int, length: int) -> list[int]:
+    """The ends of all steps, short and empty ones merged."""
+    content, borders = list(has_content), set(opening)
+    if stop > start:
+      content[start:stop] = [self._thinking == 'one_step'] * (stop - start)
+      borders -= set(range(start + 1, stop))
+      if self._thinking == 'one_step':
+        borders |= {start, stop}
+    ends, at, filled = [], 0, False
+    for a, b in itertools.pairwise([0, *sorted(borders), length]):
+      filled = filled or any(content[a:b])
+      if filled and (b - at >= self._min_tokens
+                     or self._delimiter == 'authors'):
         ends.append(b)
-        start, filled = b, False
+        at, filled = b, False
     # A remainder at the end goes to the last step.
-    return [*ends[:self._max_steps][:-1], len(ids)] if len(ids) else []
+    return [*ends[:-1], length] if length else []
+
+  def _thought(self, texts: Sequence[str]) -> tuple[int, int]:
+    """Where thinking stands among the tokens; (0, 0): nowhere, or it is cut."""
+    if self._thinking == 'cut':
+      return 0, 0
+    text = ''.join(texts)
+    opened, closed = text.find(_THINK), text.find(_THOUGHT)
+    if opened < 0 and closed < 0:
+      return 0, 0
+    first = opened if 0 <= opened and (closed < 0 or opened < closed) else 0
+    last = closed + len(_THOUGHT) if closed >= 0 else len(text)
+    starts = list(itertools.accumulate(map(len, texts), initial=0))
+    start = next(i for i in range(len(texts)) if starts[i + 1] > first)
+    return start, next(i for i in range(len(starts)) if starts[i] >= last)
 
   def texts(self, ids: Sequence[int]) -> list[str]:
-    """Decodes the steps of a trace."""
-    return [
-        self._tokenizer.decode(ids[a:b])
-        for a, b in itertools.pairwise([0, *self(ids)])
-    ]
+    """Decodes the steps of a trace, as a judge reads them."""
+    start, stop = 0, 0
+    if self._thinking == 'hidden':
+      start, stop = self._thought([self._text(i) for i in ids])
+    out = []
+    for a, b in itertools.pairwise([0, *self(ids)]):
+      read = [i for n, i in enumerate(ids[a:b], a) if not start <= n < stop]
+      out.append(self._tokenizer.decode(read))
+    return out
 
   def split(self, text: str) -> list[str]:
     """Splits a text into the texts of its steps.
@@ -115,51 +177,55 @@ class Segmenter:
     tokenizer does not know.
     """
     steps = self.texts(self._tokenizer.encode(text))
-    return steps if len(steps) > 1 else [text]
+    hides = self._thinking == 'hidden' and (_THINK in text or _THOUGHT in text)
+    return steps if len(steps) > 1 or hides else [text]
 
 
-def _every(size: int, texts: list[str]) -> _Marked:
-  return _Marked(range(size, len(texts), size), _visible(texts))
+def balanced(ends: Sequence[int], count: int) -> list[int]:
+  """Merges steps into `count` of about equal length, at borders that are there.
+
+  Args:
+    ends: of the steps, exclusive, in order.
+    count: at least 1; fewer steps stay as they are.
+
+  Returns:
+    The ends of the merged steps, among `ends`.
+  """
+  if len(ends) <= count:
+    return list(ends)
+  out: list[int] = []
+  first = 0  # of the ends that are left
+  for i in range(1, count):
+    wanted = ends[-1] * i / count
+    last = len(ends) - (count - i)  # leaves one for each that follows
+    best = min(range(first, last), key=lambda k: abs(ends[k] - wanted))
+    out.append(ends[best])
+    first = best + 1
+  return [*out, ends[-1]]
 
 
-def _marker(delimiter: str, texts: list[str]) -> _Marked:
-  # White space is content here, and only here: traces keep the steps they had.
-  marks = [t.strip() == delimiter for t in texts]
-  return _Marked([i for i, mark in enumerate(marks) if mark],
-                 [not mark for mark in marks])
-
-
-def _blank_line(texts: list[str]) -> _Marked:
-  text, starts = _join(texts)
-  opening = []
-  for match in _BLANK_LINE.finditer(text):
-    i = bisect.bisect_left(starts, match.end())
-    while i < len(texts) and not texts[i].strip():  # indentation
-      i += 1
-    opening.append(i)
-  return _Marked(opening, _visible(texts))
-
-
-def _numbered(texts: list[str]) -> _Marked:
-  text, starts = _join(texts)
-  opening = [
-      bisect.bisect_right(starts, match.start(1)) - 1
-      for match in _NUMBERED.finditer(text)
+def metrics(cuts: Sequence[Cut]) -> dict[str, float]:
+  """How the traces of a batch were cut, 'steps/...'; empty traces are left out.
+  """
+  cuts = [cut for cut in cuts if cut.ends]
+  if not cuts:
+    return {}
+  size = len(cuts)
+  largest = [
+      max(b - a
+          for a, b in itertools.pairwise([0, *cut.ends])) / cut.ends[-1]
+      for cut in cuts
   ]
-  # A number alone is no content.
-  blanked = _NUMBERED.sub(lambda match: ' ' * len(match[0]), text)
-  return _Marked(
-      opening, _visible([blanked[a:b] for a, b in itertools.pairwise(starts)]))
-
-
-def _visible(texts: list[str]) -> list[bool]:
-  """Whether each text has more than white space."""
-  return [bool(text.strip()) for text in texts]
-
-
-def _join(texts: list[str]) -> tuple[str, list[int]]:
-  """The joined text, and where in it each token starts and the last ends."""
-  return ''.join(texts), [0, *itertools.accumulate(map(len, texts))]
+  rules = [cut.rule for cut in cuts]
+  return {
+      'steps/one_step_frac': sum(len(c.ends) == 1 for c in cuts) / size,
+      'steps/largest_token_frac': sum(largest) / size,
+      'steps/natural_mean': sum(c.natural for c in cuts) / size,
+      'steps/delimiters_mean': sum(c.delimiters for c in cuts) / size
+  } | {
+      f'steps/rule_{name}_frac': rules.count(name) / size
+      for name in set(rules) & {*step_rules.AUTO, 'one_step'}
+  }
 
 
 def segmenter(cfg: Judge, tokenizer: Tokenizer, stepwise: bool) -> Segmenter:
@@ -169,4 +235,5 @@ def segmenter(cfg: Judge, tokenizer: Tokenizer, stepwise: bool) -> Segmenter:
     InputError: the delimiter is not one that Segmenter knows.
   """
   return Segmenter(tokenizer, cfg.delimiter if stepwise else '',
-                   cfg.max_steps if stepwise else 1, cfg.min_step_tokens)
+                   cfg.max_steps if stepwise else 1, cfg.min_step_tokens,
+                   cfg.thinking)

@@ -81,7 +81,8 @@ def scoring(
         for s in grading.STATUSES
         if s not in ('correct', 'wrong')
     }
-    return out._replace(metrics=summary(out) | shares | extra)
+    cuts = steps_lib.metrics([t.cut for t in traces])
+    return out._replace(metrics=summary(out) | cuts | shares | extra)
 
   return reward
 
@@ -91,7 +92,10 @@ def cutter(
     granularity: Granularity) -> Callable[[Sequence[Group]], list[Trace]]:
   """The function of groups that cuts trajectories into steps and grades them.
   """
-  segment = steps_lib.segmenter(config.judge, tokenizer, granularity == 'step')
+  whole = steps_lib.segmenter(config.judge, tokenizer, False)
+  segment = whole
+  if granularity == 'step':
+    segment = steps_lib.segmenter(config.judge, tokenizer, True)
 
   def cut(groups: Sequence[Group]) -> list[Trace]:
     traces = []
@@ -101,13 +105,14 @@ def cutter(
         ids = t.completion.tolist()
         body = ids[:-1] if ids[-1] in tokenizer.eos_ids else ids
         text = tokenizer.decode(body)
+        how = whole if outcome else segment
+        found = how.cut(body)
         # The EOS belongs to the last step; an empty trace is one empty step.
-        ends, steps = [*segment(body)[:-1], len(ids)], segment.texts(body)
-        if outcome:
-          ends, steps = [len(ids)], [text]
+        ends = (*found.ends[:-1], len(ids))
         traces.append(
-            Trace(problem, t._replace(step_ends=tuple(ends)), text, steps
-                  or [''], _UNGRADED))
+            Trace(problem, t._replace(step_ends=ends), text,
+                  how.texts(body) or [''], _UNGRADED,
+                  cut=steps_lib.Cut([]) if how is whole else found))
     grades = grader([(t.text, t.problem) for t in traces])
     readable = grader.readable([t.problem for t in traces])
     return [

@@ -6,6 +6,7 @@ from typing import NamedTuple
 from jaxtyping import Float
 import numpy as np
 
+from exprl_jax.data import steps as steps_lib
 from exprl_jax.grading import grader as grading
 from exprl_jax.runtime import metrics
 from exprl_jax.types import Problem, Scores, Trajectory
@@ -20,6 +21,7 @@ class Trace(NamedTuple):
   steps: list[str]  # texts; one, the text, for rewards without steps
   grade: grading.Grade  # of the final answer
   gold_readable: bool = True  # by the grader
+  cut: steps_lib.Cut = steps_lib.Cut([])  # how it was cut; no ends: it was not
 
   @property
   def correct(self) -> bool:
