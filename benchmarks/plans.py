@@ -2,7 +2,7 @@
 
   pip install -e ".[tpu]"
   python benchmarks/plans.py
-  python benchmarks/plans.py --target=qwen3_4b:exprl_process@v5e:8x8
+  python benchmarks/plans.py --target=qwen3_4b:exprl_process_fast@v5e:8x8
 
 No TPU is needed: programs are compiled ahead of time, for minutes each. Of the
 models, only config.json and the tokenizer are read.
@@ -23,12 +23,12 @@ from exprl_jax.runtime import chips, topology, xla_flags
 
 # Recipe @ slice, and the keys that differ from the recipe.
 TARGETS = {
-    'qwen3_4b:exprl_process@v5e:8x8': {},
-    'qwen3_4b:exprl_process@v5e:4x4': {},
-    'qwen3_4b:exprl_process@v6e:4x4': {},
-    'qwen3_4b:exprl_process@v6e:2x4': {},
-    'qwen3_4b:exprl_process@v5p:2x2x2': {},
-    'qwen3_4b:exprl_process@v5e:2x4': {
+    'qwen3_4b:exprl_process_fast@v5e:8x8': {},
+    'qwen3_4b:exprl_process_fast@v5e:4x4': {},
+    'qwen3_4b:exprl_process_fast@v6e:4x4': {},
+    'qwen3_4b:exprl_process_fast@v6e:2x4': {},
+    'qwen3_4b:exprl_process_fast@v5p:2x2x2': {},
+    'qwen3_4b:exprl_process_fast@v5e:2x4': {
         'optim.offload': True, 'policy.remat': 'offload'
     },
     'qwen3_8b_mixed:exprl_mixed@v5e:8x8': {},

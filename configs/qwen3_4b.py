@@ -1,6 +1,6 @@
 r"""The paper's recipes with Qwen3-4B-Instruct-2507 as policy and judge.
 
-  python -m exprl_jax.main --config=configs/qwen3_4b.py:exprl_process \
+  python -m exprl_jax.main --config=configs/qwen3_4b.py:exprl_process_fast \
     --config.policy.init=Qwen/Qwen3-4B-Instruct-2507 \
     --config.judge.init=Qwen/Qwen3-4B-Instruct-2507 \
     --config.data.train=/data/train.jsonl
@@ -71,7 +71,7 @@ def _exprl(c: ConfigDict) -> None:
   _train(c)
   c.judge = ConfigDict(
       dict(init=_MODEL, dtype='bfloat16', template='math',
-           rationale_tokens=2048, max_prompt_tokens=8192))
+           rationale_tokens=2048))
   c.data.batch = 36
   c.rollout.update(dict(group_size=10, overlong='zero'))
   c.checkpoint.every = 30
@@ -87,7 +87,8 @@ def exprl_outcome(c: ConfigDict) -> None:
   _exprl(c)
   c.reward = 'outcome'
   c.judge.readout = 'generate_expect'
-  c.credit = ConfigDict(dict(rule='group', divide_by_std=True))
+  c.judge.max_prompt_tokens = 16384
+  c.credit = ConfigDict(dict(rule='group', divide_by_std=True, min_std=0.05))
   c.loss.clip_high = 0.28
   c.optim.updates = 2
 
@@ -97,14 +98,32 @@ def exprl_process(c: ConfigDict) -> None:
 
   --config=configs/qwen3_4b.py:exprl_process
 
-  DeltaNorm with the final score as the first baseline; a one-step trace has
-  advantage 0. The readout is direct, at all steps of a trace in one pass. The
-  authors ran exprl_process_authors instead.
+  For each prefix the judge reasons for up to 2,048 tokens, says how promising
+  the prefix is, and its written score counts. DeltaNorm with the final score as
+  the first baseline; a one-step trace has advantage 0. exprl_process_fast costs
+  a small part of it. The authors ran exprl_process_authors instead.
   """
   _exprl(c)
   c.reward = 'process'
-  c.judge.update(dict(delimiter='###', max_steps=16, readout='direct'))
+  c.judge.update(
+      dict(template='math_paper', delimiter='auto', max_steps=16,
+           readout='generate', max_prompt_tokens=16384))
   c.credit = ConfigDict(dict(rule='delta', first='final', single='zero'))
+
+
+def exprl_process_fast(c: ConfigDict) -> None:
+  """ExpRL-Process with all steps of a trace judged in one pass: start here.
+
+  --config=configs/qwen3_4b.py:exprl_process_fast
+
+  The judge writes no reasons; its score is the expectation over the five score
+  tokens at the end of every step. It is asked how far the trace has come, so
+  credit is the progress that a step makes: A_1 = s_1, A_t = s_t - s_{t-1}.
+  """
+  exprl_process(c)
+  c.judge.update(dict(template='math', readout='direct',
+                      max_prompt_tokens=8192))
+  c.credit = ConfigDict(dict(rule='delta', first='zero'))
 
 
 def exprl_process_authors(c: ConfigDict) -> None:
@@ -112,14 +131,40 @@ def exprl_process_authors(c: ConfigDict) -> None:
 
   --config=configs/qwen3_4b.py:exprl_process_authors
 
-  16 samples per problem. The judge reasons about each segment alone, without
-  the previous ones, and its written score counts. A one-step trace gets its
-  score as advantage (docs/method.md says what this rewards).
+  16 samples per problem. The token '###' closes a step, anywhere. The judge
+  reasons about each step alone, without the previous ones. A one-step trace
+  gets its score as advantage (docs/method.md says what this rewards).
   """
   exprl_process(c)
   c.rollout.group_size = 16
-  c.judge.update(dict(max_steps=64, readout='generate', context='segment'))
+  c.judge.update(
+      dict(template='math', delimiter='authors', thinking='cut', max_steps=64,
+           context='segment'))
   c.credit.single = 'score'
+
+
+def exprl_process_end(c: ConfigDict) -> None:
+  """ExpRL-Process with EndNorm (Eq. 4), an ablation of the paper.
+
+  --config=configs/qwen3_4b.py:exprl_process_end
+
+  16 samples per problem, as the authors' scripts of the ablation.
+  """
+  exprl_process(c)
+  c.rollout.group_size = 16
+  c.credit = ConfigDict(dict(rule='end', last='score'))
+
+
+def exprl_process_group(c: ConfigDict) -> None:
+  """ExpRL-Process with GroupNorm (Eq. 6), an ablation of the paper.
+
+  --config=configs/qwen3_4b.py:exprl_process_group
+
+  16 samples per problem, as the authors' scripts of the ablation.
+  """
+  exprl_process(c)
+  c.rollout.group_size = 16
+  c.credit = ConfigDict(dict(rule='group_process', baseline='steps'))
 
 
 def grpo(c: ConfigDict) -> None:
@@ -239,8 +284,10 @@ def passk(c: ConfigDict) -> None:
 
 RECIPES = {
     recipe.__name__: recipe
-    for recipe in (exprl_outcome, exprl_process, exprl_process_authors, grpo,
-                   self_distill, sft, stage2, stage2_authors, passk)
+    for recipe in (exprl_outcome, exprl_process, exprl_process_fast,
+                   exprl_process_authors, exprl_process_end,
+                   exprl_process_group, grpo, self_distill, sft, stage2,
+                   stage2_authors, passk)
 }
 
 

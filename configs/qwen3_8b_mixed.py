@@ -76,12 +76,32 @@ def exprl_outcome(c: ConfigDict) -> None:
   c.judge = ConfigDict(
       dict(init='Qwen/Qwen3-4B-Instruct-2507', dtype='bfloat16',
            template='math', readout='generate_expect', rationale_tokens=4096,
-           max_prompt_tokens=8192,
+           max_prompt_tokens=16384,
            templates=('physics=science', 'science=science', 'code=code')))
   c.data.batch = 36
   c.rollout.overlong = 'zero'
-  c.credit = ConfigDict(dict(rule='group', divide_by_std=True))
+  c.credit = ConfigDict(dict(rule='group', divide_by_std=True, min_std=0.05))
   c.checkpoint.every = 10
+
+
+def exprl_process(c: ConfigDict) -> None:
+  """ExpRL-Process on math: 36 problems x 16 samples per step, one update.
+
+  --config=configs/qwen3_8b_mixed.py:exprl_process
+
+  The authors' script, of which the paper reports no result; every prefix is
+  judged, as in configs/qwen3_4b.py:exprl_process. data.train should hold math
+  only.
+  """
+  exprl_outcome(c)
+  c.reward = 'process'
+  c.judge.update(
+      dict(template='math_paper', delimiter='auto', max_steps=16,
+           readout='generate', rationale_tokens=2048))
+  c.credit = ConfigDict(dict(rule='delta', first='final', single='zero'))
+  c.loss.clip_high = 0.26
+  c.optim.updates = 1
+  c.checkpoint.every = 30
 
 
 def exprl_mixed(c: ConfigDict) -> None:
@@ -92,13 +112,16 @@ def exprl_mixed(c: ConfigDict) -> None:
   The authors' mixed script (not in the paper): the judge scores the steps of
   math and multiple choice, and complete traces of code and open physics. There
   all tokens of a trace get the group advantage; the authors' code gives it to
-  the last token only.
+  the last token only. All steps of a trace are judged in one pass, as in
+  configs/qwen3_4b.py:exprl_process_fast.
   """
   exprl_outcome(c)
   c.reward = 'process'
-  c.judge.update(dict(delimiter='###', max_steps=16, readout='direct'))
+  c.judge.update(
+      dict(delimiter='auto', max_steps=16, readout='direct',
+           max_prompt_tokens=8192))
   c.credit = ConfigDict(
-      dict(rule='delta', first='final', single='zero',
+      dict(rule='delta', first='zero', min_std=0.05,
            outcome_domains=('physics', 'code')))
 
 
@@ -146,9 +169,35 @@ def sft(c: ConfigDict) -> None:
   c.checkpoint.every = 125
 
 
+def passk(c: ConfigDict) -> None:
+  r"""Evaluation on all domains, pass@1 to pass@16 (the paper's Table 4).
+
+  --config=configs/qwen3_8b_mixed.py:passk \
+    --config.eval.models="('/runs/exprl_outcome', '/runs/grpo')"
+
+  128 samples per problem, as in configs/qwen3_4b.py:passk. LiveCodeBench wants
+  its own grader (docs/examples/code_grader.py), and only problems that are not
+  in data.train: release v5 is a part of the training set.
+  """
+  _train(c)
+  c.run = 'evaluate'
+  c.steps = 0
+  c.rollout.group_size = 1
+  c.eval = ConfigDict(
+      dict(
+          problems=('aime25=/data/aime25.jsonl,aime26=/data/aime26.jsonl,'
+                    'hmmt=/data/hmmt.jsonl,imo=/data/imo_answerbench.jsonl,'
+                    'gpqa=/data/gpqa_diamond.jsonl,'
+                    'olympiad=/data/olympiadbench_physics.jsonl,'
+                    'lcb=/data/livecodebench.jsonl'), samples=128,
+          ks=(1, 4, 16), newly_solved_k=16, policy_statistics=True))
+  c.mesh = ConfigDict(dict(data=-1, fsdp=1, tensor=4))
+
+
 RECIPES = {
     recipe.__name__: recipe
-    for recipe in (exprl_outcome, exprl_mixed, grpo, self_distill, sft)
+    for recipe in (exprl_outcome, exprl_process, exprl_mixed, grpo,
+                   self_distill, sft, passk)
 }
 
 

@@ -69,7 +69,7 @@ def outcome(c: ConfigDict) -> None:
       dict(init='asset:tiny_judge', template='tiny', max_prompt_tokens=96))
   c.data.batch = 8
   c.rollout.group_size = 8
-  c.credit = ConfigDict(dict(rule='group'))
+  c.credit = ConfigDict(dict(rule='group', min_std=0.05))
   # With 1e-3, one policy of three drifts and fools the judge a little.
   c.loss.kl_coef = 0.03
 
@@ -84,6 +84,7 @@ def grpo(c: ConfigDict) -> None:
   _train(c)
   c.reward = 'sparse'
   c.credit = ConfigDict(dict(rule='group'))
+  c.select = ConfigDict(dict(max_empty_steps=1000))  # starving is the point
 
 
 def sft(c: ConfigDict) -> None:

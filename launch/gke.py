@@ -1,7 +1,7 @@
 """Runs a config on a GKE TPU slice.
 
   python launch/gke.py --name=exprl-4b --slice=v5e-8 --image=IMAGE \
-    --bucket=BUCKET -- --config=configs/qwen3_4b.py:exprl_process \
+    --bucket=BUCKET -- --config=configs/qwen3_4b.py:exprl_process_fast \
     --config.policy.init=/bucket/models/Qwen3-4B-Instruct-2507
 
 Flags after `--` go to exprl_jax.main. The bucket is mounted at /bucket, and the

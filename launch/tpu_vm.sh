@@ -4,7 +4,7 @@
 #   launch/tpu_vm.sh [--dry_run] NAME ZONE TYPE --config=configs/... [flags]
 #
 # e.g. launch/tpu_vm.sh exprl-4b us-east5-b v6e-8 \
-#        --config=configs/qwen3_4b.py:exprl_process
+#        --config=configs/qwen3_4b.py:exprl_process_fast
 #
 # Copies HEAD (not uncommitted changes), installs it and runs it in tmux, so that
 # a lost connection does not stop it. A second call resumes the run. --dry_run

@@ -50,11 +50,13 @@ def test_the_families_have_all_recipes():
           'policy', 'judge'
       },
       'qwen3_4b': {
-          'exprl_outcome', 'exprl_process', 'exprl_process_authors', 'grpo',
-          'self_distill', 'sft', 'stage2', 'stage2_authors', 'passk'
+          'exprl_outcome', 'exprl_process', 'exprl_process_fast',
+          'exprl_process_authors', 'exprl_process_end', 'exprl_process_group',
+          'grpo', 'self_distill', 'sft', 'stage2', 'stage2_authors', 'passk'
       },
       'qwen3_8b_mixed': {
-          'exprl_outcome', 'exprl_mixed', 'grpo', 'self_distill', 'sft'
+          'exprl_outcome', 'exprl_process', 'exprl_mixed', 'grpo',
+          'self_distill', 'sft', 'passk'
       },
       **{name: {''} for name in ALONE},
   }
@@ -144,56 +146,6 @@ def preset(name):
   family, _, argument = name.partition(':')
   return config_lib.freeze(
       config_lib.load(command(f'configs/{family}.py', argument)))
-
-
-# METHOD of arXiv 2606.17024: problems and samples a step, updates, steps,
-# clips, KL, learning rate.
-@pytest.mark.parametrize('name, numbers', [
-    ('qwen3_4b:exprl_outcome', (36, 10, 2, 230, 0.2, 0.28, 1e-3, 1e-6)),
-    ('qwen3_4b:exprl_process', (36, 10, 1, 230, 0.2, 0.26, 1e-3, 1e-6)),
-    ('qwen3_4b:exprl_process_authors', (36, 16, 1, 230, 0.2, 0.26, 1e-3, 1e-6)),
-    ('qwen3_4b:grpo', (32, 16, 2, 230, 0.2, 0.26, 1e-3, 1e-6)),
-    ('qwen3_4b:self_distill', (32, 16, 1, 230, 0.2, 0.28, 0.0, 1e-7)),
-    ('qwen3_4b:stage2', (32, 32, 1, 500, 0.2, 0.26, 0.0, 1e-6)),
-    ('qwen3_4b:stage2_authors', (16, 32, 1, 500, 4.0, 4.0, 0.0, 1e-6)),
-    ('qwen3_8b_mixed:exprl_outcome', (36, 16, 2, 270, 0.2, 0.28, 1e-3, 1e-6)),
-    ('qwen3_8b_mixed:exprl_mixed', (36, 16, 2, 270, 0.2, 0.28, 1e-3, 1e-6)),
-    ('qwen3_8b_mixed:grpo', (32, 16, 2, 270, 0.2, 0.26, 1e-3, 1e-6)),
-    ('qwen3_8b_mixed:self_distill', (32, 16, 1, 270, 0.2, 0.28, 0.0, 1e-7)),
-])
-def test_the_papers_numbers(name, numbers):
-  c = preset(name)
-  assert numbers == (c.data.batch, c.rollout.group_size, c.optim.updates,
-                     c.steps, c.loss.clip_low, c.loss.clip_high, c.loss.kl_coef,
-                     c.optim.lr)
-  assert (c.rollout.max_prompt_tokens, c.rollout.max_new_tokens,
-          c.rollout.temperature) == (4096, 16384, 0.8)
-  assert (c.optim.b1, c.optim.b2, c.optim.eps, c.optim.weight_decay,
-          c.optim.schedule, c.optim.warmup_steps) == (0.9, 0.999, 1e-8, 0.01,
-                                                      'constant', 0)
-  assert c.optim.clip_norm == (0.3 if 'stage2_authors' in name else 1.0)
-  assert '\\boxed{}' in c.rollout.system_prompt  # not a backspace
-  assert c.rollout.overlong == ('zero' if 'exprl' in name else 'keep')
-
-
-def test_what_the_authors_ran_differs_from_the_paper():
-  paper, authors = (
-      preset(f'qwen3_4b:exprl_process{x}') for x in ('', '_authors'))
-  assert (paper.credit.single, paper.judge.context) == ('zero', 'prefix')
-  assert (authors.credit.single, authors.judge.context) == ('score', 'segment')
-  assert {paper.credit.first, authors.credit.first} == {'final'}
-  paper, authors = (preset(f'qwen3_4b:stage2{x}') for x in ('', '_authors'))
-  assert paper.credit.divide_by_std and not authors.credit.divide_by_std
-  assert authors.loss.aggregation == 'seq_mean_token_sum'
-  assert authors.loss.entropy_coef == 1e-4
-
-
-def test_sft_is_two_epochs_with_a_warm_up_of_a_tenth():
-  c = preset('qwen3_4b:sft')
-  assert (c.run, c.data.batch, c.steps, c.optim.warmup_steps) == ('sft', 32, 94,
-                                                                  9)
-  assert (c.optim.schedule, c.optim.b2) == ('cosine', 0.95)
-  assert not c.rollout.system_prompt
 
 
 def write(tmp_path, body):

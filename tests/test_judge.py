@@ -23,6 +23,7 @@ from exprl_jax.judge.readouts import base as readout
 from exprl_jax.judge.tree import Judge
 from exprl_jax.models import config as model_config
 from exprl_jax.models import head, hf, transformer
+from exprl_jax.rewards import judge as judge_reward
 from exprl_jax.tiny import rows as rows_lib
 from exprl_jax.types import InputError, Problem, RubricItem
 from tests.conftest import JUDGE, SMALL_JSON, make_bpe
@@ -471,7 +472,7 @@ def test_shipped_templates_in_every_setting(tmp_path, name):
     # All that follows the trace is repeated for every step.
     after = [p.text for p in pieces]
     after = after[after.index('TRACE'):]
-    assert ('SOLUTION' in after) == (name == 'math_paper_order'
+    assert ('SOLUTION' in after) == (name == 'math_paper'
                                      and reference != 'rubric')
 
 
@@ -549,3 +550,11 @@ def test_a_template_with_old_names_says_the_new_ones(tmp_path, old, new):
   with pytest.raises(InputError, match='old.txt') as e:
     load_template(config_lib.Judge(template=str(path)), Tokenizer(JUDGE))
   assert f'{old} was renamed to {new}' in str(e.value)
+
+
+def test_scores_are_rounded_to_levels():
+  score = np.array([[0.0, 0.12, 0.126, 0.375, 0.9, 1.0]], np.float32)
+  levels = judge_reward.rounded(score, 0.25)
+  assert levels.dtype == np.float32
+  assert levels.tolist() == [[0.0, 0.0, 0.25, 0.5, 1.0, 1.0]]
+  assert judge_reward.rounded(score, 0.0) is score

@@ -115,6 +115,51 @@ def test_sampler_mismatch_is_weighed_and_capped():
   np.testing.assert_allclose(loss, -2.0)
 
 
+@pytest.mark.parametrize(
+    'mode, weights',
+    [
+        ('token_truncate', [1.5, 0.8, 2.0, 0.9]),
+        ('token_mask', [1.5, 0.8, 0.0, 0.9]),
+        ('sequence_truncate', [1.2, 1.2, 2.0, 2.0]),  # 1.5 * .8 and 3 * .9
+        ('sequence_mask', [1.2, 1.2, 0.0, 0.0]),
+    ])
+def test_importance_weights_by_hand(mode, weights):
+  """Two sequences of two tokens in one row, behind a prompt of one."""
+  ratios = np.log(np.array([[9.0, 1.5, 0.8, 9.0, 3.0, 0.9]], np.float32))
+  ids = np.array([[1, 1, 1, 2, 2, 2]])
+  mask = np.array([[0, 1, 1, 0, 1, 1]], bool)
+  found = losses.sampler_weight(*map(jnp.asarray, (ratios, mask, ids)),
+                                Loss(tis_cap=2.0, tis_mode=mode))
+  np.testing.assert_allclose(np.asarray(found)[mask], weights, rtol=1e-5)
+
+
+@pytest.mark.parametrize('kind', ['k1', 'k2', 'k3', 'k3+'])
+def test_gradients_of_kl_estimates_in_expectation(kind, rng):
+  """Over all outcomes of a softmax: k2 and k3+ have the gradient of the KL,
+  k1 has none, and k3 is biased."""
+  logits, other = jnp.asarray(rng.normal(size=(2, 7)), jnp.float32)
+  log_softmax = jax.nn.log_softmax
+
+  def kl(x):
+    return jnp.sum(
+        jnp.exp(log_softmax(x)) * (log_softmax(x) - log_softmax(other)))
+
+  def estimated(x):
+    p = jax.lax.stop_gradient(jnp.exp(log_softmax(x)))  # where samples are from
+    return jnp.sum(
+        p * kl_lib.estimate(log_softmax(x), log_softmax(other), kind, 10.0))
+
+  value, found = jax.value_and_grad(estimated)(logits)
+  want = {'k1': 0 * found, 'k2': jax.grad(kl)(logits)}
+  want['k3+'] = want['k2']
+  if kind in want:
+    np.testing.assert_allclose(found, want[kind], atol=1e-6)
+  else:
+    assert np.abs(found - want['k2']).max() > 0.05
+  if kind != 'k2':
+    np.testing.assert_allclose(value, kl(logits), rtol=1e-5)
+
+
 def test_kl_and_entropy_are_added_with_their_coefficients():
   lp, batch = one_token(1.0, 0.0, ref=-1 + np.log(2.0))
   batch = batch._replace(loss_weight=batch.loss_weight / 4)

@@ -200,7 +200,7 @@ def qwen(tmp_path, *flags):
   """The 4B preset, its published config.json and a small tokenizer."""
   folder = folder_of('Qwen3-4B-Instruct-2507', tmp_path)
   _, values, _ = main.parse([
-      '--config=configs/qwen3_4b.py:exprl_process',
+      '--config=configs/qwen3_4b.py:exprl_process_fast',
       f'--config.policy.init={folder}', f'--config.judge.init={folder}', *flags
   ])
   return recipes.freeze(values)

@@ -175,8 +175,8 @@ def test_special_tokens_of_tokenizer_json(write):
                 'eos_token': {'content': '<|end|>'}, 'pad_token': '<unk>'
             }
         }, (3,), 0),
-        ({}, {'generation_config': {'eos_token_id': 3}}, (3,), 3),
-        # The tokenizer's own comes first.
+        # All that are named end a turn; the tokenizer's own comes first.
+        ({}, {'generation_config': {'eos_token_id': 3}}, (2, 3), 2),
         ({}, {'generation_config': {'eos_token_id': [3, 2]}}, (2, 3), 2),
         ({'eos_token': None}, {'generation_config': {'eos_token_id': [3, 1]}},
          (3, 1), 3),
@@ -184,6 +184,17 @@ def test_special_tokens_of_tokenizer_json(write):
 def test_eos_and_pad(write, config, others, eos, pad):
   tokenizer = Tokenizer(write(config, **others))
   assert (tokenizer.eos_ids, tokenizer.pad_id) == (eos, pad)
+
+
+def test_ends_of_the_users_own(write):
+  folder = write({})
+  tokenizer = Tokenizer(folder, (3, 2, 3))
+  assert tokenizer.eos_ids == (2, 3) and not tokenizer.other_ends()
+  assert tokenizer.describe_ends() == '</s> (2), <|end|> (3)'
+  assert Tokenizer(folder).other_ends() == {3: '<|end|>'}
+  with pytest.raises(InputError,
+                     match='rollout.stop_ids: 99999 is not a token'):
+    Tokenizer(folder, (99999,))
 
 
 @pytest.mark.parametrize('name, content, message', [

@@ -70,6 +70,8 @@ class Judge:
   # for each rubric item, weighted by its points
   scale: Literal['smooth', 'semi_smooth',
                  'extreme'] = 'smooth'  # 1..5 to [0, 1]
+  resolution: NonNegative = 0.0  # scores are rounded to multiples: 0.25 has the
+  # levels of a written digit; 0: not
   rationale_tokens: Positive = 512  # budget of readouts that generate
   # What opens a step: auto (the first of the next four that finds two) |
   # headings | numbered | blank_line | spans | every:M | a token such as ### |
@@ -140,6 +142,7 @@ class Rollout:
   min_p: float = 0.0
   min_new_tokens: Count = 0
   stop: tuple[str, ...] = ()  # strings that end a completion
+  stop_ids: tuple[int, ...] = ()  # tokens that end one, besides the model's
   oversampling: Count = 0  # extra samples per problem; the first G to end stay
   partial_rollouts: Count = 0  # problems started ahead of the batch; what is
   # unfinished at the end of a step goes on in the next one
@@ -166,11 +169,12 @@ class Rollout:
 class Select:
   """Which problems and groups a step trains on (rl/filters.py)."""
 
-  drop_zero_variance: bool = False  # dynamic sampling: drop groups whose
-  # rewards are all equal, and refill the batch
-  tolerance: NonNegative = 1e-6  # rewards of a group closer than this are equal
+  drop_zero_variance: bool = False  # dynamic sampling: drop groups that get no
+  # credit, as their rewards are equal, and refill the batch
+  tolerance: NonNegative = 1e-6  # less credit than this, in units of the reward
+  # (before division by the deviation), is none
   max_refills: Count = 3  # further rollouts to refill a batch
-  max_empty_steps: Positive = 10  # stop after so many steps without a group
+  max_empty_steps: Positive = 10  # stop after so many steps without any credit
   curriculum: bool = False  # draw problems of medium solve rate more often
   curriculum_floor: float = 0.1  # weight of problems always or never solved
   curriculum_memory: float = 0.5  # how much a new solve rate moves the old one
@@ -183,7 +187,8 @@ class Credit:
   rule: str = 'group'  # one score per row: group | rloo | batch | raw; per
   # step: delta | end | group_process | batch | raw; per token: token
   divide_by_std: bool = True  # group
-  min_std: NonNegative = 0.0  # group: a smaller standard deviation counts as it
+  min_std: NonNegative = 0.0  # group: a smaller standard deviation counts as
+  # it; 0.05, a fifth of a judge's level, leaves written digits as they are
   # delta: baseline of the first step; the paper's final score, or zero.
   first: Literal['final', 'zero'] = 'final'
   # delta: rows of one step; zero (paper), their score (the authors' code).
@@ -208,12 +213,15 @@ class Loss:
   aggregation: Literal['token_mean', 'seq_mean_token_mean',
                        'seq_mean_token_sum', 'fixed_length'] = 'token_mean'
   kl_coef: NonNegative = 1e-3  # KL to the starting policy
-  kl_estimator: Literal['k3', 'k1'] = 'k3'
+  kl_estimator: Literal['k3', 'k1', 'k2', 'k3+'] = 'k3'
   kl_in: Literal['loss', 'reward'] = 'loss'
   kl_clamp: float = 10.0  # of a token's estimate
   entropy_coef: float = 0.0  # bonus
-  tis_cap: NonNegative = 2.0  # truncated importance sampling between sampler
-  # and learner; 0: off
+  tis_cap: NonNegative = 2.0  # importance sampling between sampler and
+  # learner: the largest ratio; 0: off
+  # Ratios of tokens or of whole traces; larger ones become the cap, or 0.
+  tis_mode: Literal['token_truncate', 'token_mask', 'sequence_truncate',
+                    'sequence_mask'] = 'token_truncate'
   logprob_chunk: Positive = 512  # tokens per projection to the vocabulary
 
 

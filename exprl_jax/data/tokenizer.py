@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 import hashlib
 import json
 import os
+import re
 from typing import Any
 
 from etils import epath
@@ -27,21 +28,31 @@ _FILES = ('tokenizer.json', 'tokenizer.model', 'tokenizer_config.json',
           'special_tokens_map.json', 'added_tokens.json',
           'generation_config.json', 'chat_template.jinja')
 
+# Names of special tokens with which models end a turn.
+_END_LIKE = re.compile(
+    '</s>|[<[][|｜]?(eos|im_end|end([_▁]?of[_▁]?[a-z]+)?|eo[tms](_id)?|return)'
+    r'[|｜]?[>\]]', re.IGNORECASE)
+
 
 class Tokenizer:
   """A tokenizer (tokenizer.json, else tokenizer.model) with its chat template.
 
   Attributes:
     folder: where it was loaded from.
-    eos_ids: tokens that end a turn: those of generation_config.json, else the
-      tokenizer's eos_token, which comes first in any case.
+    eos_ids: tokens that end a turn: the tokenizer's eos_token, which comes
+      first, those of generation_config.json, and `stop_ids`.
     bos_ids: tokens before a text that no chat template renders.
     pad_id: fills up arrays, behind a mask.
     vocab_size: ids are below it.
   """
 
-  def __init__(self, folder: str | os.PathLike) -> None:
+  def __init__(self, folder: str | os.PathLike,
+               stop_ids: Sequence[int] = ()) -> None:
     """Reads the tokenizer files of a model directory, local or gs://.
+
+    Args:
+      folder: of the model.
+      stop_ids: further tokens that end a turn (rollout.stop_ids).
 
     Raises:
       InputError: there is no tokenizer, it has no EOS token, or a file is not
@@ -55,7 +66,7 @@ class Tokenizer:
                             {*named.values()})
     self._special = self._tokenizer.named | named
     self.vocab_size = self._tokenizer.vocab_size
-    self.eos_ids = self._eos_ids()
+    self.eos_ids = self._eos_ids(stop_ids)
     pad = self._tokenizer.token_to_id(self._special.get('pad_token', ''))
     self.pad_id = self.eos_ids[0] if pad is None else pad
     self.bos_ids = self._tokenizer.bos_ids(config)
@@ -70,7 +81,7 @@ class Tokenizer:
       out.update(name.encode())
     return out.hexdigest()
 
-  def _eos_ids(self) -> tuple[int, ...]:
+  def _eos_ids(self, stop_ids: Sequence[int]) -> tuple[int, ...]:
     token = self._special.get('eos_token')
     own = token and self._tokenizer.token_to_id(token)
     if token and own is None:
@@ -78,11 +89,32 @@ class Tokenizer:
                        'vocabulary')
     generation = _read_json(self.folder / 'generation_config.json')
     ids = generation.get('eos_token_id')
-    ids = ids if isinstance(ids, list) else [own if ids is None else ids]
-    if ids in ([], [None]):
-      raise InputError(f'{self.folder}: no eos_token in tokenizer_config.json '
-                       'and no eos_token_id in generation_config.json')
-    return tuple(sorted(ids, key=lambda i: i != own))
+    ids = ids if isinstance(ids, list) else [ids]
+    found = [i for i in (own, *ids, *stop_ids) if i is not None]
+    if not found:
+      raise InputError(f'{self.folder}: no eos_token in tokenizer_config.json, '
+                       'no eos_token_id in generation_config.json, and no '
+                       'config.rollout.stop_ids')
+    for i in stop_ids:
+      if not 0 <= i < self.vocab_size:
+        raise InputError(f'config.rollout.stop_ids: {i} is not a token of '
+                         f'{self.folder}, which has {self.vocab_size}')
+    return tuple(dict.fromkeys(found))
+
+  def describe_ends(self) -> str:
+    """The end tokens, to be read by a person."""
+    return ', '.join(
+        f'{self.decode([i], special=True)} ({i})' for i in self.eos_ids)
+
+  def other_ends(self) -> dict[int, str]:
+    """Special tokens that look like the end of a turn and are none here."""
+    like = filter(_END_LIKE.fullmatch, self.special_tokens)
+    found = {self._tokenizer.token_to_id(text): text for text in like}
+    return {
+        token: text
+        for token, text in found.items()
+        if token is not None and token not in self.eos_ids
+    }
 
   @property
   def special_tokens(self) -> tuple[str, ...]:

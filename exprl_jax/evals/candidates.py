@@ -46,7 +46,7 @@ def find_candidates(config: Config,
   candidates: list[Candidate] = []
   for source in (config.policy.init, *config.eval.models):
     reference = references.find(source)
-    tokenizer = Tokenizer(reference.folder)
+    tokenizer = Tokenizer(reference.folder, config.rollout.stop_ids)
     name = unique_name(source, {c.name for c in candidates})
     prompts = chat.policy_prompts(tokenizer, problems, config)
     candidates.append(Candidate(name, source, reference, tokenizer, prompts))

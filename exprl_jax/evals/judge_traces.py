@@ -109,7 +109,8 @@ class TraceSampler:
     """
     cfg, origin = config.rollout, references.find(config.policy.init)
     self._grader = grading.Grader(config.grading)
-    self._config, self._tokenizer = config, Tokenizer(origin.folder)
+    self._config = config
+    self._tokenizer = Tokenizer(origin.folder, cfg.stop_ids)
     self._problems = problems.training_problems(config, NEEDS)
     self._grader.check(self._problems)  # calibration needs the truth
     self._prompts = chat.policy_prompts(self._tokenizer, self._problems, config)

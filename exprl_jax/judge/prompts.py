@@ -22,7 +22,7 @@ the trace cannot know.
 
 What precedes the trace is the same for all traces of a problem, so the judge
 computes it once. A template that puts the reference after the trace
-(math_paper_order) computes the reference for every question.
+(math_paper) computes the reference for every question.
 """
 
 from collections.abc import Sequence

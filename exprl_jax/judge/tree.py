@@ -40,9 +40,9 @@ _ENCODING = 'whole texts'
 # template, truncation. Every other key is part of the cache key.
 NOT_IN_CACHE_KEY = frozenset({
     'init', 'template', 'templates', 'delimiter', 'max_steps',
-    'min_step_tokens', 'thinking', 'max_trace_tokens', 'max_invalid_frac',
-    'max_probe_score', 'monitor_window', 'monitor_rise', 'cache', 'overlap',
-    'slots', 'page', 'pages', 'kernel', 'traces'
+    'min_step_tokens', 'thinking', 'resolution', 'max_trace_tokens',
+    'max_invalid_frac', 'max_probe_score', 'monitor_window', 'monitor_rise',
+    'cache', 'overlap', 'slots', 'page', 'pages', 'kernel', 'traces'
 })
 
 

@@ -2,6 +2,7 @@
 
 import functools
 
+from jaxtyping import Float
 import numpy as np
 
 from exprl_jax.config import Config
@@ -41,16 +42,29 @@ def dense(traces: list[Trace], judge: Judge | ByDomain, config: Config,
   final = j.score[np.arange(len(last)), last]
   right = np.array([t.correct for t in traces])
   graded = ~invalid & np.array([t.gradable for t in traces])
-  return np.where(valid, j.score, 0.0), valid, {
-      # Agreement with the grader of answers, which is only logged.
-      'judge/auroc': calibration.auroc(final[graded], right[graded]),
-      'judge/score_right': metrics.mean(final[graded & right].tolist()),
-      'judge/score_wrong': metrics.mean(final[graded & ~right].tolist()),
-      'judge/invalid_frac': float(invalid.mean()),
-      'judge/truncated_frac': float(j.truncated.mean()),
-      'judge/score_token_probability': metrics.mean(
-          j.score_token_probability[j.status == readouts.OK]),
-  } | shares
+  return np.where(valid, rounded(
+      j.score, config.judge.resolution), 0.0), valid, {
+          # Agreement with the grader of answers, which is only logged.
+          'judge/auroc': calibration.auroc(final[graded], right[graded]),
+          'judge/score_right': metrics.mean(final[graded & right].tolist()),
+          'judge/score_wrong': metrics.mean(final[graded & ~right].tolist()),
+          'judge/invalid_frac': float(invalid.mean()),
+          'judge/truncated_frac': float(j.truncated.mean()),
+          'judge/score_token_probability': metrics.mean(
+              j.score_token_probability[j.status == readouts.OK]),
+      } | shares
+
+
+def rounded(score: Float[np.ndarray, 'N S'],
+            resolution: float) -> Float[np.ndarray, 'N S']:
+  """Rounds scores to multiples of judge.resolution; 0 leaves them.
+
+  What a readout gives as an expectation becomes comparable with what it writes
+  as a digit: with 0.25, levels 1 to 5 are 0, 0.25, ..., 1 in both.
+  """
+  if not resolution:
+    return score
+  return (np.floor(score / resolution + 0.5) * resolution).astype(score.dtype)
 
 
 def _process(config: Config, judge: Judge | ByDomain) -> functools.partial:

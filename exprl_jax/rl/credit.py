@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from jaxtyping import Float
 import numpy as np
 
 from exprl_jax.config import Config, Loss
@@ -38,16 +39,24 @@ def assign(config: Config, scored: ScoredRollouts,
     scored: rows of a group are neighbors.
     logprobs: for loss.kl_in='reward'.
   """
-  trajectories, cfg = scored.trajectories, config.rollout
+  trajectories = scored.trajectories
   scores = kl_penalty(scored.scores, trajectories, logprobs, config.loss)
-  valid = np.asarray(scores.valid)
-  values = np.asarray(
+  values = of_scores(config, scored, scores)
+  return Credit(
+      scored.trains,
+      advantages.spread(values, np.asarray(scores.valid), trajectories))
+
+
+def of_scores(config: Config, scored: ScoredRollouts,
+              scores: Scores) -> Float[np.ndarray, 'B S']:
+  """The advantage of every step, 0 where it has no valid score."""
+  cfg = config.rollout
+  tokens = advantages.step_tokens(np.asarray(scores.valid), scored.trajectories)
+  return np.asarray(
       advantages.assign(
-          scores, scored.graded, scored.outcome_rows,
-          advantages.step_tokens(valid, trajectories), cfg=config.credit,
+          scores, scored.graded, scored.outcome_rows, tokens, cfg=config.credit,
           group_size=cfg.group_size,
           padded_tokens=cfg.max_prompt_tokens + cfg.max_new_tokens))
-  return Credit(scored.trains, advantages.spread(values, valid, trajectories))
 
 
 def kl_penalty(scores: Scores, trajectories: Sequence[Trajectory],

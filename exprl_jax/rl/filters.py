@@ -1,27 +1,52 @@
 """Dynamic sampling: which groups of a step train."""
 
+import dataclasses
+
 from jaxtyping import Bool
 import numpy as np
 
 from exprl_jax.config import Config
+from exprl_jax.rl import credit
 from exprl_jax.rl.curriculum import Solved
 from exprl_jax.rl.scored import ScoredRollouts, concatenate
-from exprl_jax.types import RunFailure, Scores
+from exprl_jax.runtime import metrics
+from exprl_jax.types import RunFailure
 
 
-def zero_variance(scores: Scores, group_size: int,
-                  tolerance: float = 1e-6) -> Bool[np.ndarray, ' P']:
-  """Finds the groups whose scores, of all rows and steps, are all equal.
+def without_credit(config: Config,
+                   scored: ScoredRollouts) -> Bool[np.ndarray, ' P']:
+  """Finds the groups that carry no gradient: their credit is 0 everywhere.
 
-  Advantages compare scores, so these groups carry no gradient. Nor do groups
-  without a valid score.
+  The rule of the config is asked, not the scores: 'end' gives credit to equal
+  scores, 'delta' may give none to different ones. It is asked for credit in
+  units of the scores, before any division by their deviation. The KL that
+  loss.kl_in='reward' takes off a score is not looked at.
   """
-  shape = (-1, group_size * scores.value.shape[1])
-  valid = np.asarray(scores.valid).reshape(shape)
-  value = np.asarray(scores.value).reshape(shape)
-  high = np.max(value, axis=1, where=valid, initial=-np.inf)
-  low = np.min(value, axis=1, where=valid, initial=np.inf)
-  return high - low <= tolerance
+  cfg = dataclasses.replace(config.credit, divide_by_std=False)
+  undivided = dataclasses.replace(config, credit=cfg)
+  values = credit.of_scores(undivided, scored, scored.scores)
+  largest = np.abs(values).max(axis=1, initial=0.0)
+  groups = largest.reshape(-1, config.rollout.group_size).max(axis=1)
+  return groups <= config.select.tolerance
+
+
+def solved_metrics(scored: ScoredRollouts, size: int) -> dict[str, float]:
+  """What the groups of a rollout have in common.
+
+  'group/unsolved_frac' and 'group/all_solved_frac': problems with no right
+  trace, or no wrong one, among those that can be graded (the paper's Figure 3;
+  they depend on the group's size). 'group/step_score_std': the deviation of all
+  step scores of a problem, mean over problems.
+  """
+  rates = _solved(scored, size).rates
+  shape = (-1, size * scored.scores.value.shape[1])
+  value, valid = (np.asarray(x).reshape(shape) for x in scored.scores)
+  spreads = [v[ok].std() for v, ok in zip(value, valid) if ok.any()]
+  return {
+      'group/unsolved_frac': metrics.mean((rates == 0).tolist()),
+      'group/all_solved_frac': metrics.mean((rates == 1).tolist()),
+      'group/step_score_std': metrics.mean(map(float, spreads))
+  }
 
 
 class Batch:
@@ -33,7 +58,8 @@ class Batch:
   """
 
   def __init__(self, config: Config):
-    self._select, self._group_size = config.select, config.rollout.group_size
+    self._config, self._select = config, config.select
+    self._group_size = config.rollout.group_size
     self._parts: list[ScoredRollouts] = []
     self._informative: list[bool] = []  # of each group so far
     self._wanted = 0  # groups
@@ -53,12 +79,12 @@ class Batch:
 
   def add(self, scored: ScoredRollouts) -> None:
     """Adds the groups of a rollout."""
-    equal = zero_variance(scored.scores, self._group_size,
-                          self._select.tolerance)
-    share = {'group/zero_variance_frac': float(equal.mean())}
-    self._wanted = self._wanted or len(equal)
-    self._parts.append(scored._replace(metrics=scored.metrics | share))
-    self._informative += (~equal).tolist()
+    none = without_credit(self._config, scored)
+    shares = {'group/zero_variance_frac': float(none.mean())}
+    shares |= solved_metrics(scored, self._group_size)
+    self._wanted = self._wanted or len(none)
+    self._parts.append(scored._replace(metrics=scored.metrics | shares))
+    self._informative += (~none).tolist()
 
   def result(self) -> tuple[ScoredRollouts, Solved]:
     """The rows that train, and how often each tried problem was solved."""
@@ -101,18 +127,16 @@ class EmptySteps:
     """Args: `limit` is select.max_empty_steps."""
     self._limit, self._in_a_row = limit, 0
 
-  def count(self, scored: ScoredRollouts) -> bool:
-    """Whether a step's rows train.
+  def count(self, trains: bool) -> None:
+    """Counts a step, which has something to train on or not.
 
     Raises:
-      RunFailure: none did in `limit` steps in a row.
+      RunFailure: `limit` steps in a row had not.
     """
-    trains = bool(scored.trains.any())
     self._in_a_row = 0 if trains else self._in_a_row + 1
     if self._in_a_row >= self._limit:
       raise RunFailure(
           f'{self._in_a_row} steps in a row without a row to train on '
-          '(select.max_empty_steps): all rewards of a group are equal and it '
-          'is dropped by select.drop_zero_variance, or rows have no valid '
-          'score; reward/*, length/* and grade/* in metrics.jsonl say which')
-    return trains
+          '(select.max_empty_steps): all rewards of a group are equal, traces '
+          'have one step, or rows have no valid score; credit/*, reward/*, '
+          'length/* and grade/* in metrics.jsonl say which')

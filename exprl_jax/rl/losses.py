@@ -151,8 +151,8 @@ def policy_loss(logprobs: Float[Array, 'R L'], entropy: Float[Array, 'R L'],
   """The loss of a policy gradient, and what is logged of its tokens.
 
   loss = sum(loss_weight * (w L + kl_coef KL - entropy_coef H)), with L by
-  cfg.kind. w = sg(min(exp(old_logprobs - rollout_logprobs), tis_cap)) corrects
-  for what the sampler computes differently (truncated importance sampling).
+  cfg.kind. w corrects for what the sampler computes differently
+  (`sampler_weight`).
 
   Args:
     logprobs: under the parameters that train.
@@ -169,9 +169,8 @@ def policy_loss(logprobs: Float[Array, 'R L'], entropy: Float[Array, 'R L'],
       Terms(logprobs, log_ratio, batch.advantages, mask, batch.segment_ids),
       cfg)
   mismatch = jnp.clip(batch.old_logprobs - batch.rollout_logprobs, -20.0, 20.0)
-  weight = jnp.exp(mismatch)  # both are given: no gradient
   if cfg.tis_cap:
-    loss *= jnp.minimum(weight, cfg.tis_cap)
+    loss *= sampler_weight(mismatch, mask, batch.segment_ids, cfg)
   kl = jnp.asarray(
       kl_lib.estimate(logprobs, batch.ref_logprobs, cfg.kl_estimator,
                       cfg.kl_clamp))
@@ -179,6 +178,32 @@ def policy_loss(logprobs: Float[Array, 'R L'], entropy: Float[Array, 'R L'],
   regularized = loss + in_loss * kl - cfg.entropy_coef * entropy
   metrics = _metrics(batch, cfg, loss, entropy, kl, log_ratio, ratio, mismatch)
   return jnp.sum(batch.loss_weight * regularized, where=mask), metrics
+
+
+def sampler_weight(mismatch: Float[Array, 'R L'], mask: Bool[Array, 'R L'],
+                   segment_ids: Int[Array,
+                                    'R L'], cfg: Loss) -> Float[Array, 'R L']:
+  """The importance weight of each token, by loss.tis_mode; without gradient.
+
+  With the ratio r = exp(old_logprobs - rollout_logprobs) of a token, or the
+  product of them over the sequence's tokens that train: 'truncate' is min(r,
+  tis_cap) (TIS), 'mask' is r where r <= tis_cap, else 0 (MIS). Names are those
+  of TRL's vllm_importance_sampling_mode; verl has rollout_is = token or
+  sequence, and rejection for the masks.
+
+  Args:
+    mismatch: log r of every token; both sides are given.
+    mask: tokens that train.
+    segment_ids: of their sequences.
+    cfg: its tis_cap and tis_mode.
+  """
+  if cfg.tis_mode.startswith('sequence'):
+    mismatch = _of_sequences(mismatch, mask, segment_ids)[0]
+    mismatch = jnp.clip(mismatch, -20.0, 20.0)
+  ratio = jnp.exp(mismatch)
+  if cfg.tis_mode.endswith('mask'):
+    return jnp.where(ratio <= cfg.tis_cap, ratio, 0.0)
+  return jnp.minimum(ratio, cfg.tis_cap)
 
 
 def _metrics(batch: PackedBatch, cfg: Loss, loss: Array, entropy: Array,
@@ -224,6 +249,13 @@ def _clipped(advantages: Array, ratio: Array, cfg: Loss) -> Array:
 
 def _sequence_mean(x: Array, mask: Array, segment_ids: Array) -> Array:
   """Gives each token its sequence's mean of x over the mask."""
+  total, count = _of_sequences(x, mask, segment_ids)
+  return total / jnp.maximum(count, 1.0)
+
+
+def _of_sequences(x: Array, mask: Array,
+                  segment_ids: Array) -> tuple[Array, Array]:
+  """Gives each token its sequence's sum of x over the mask, and its count."""
   rows, columns = x.shape
   ids = (segment_ids + (columns + 1) * jnp.arange(rows)[:, None]).ravel()
 
@@ -231,8 +263,9 @@ def _sequence_mean(x: Array, mask: Array, segment_ids: Array) -> Array:
     return jax.ops.segment_sum(
         jnp.where(mask, y, 0.0).ravel(), ids, rows * (columns + 1))
 
-  mean = total(x) / jnp.maximum(total(jnp.ones_like(x)), 1.0)
-  return mean[ids].reshape(x.shape)
+  return tuple(
+      total(y)[ids].reshape(x.shape)  # type: ignore[return-value]
+      for y in (x, jnp.ones_like(x)))
 
 
 def nll(logprobs: Float[Array, 'R L'],

@@ -45,11 +45,12 @@ class Sampler:
         the devices to itself.
     """
     cfg = config.rollout
+    ends = tuple(dict.fromkeys((*tokenizer.eos_ids, *cfg.stop_ids)))
     self.model, self.mesh = model, mesh
     self._max_prompt_tokens = cfg.max_prompt_tokens
     self.sampling = Sampling(cfg.max_new_tokens, cfg.temperature, cfg.top_k,
-                             cfg.top_p, cfg.min_p, cfg.min_new_tokens,
-                             tokenizer.eos_ids, stop_strings=cfg.stop)
+                             cfg.top_p, cfg.min_p, cfg.min_new_tokens, ends,
+                             stop_strings=cfg.stop)
     self.engine = Engine(model, mesh, options or engine_options(config, model),
                          tokenizer.decode)
 

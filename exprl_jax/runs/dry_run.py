@@ -121,7 +121,9 @@ def _show_model(config: Config, mesh: jax.sharding.Mesh) -> Tokenizer:
   model = model_config.read_config(folder)
   print(f'run {config.run}, {config.steps} steps, mesh {dict(mesh.shape)}')
   print(f'policy {folder}: {model}')
-  return Tokenizer(folder)
+  tokenizer = Tokenizer(folder, config.rollout.stop_ids)
+  print(f'completions end with {tokenizer.describe_ends()}')
+  return tokenizer
 
 
 def _show_training(config: Config, mesh: jax.sharding.Mesh,

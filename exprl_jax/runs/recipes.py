@@ -205,6 +205,10 @@ def _check_inert(c: Config) -> None:
           f'config.{name}={get(c, name)!r} is not read with reward='
           f'{c.reward!r}, credit.rule={c.credit.rule!r}, loss.kind='
           f'{c.loss.kind!r}, loss.kl_coef={c.loss.kl_coef}')
+  if not c.loss.tis_cap and c.loss.tis_mode != Config().loss.tis_mode:
+    raise InputError(
+        f'config.loss.tis_mode={c.loss.tis_mode!r} is not read with '
+        'loss.tis_cap=0')
   if c.loss.kl_in == 'reward' and not (rows and c.loss.kl_coef):
     raise InputError("config.loss.kl_in='reward' takes the KL off the score of "
                      "a row: it needs reward='outcome' or 'sparse', and "

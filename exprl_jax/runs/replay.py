@@ -48,7 +48,7 @@ def replay(config: Config) -> tuple[TrainState, dict[str, float]]:
   # 1. What was sampled and judged.
   rows = traces.trained(workdir, step)
   origin = references.find(config.policy.init)
-  tokenizer = Tokenizer(origin.folder)
+  tokenizer = Tokenizer(origin.folder, config.rollout.stop_ids)
   scored = rollouts(rows, config, tokenizer)
   # 2. The training state before the step.
   config = dataclasses.replace(config, run='train')

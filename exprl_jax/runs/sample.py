@@ -43,7 +43,7 @@ def sample(config: Config) -> None:
   mesh = mesh_lib.rollout_mesh(mesh_lib.make_mesh(config.mesh),
                                config.mesh.rollout_tensor)
   origin = source.find(config.policy.init)
-  tokenizer = Tokenizer(origin.folder)
+  tokenizer = Tokenizer(origin.folder, config.rollout.stop_ids)
   prompts = read_prompts(resolve(config.sample.prompts), tokenizer,
                          config.rollout.max_prompt_tokens)
   out = epath.Path(config.sample.out)

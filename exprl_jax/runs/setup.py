@@ -29,7 +29,7 @@ from exprl_jax.rl.policy import Policy
 from exprl_jax.rl.scored import ScoredRollouts
 from exprl_jax.rollout import sources
 from exprl_jax.rollout.sampler import Sampler
-from exprl_jax.runs import budgets, progress, traces, validate, warm_up
+from exprl_jax.runs import budgets, notices, progress, traces, validate, warm_up
 from exprl_jax.runtime import checkpoints as checkpoints_lib
 from exprl_jax.runtime import mesh as mesh_lib
 from exprl_jax.runtime import metrics, report
@@ -61,7 +61,7 @@ def inputs(config: Config) -> Inputs:
   mesh = mesh_lib.make_mesh(config.mesh)
   reward = rewards.lookup(config.reward)
   origin = references.find(config.policy.init)
-  tokenizer = Tokenizer(origin.folder)
+  tokenizer = Tokenizer(origin.folder, config.rollout.stop_ids)
   grader = Grader(config.grading)
   held_out = HeldOut(config, tokenizer, grader)
   problems = validate.usable(config, reward.needs, grader,
@@ -110,6 +110,7 @@ class Run:
   checkpoints: checkpoints_lib.Checkpoints
   log: metrics.Log
   traces: traces.Traces
+  notices: notices.Notices
   probe_metrics: dict[str, float]  # of the judge, which is frozen
 
   @property
@@ -146,17 +147,19 @@ class Run:
         for row in rows
         for key in row)
 
-  def report(self, step: int, values: dict[str, float]) -> None:
-    """Logs a step, and warns when the policy seems to fool the judge."""
-    warning = ''
+  def report(self, step: int, values: dict[str, float],
+             scored: ScoredRollouts) -> None:
+    """Logs a step, and warns of what is wrong with it."""
+    lines = self.notices.of_step(step, scored, values)
     if self.monitor:
       watched, warning = self.monitor.update(values)
       values = values | watched
+      lines += [warning] if warning else []
     shown = step % 10 == 0 or step == 1
     self.log.advance(reward=f'{values["reward/mean"]:.3f}')
     self.log.write(step, values, progress.line(step, values) if shown else '')
-    if warning:
-      self.log.say(warning)
+    for text in lines:
+      self.log.say(text)
 
   def write_samples(self, step: int, scored: ScoredRollouts,
                     advantage: np.ndarray, dropped: ScoredRollouts) -> None:
@@ -217,6 +220,8 @@ def start(inputs: Inputs, workdir: epath.Path) -> tuple[Run, int, TrainState]:
   # 2. The sampler; pools are sized by all that will be alive.
   sampler = Sampler(config, policy.model, inputs.tokenizer,
                     inputs.sampling_mesh, models.rollout)
+  if not jax.process_index():
+    print(f'completions end with {inputs.tokenizer.describe_ends()}')
   _show_kernels(inputs, sampler, judge)
   table = curriculum.Curriculum(inputs.problems, config)
   source = _source(inputs, sampler, table, _early(inputs, judge))
@@ -235,9 +240,9 @@ def start(inputs: Inputs, workdir: epath.Path) -> tuple[Run, int, TrainState]:
                                  inputs.problems) if judge else {}
   reward = base.scoring(config, inputs.tokenizer, inputs.grader, scorer,
                         inputs.reward.granularity)
-  return Run(inputs, workdir, policy, sampler, source, reward, table,
-             judge, monitor, checkpoints, log,
-             traces.Traces(workdir, config.traces), probes), done, state
+  return Run(inputs, workdir, policy, sampler, source, reward, table, judge,
+             monitor, checkpoints, log, traces.Traces(workdir, config.traces),
+             notices.Notices(inputs.tokenizer), probes), done, state
 
 
 def _show_kernels(inputs: Inputs, sampler: Sampler,

@@ -35,7 +35,7 @@ def sft(config: Config, workdir: epath.Path) -> list[metrics.Row]:
   # 1. All that can fail on input.
   mesh = mesh_lib.make_mesh(config.mesh)
   folder = references.find(config.policy.init).folder
-  tokenizer = Tokenizer(folder)
+  tokenizer = Tokenizer(folder, config.rollout.stop_ids)
   problems = usable(config, tokenizer)
   held_out = HeldOut(config, tokenizer)
   search.check(config, mesh)

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from exprl_jax.config import Config
-from exprl_jax.rl import advantages, experience, filters, learner
+from exprl_jax.rl import advantages, experience, filters, learner, signal
 from exprl_jax.runs import progress, setup, telemetry
 from exprl_jax.runtime import checkpoints, metrics, stopping
 from exprl_jax.types import TrainState
@@ -72,7 +72,9 @@ def _step(run: setup.Run, step: int, state: TrainState,
   scored, solved = batch.result()
   values = scored.metrics | run.curriculum.update(solved)
   advantage = np.zeros(scored.scores.value.shape, np.float32)
-  if empty_steps.count(scored):
+  if not scored.trains.any():
+    empty_steps.count(False)
+  else:
     stopping.poll('log-probabilities')
     with timer('logprob'):
       # 4. Log-probabilities before the update and under the reference.
@@ -82,6 +84,8 @@ def _step(run: setup.Run, step: int, state: TrainState,
       credit = run.credit(scored, logprobs)
       examples = experience.examples(scored.trajectories, logprobs, credit)
       advantage = advantages.at_step_ends(credit.advantages, scored)
+      values |= signal.metrics(config, scored, credit)
+      empty_steps.count(values.get('credit/zero_frac', 0.0) < 1)
     # 6. Update.
     stopping.poll('update')
     with timer('update'):
@@ -94,7 +98,7 @@ def _step(run: setup.Run, step: int, state: TrainState,
   # 7. Log, and watch the judge being hacked.
   values |= timer.metrics() | run.sampler.engine.metrics()
   values |= devices.end(step + 1, state, values)
-  run.report(step + 1, values)
+  run.report(step + 1, values, scored)
   # 8. Samples, evaluation.
   run.write_samples(step + 1, scored, advantage, batch.dropped())
   run.log.flush()  # a resumed run does not write these rows again

@@ -1,0 +1,51 @@
+"""What a run tells about itself besides its numbers, before it is too late."""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from exprl_jax.data.tokenizer import Tokenizer
+from exprl_jax.rl import signal
+from exprl_jax.rl.scored import ScoredRollouts
+
+_EVERY = 10  # steps between two notices of a kind
+_TRUNCATED = 0.5  # of the samples: then it is asked why
+
+
+class Notices:
+  """Warnings about training steps; each kind once in a while."""
+
+  def __init__(self, tokenizer: Tokenizer) -> None:
+    self._tokenizer = tokenizer
+    self._last: dict[str, int] = {}  # step of the last notice, by kind
+
+  def of_step(self, step: int, scored: ScoredRollouts,
+              values: Mapping[str, float]) -> list[str]:
+    """Returns the lines to print.
+
+    Args:
+      step: as it is logged.
+      scored: the rows that train, or all if none does.
+      values: the step's metrics.
+    """
+    found = {'credit': signal.explain(values), 'ends': self._ends(scored)}
+    out = []
+    for kind, text in found.items():
+      if text and step - self._last.get(kind, -_EVERY) >= _EVERY:
+        self._last[kind] = step
+        out.append(f'step {step}: {text}')
+    return out
+
+  def _ends(self, scored: ScoredRollouts) -> str:
+    """Whether samples run on behind something that looks like an end."""
+    cut = [t.completion for t in scored.trajectories if not t.finished]
+    if not cut or len(cut) < _TRUNCATED * len(scored.traces):
+      return ''
+    for token, text in self._tokenizer.other_ends().items():
+      share = np.mean([token in completion for completion in cut])
+      if share >= _TRUNCATED:
+        return (f'{len(cut)} of {len(scored.traces)} samples used up rollout.'
+                f'max_new_tokens, and {share:.0%} of these have written {text} '
+                'before; if it ends an answer, set '
+                f'--config.rollout.stop_ids="({token},)"')
+    return ''
