@@ -2,6 +2,7 @@ import pathlib
 import re
 import typing
 
+import numpy as np
 import pytest
 
 from exprl_jax import config as config_lib
@@ -259,3 +260,20 @@ def test_choices_and_bounds_are_those_of_the_types():
       with pytest.raises(InputError, match=f'config.{name}='):
         loading.check(name, value, hint)
   assert checked > 60
+
+
+def test_keeping_the_first_to_end_has_to_be_meant(rng):
+  """It is biased toward short traces, by as much as docs/method.md says."""
+  for flags in (['oversampling=2'], ['oversampling_rule=first_to_end']):
+    _, values, _ = main.parse(
+        ['--config=configs/tiny.py', *(f'--config.rollout.{f}' for f in flags)])
+    with pytest.raises(InputError, match='prefers short .*partial_rollouts'):
+      recipes.freeze(values)
+  right = rng.random((50_000, 12)) < 0.5
+  for wrong, length, accuracy in ((1, 0.68, 0.5), (2, 0.65, 0.55)):
+    lengths = rng.exponential(size=right.shape) * np.where(right, 1, wrong)
+    first = np.argsort(lengths, axis=1)[:, :10]
+    kept = np.take_along_axis(lengths, first, axis=1)
+    assert kept.mean() / lengths.mean() == pytest.approx(length, abs=0.01)
+    assert np.take_along_axis(right, first, axis=1).mean() == pytest.approx(
+        accuracy, abs=0.01)

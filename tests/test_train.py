@@ -207,8 +207,10 @@ def test_nothing_to_train_on_stops_the_run(tmp_path):
     'more', [['--config.select.curriculum=True'],
              [
                  '--config.rollout.partial_rollouts=5',
-                 '--config.rollout.oversampling=2', '--config.rollout.slots=40',
-                 '--config.rollout.chunk=3', '--config.rollout.temperature=2.0'
+                 '--config.rollout.oversampling=2',
+                 '--config.rollout.oversampling_rule=first_to_end',
+                 '--config.rollout.slots=40', '--config.rollout.chunk=3',
+                 '--config.rollout.temperature=2.0'
              ]], ids=str)
 def test_resumed_is_uninterrupted(tmp_path, more):
   flags = ['--config.compare=', '--config.checkpoint.every=1', *GROUPS, *more]

@@ -143,7 +143,11 @@ class Rollout:
   min_new_tokens: Count = 0
   stop: tuple[str, ...] = ()  # strings that end a completion
   stop_ids: tuple[int, ...] = ()  # tokens that end one, besides the model's
-  oversampling: Count = 0  # extra samples per problem; the first G to end stay
+  oversampling: Count = 0  # extra samples per problem, so that none waits for
+  # the longest
+  # Which G stay. No choice of finished samples is without bias, so it has to be
+  # named: those that end first are short (docs/method.md).
+  oversampling_rule: Literal['', 'first_to_end'] = ''
   partial_rollouts: Count = 0  # problems started ahead of the batch; what is
   # unfinished at the end of a step goes on in the next one
   slots: Positive = 64  # sequences that decode at a time

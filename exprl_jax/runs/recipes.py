@@ -159,7 +159,13 @@ def _check_recipe(c: Config) -> None:
 
 
 def _check_select(c: Config) -> None:
-  s = c.select
+  s, r = c.select, c.rollout
+  if bool(r.oversampling) != bool(r.oversampling_rule):
+    raise InputError(
+        f'config.rollout.oversampling={r.oversampling} goes with rollout.'
+        "oversampling_rule='first_to_end', which prefers short traces "
+        '(docs/method.md); rollout.partial_rollouts does not wait for long '
+        'ones either and keeps them all')
   if not (0 < s.curriculum_floor <= 1 and 0 < s.curriculum_memory <= 1):
     raise InputError(
         f'config.select.curriculum_floor={s.curriculum_floor}, '
