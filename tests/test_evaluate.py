@@ -572,7 +572,7 @@ def test_sources(trained, policy, one_device, tmp_path):
   assert 0.1 < np.abs(moved / policy[1]['embedding'] - 1).mean() < 0.3
 
 
-def test_a_checkpoint_of_adapters_is_merged(policy, one_device, tmp_path, rng):
+def test_a_checkpoint_of_adapters_is_read_as_it_was_trained(policy, one_device, tmp_path, rng):
   model, params, _ = policy
   adapters = jax.tree.map(
       lambda x: jnp.asarray(rng.normal(0, 0.1, x.shape), x.dtype),
@@ -583,6 +583,12 @@ def test_a_checkpoint_of_adapters_is_merged(policy, one_device, tmp_path, rng):
   want = lora.merge(params, adapters, 1.5)
   jax.tree.map(np.testing.assert_array_equal, got, want)
   assert np.abs(got['layers']['q'] - params['layers']['q']).max() > 0.01
+  # To sample from, the adapters stay beside their matrices, in float32.
+  apart = references.load(str(tmp_path), one_device, 'bfloat16', frozen=True)[2]
+  base, found = lora.detach(apart)
+  assert base['layers']['q'].dtype == jnp.bfloat16
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6),
+               lora.merge(params, found, 1.0), want)
 
 
 def test_bad_sources_are_named(trained, tmp_path):
