@@ -4,7 +4,8 @@ r"""Exports a training checkpoint as a Hugging Face directory.
     --config.policy.init=WORKDIR --config.export.out=FOLDER
 
 --config.export.step=80 exports an earlier checkpoint than the newest;
---config.export.dtype=float32 stores the master parameters unrounded.
+--config.export.dtype=float32 stores the master parameters unrounded, as merged
+adapters always are by default; --config.export.format=peft stores adapters alone.
 policy.init may also be a model directory, and both paths may be on gs://.
 """
 
@@ -16,5 +17,6 @@ def get_config():
   c.run = 'export'
   c.policy = ConfigDict(dict(init='/runs/exprl_process'))
   c.export = ConfigDict(
-      dict(out='/models/exprl_process', step=0, dtype='bfloat16'))
+      dict(out='/models/exprl_process', step=0, dtype='auto',
+           format='model'))
   return c

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 
 from exprl_jax import config as config_lib
 from exprl_jax import main
@@ -105,17 +106,128 @@ def test_summary_by_hand():
   assert values['eval/truncated_frac'] == values['eval/no_answer_frac'] == (
       values['eval/timeout_frac']) == pytest.approx(1 / 12)
   assert values['eval/length_mean'] == 5
-  assert 0 == values['eval/pass@1_low'] < values['eval/pass@1_high'] < 0.8
+  assert 0.01 < values['eval/pass@1_low'] < 0.2 < 0.7 < values[
+      'eval/pass@1_high'] < 1
 
 
-def test_bootstrap_covers_the_mean_and_shrinks_with_more_problems(rng):
-  few, many = (rng.random(n) for n in (20, 2000))
-  low, high = estimators.bootstrap(few)
-  assert low < few.mean() < high
-  assert np.subtract(*estimators.bootstrap(many)[::-1]) < (high - low) / 5
-  # The interval of a mean of n uniform draws: +- 1.96 / sqrt(12 n).
-  low, high = estimators.bootstrap(many)
-  assert high - low == pytest.approx(2 * 1.96 / np.sqrt(12 * 2000), rel=0.1)
+# Intervals.
+
+
+@pytest.mark.parametrize('right, n', [(0, 8), (0, 30), (30, 30), (1, 30),
+                                      (7, 12), (0, 1)])
+def test_of_zeros_and_ones_it_is_the_interval_of_clopper_and_pearson(right, n):
+  found = estimators.interval(np.arange(n) < right, draws=100_000)
+  low = scipy.stats.beta.ppf(0.025, right, n - right + 1) if right else 0
+  high = scipy.stats.beta.ppf(0.975, right + 1, n - right) if right < n else 1
+  assert found.mean == right / n
+  assert found == pytest.approx((right / n, low, high), abs=0.004)
+  assert 0 <= found.low <= found.mean <= found.high <= 1
+
+
+def test_of_many_problems_it_is_that_of_the_normal_distribution(rng):
+  few, many = (rng.random(n) for n in (20, 4000))
+  low, high = estimators.interval(many)[1:]
+  assert high - low == pytest.approx(2 * 1.96 / np.sqrt(12 * 4000), rel=0.1)
+  assert np.ptp(estimators.interval(few)[1:]) > 8 * (high - low)
+
+
+def test_an_interval_mirrors_and_scales(rng):
+  values = rng.random(12)
+  mean, low, high = estimators.interval(values)
+  assert estimators.interval(1 - values) == pytest.approx(
+      (1 - mean, 1 - high, 1 - low), abs=0.02)
+  assert estimators.interval(2 * values - 1, (-1, 1)) == pytest.approx(
+      (2 * mean - 1, 2 * low - 1, 2 * high - 1))
+
+
+def accuracies(kind, mean, shape, rng):
+  """Accuracy of problems drawn from a population with this mean."""
+  if kind == 'solved or not':
+    return (rng.random(shape) < mean).astype(float)
+  if kind == 'mostly zero':  # others are anywhere in (0, 1)
+    return np.where(rng.random(shape) < 2 * mean, rng.random(shape), 0)
+  return rng.beta(kind * mean, kind * (1 - mean), shape)  # the number a + b
+
+
+def passes(kind, mean, shape, n, k, rng):
+  """pass@k of each problem of many sets, and the mean of the population."""
+  of_count = np.array([estimators.pass_at_k(n, c, k) for c in range(n + 1)])
+  p = accuracies(kind, mean, shape, rng)
+  population = accuracies(kind, mean, 400_000, rng)
+  return (of_count[rng.binomial(n, p)], mean if k == 1 else
+          (1 - (1 - population)**k).mean())
+
+
+def coverage(found, truth):
+  return np.mean([f.low <= truth <= f.high for f in found])
+
+
+def check_coverage(kind, mean, problems, n, k, sets, rng):
+  values, truth = passes(kind, mean, (sets, problems), n, k, rng)
+  found = [estimators.interval(v) for v in values]
+  assert coverage(found, truth) >= 0.93
+  assert all(0 <= f.low <= f.mean <= f.high <= 1 for f in found)
+
+
+@pytest.mark.parametrize('kind, mean, problems, n, k',
+                         [('solved or not', 0.1, 30, 8, 1),
+                          ('mostly zero', 0.01, 8, 32, 1),
+                          ('mostly zero', 0.03, 30, 128, 8),
+                          (0.3, 0.01, 30, 16, 1), (1, 0.1, 8, 8, 8),
+                          (5, 0.5, 15, 8, 1)])
+def test_an_interval_covers(kind, mean, problems, n, k, rng):
+  check_coverage(kind, mean, problems, n, k, 300, rng)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('problems', [8, 15, 30])
+@pytest.mark.parametrize('mean', [0.01, 0.03, 0.1, 0.3])
+@pytest.mark.parametrize('kind',
+                         ['solved or not', 'mostly zero', 0.1, 0.3, 1, 5])
+def test_intervals_cover_on_hard_and_on_easy_sets(kind, mean, problems, rng):
+  for n in (8, 128):
+    for k in (1, 8):
+      check_coverage(kind, mean, problems, n, k, 500, rng)
+
+
+@pytest.mark.parametrize('problems, most', [(30, 1.2), (100, 1.1)])
+def test_an_easy_set_has_an_interval_hardly_wider_than_the_bootstrap(
+    problems, most, rng):
+  values, _ = passes(1, 0.5, (50, problems), 32, 1, rng)
+  width = np.mean([np.ptp(estimators.interval(v)[1:]) for v in values])
+  draws = rng.integers(0, problems, (50, 2000, problems))
+  bootstrap = [
+      np.quantile(v[i].mean(1), (.025, .975)) for v, i in zip(values, draws)
+  ]
+  assert 1 < width / np.ptp(bootstrap, axis=1).mean() < most
+
+
+@pytest.mark.parametrize('better', [0, 0.05])
+def test_a_paired_interval_covers(better, rng):
+  """A model that solves a share of the problems that the other never does."""
+  p = accuracies('mostly zero', 0.1, (300, 20), rng)
+  q = np.where(rng.random(p.shape) < better, 1, p)
+  difference = (rng.binomial(16, q) - rng.binomial(16, p)) / 16
+  found = [estimators.interval(d, (-1, 1)) for d in difference]
+  assert coverage(found, 0.9 * better) >= 0.93
+  # Less than the difference of two intervals by themselves.
+  alone = [estimators.interval(rng.binomial(16, row) / 16) for row in p]
+  assert np.mean([np.ptp(f[1:]) for f in found
+                 ]) < 1.6 * np.mean([np.ptp(f[1:]) for f in alone])
+
+
+def test_the_mean_over_sets_covers_and_narrows(rng):
+  kinds = [('mostly zero', 0.01, 30), (0.3, 0.05, 15),
+           ('solved or not', 0.1, 8), (5, 0.4, 20)]
+  sets = [passes(kind, mean, (300, n), 16, 1, rng) for kind, mean, n in kinds]
+  intervals = [[estimators.interval(v) for v in values] for values, _ in sets]
+  found = [estimators.mean_over_sets(s) for s in zip(*intervals)]
+  assert coverage(found, np.mean([truth for _, truth in sets])) >= 0.93
+  widths = [np.mean([np.ptp(f[1:]) for f in fs]) for fs in intervals]
+  assert np.mean([np.ptp(f[1:]) for f in found
+                 ]) == pytest.approx(np.linalg.norm(widths) / 4, rel=0.1)
+  one = estimators.Estimate(0.5, 0.25, 0.75)
+  assert estimators.mean_over_sets([one]) == one
 
 
 def test_paired_intervals():
@@ -123,16 +235,13 @@ def test_paired_intervals():
   a, b = samples_of('rrww', 'wwww', 'rwww',
                     'rrrr'), samples_of('rrrw', 'rwww', 'rrww', 'rrrr')
   same = comparison.differences(a, a, items, (1, 3))
-  assert same == {
-      name: {'mean': 0, 'low': 0, 'high': 0}
-      for name in ('pass@1', 'pass@3', 'maj@3')
-  }
+  assert set(same) == {'pass@1', 'pass@3', 'maj@3'}
+  for found in same.values():  # nothing is known of problems not in the set
+    assert found['mean'] == 0
+    assert -found['low'] == pytest.approx(found['high'], rel=0.05)
   paired = comparison.differences(b, a, items, (1,))['pass@1']
   assert paired['mean'] == pytest.approx(3 / 16)
-  # Problems differ much, the models by a quarter at most in each of them.
-  assert 0 < paired['low'] and paired['high'] <= 0.25
-  alone = [estimators.summary(m, (1,)) for m in (a, b)]
-  assert alone[0]['eval/pass@1_high'] > alone[1]['eval/pass@1_low']
+  assert -1 < paired['low'] < 3 / 16 < paired['high'] < 1
 
 
 # Sets of problems.
@@ -161,6 +270,9 @@ def test_sets_and_domains_have_names_of_their_own(tmp_path):
   assert values['eval/b_2/pass@1'] == pytest.approx(2 / 3)
   assert values['eval/domain_odd_one/pass@1'] == pytest.approx(2 / 3)
   assert values['eval/domain_math/pass@1'] == pytest.approx(0.25)
+  mean = 'eval/mean_over_sets/pass@1'
+  assert values[mean] == pytest.approx((0.25 + 2 / 3) / 2)
+  assert 0 < values[f'{mean}_low'] < values[mean] < values[f'{mean}_high'] < 1
   no_prefixes(values)
   (one,) = held_out.parts(items[:2])
   assert one == ''
@@ -178,6 +290,7 @@ def no_prefixes(names):
     ('a=', "'a=' should be NAME=FILE"),
     ('length_mean=F', 'not that of a metric'),
     ('domain_x=F', 'not that of a metric'),
+    ('mean_over_sets=F', 'not that of a metric'),
     ('x.jsonl,y.jsonl', 'several files want names'),
     ('none.jsonl', 'none.jsonl: no such problem file'),
     ('a=none.jsonl', 'none.jsonl: no such problem file'),
@@ -292,15 +405,17 @@ def test_a_model_does_not_differ_from_itself(whole, trained):
       assert same[name] == value, name
   assert same['compare/same_text_frac'] == 1
   assert other['compare/same_text_frac'] < 1
-  assert all(same[f'compare/{n}_diff{end}'] == 0
-             for n in ('pass@1', 'pass@3', 'maj@3')
-             for end in ('', '_low', '_high'))
+  for name in ('pass@1', 'pass@3', 'maj@3'):
+    assert same[f'compare/{name}_diff'] == 0
+    assert same[f'compare/{name}_diff_low'] < 0 < same[
+        f'compare/{name}_diff_high']
   assert 0 < first['eval/pass@1'] < 1 and other['compare/pass@1_diff'] != 0
   new, stats = 'newly_solved', 'policy_statistics'
   assert same[f'{new}/base_unsolved'] == 4 - round(4 * first['eval/pass@3']) > 0
   assert same[f'{new}/count'] == same[f'{new}/null']  # the same draws
   assert same[f'{new}/null'] == other[f'{new}/null']
-  assert same[f'{new}/excess_low'] == 0 == same[f'{new}/excess_high']
+  assert same[f'{new}/excess'] == 0
+  assert same[f'{new}/excess_low'] < 0 < same[f'{new}/excess_high']
   assert first[f'{stats}/kl_k3'] == same[f'{stats}/kl_k1'] == 0
   assert other[f'{stats}/kl_k3'] > 1e-3 and other[f'{stats}/entropy'] > 0
   names = {n for r in rows for n in r if n != 'step'}
@@ -378,10 +493,17 @@ def test_a_model_may_be_added_and_several_sets_asked(whole, tmp_path, capsys):
       (2 * row['eval/a/pass@1'] + row['eval/b/pass@1']) / 3)
   assert row['behaviors/verification_mean'] == 0
   assert not any(n.startswith(('compare', 'newly_solved')) for n in row)
+  capsys.readouterr()
   again, other = run(workdir, *flags)
-  assert '9 of 9 already done' in capsys.readouterr().out
+  out = capsys.readouterr().out
+  assert '9 of 9 already done' in out
   assert without_times([again]) == without_times([row])
   assert other['compare/a/pass@1_diff'] == 0
+  for area in ('eval', 'compare'):
+    end = '_diff' if area == 'compare' else ''
+    of = lambda part, a=area, e=end: other[f'{a}/{part}/pass@1{e}']
+    assert of('mean_over_sets') == pytest.approx((of('a') + of('b')) / 2)
+  assert out.count('mean_over_sets') == 3  # two models and a difference
   no_prefixes(other)
 
 
@@ -450,7 +572,7 @@ def test_sources(trained, policy, one_device, tmp_path):
   assert 0.1 < np.abs(moved / policy[1]['embedding'] - 1).mean() < 0.3
 
 
-def test_a_checkpoint_of_adapters_is_merged(policy, one_device, tmp_path, rng):
+def test_a_checkpoint_of_adapters_is_read_as_it_was_trained(policy, one_device, tmp_path, rng):
   model, params, _ = policy
   adapters = jax.tree.map(
       lambda x: jnp.asarray(rng.normal(0, 0.1, x.shape), x.dtype),
@@ -461,6 +583,12 @@ def test_a_checkpoint_of_adapters_is_merged(policy, one_device, tmp_path, rng):
   want = lora.merge(params, adapters, 1.5)
   jax.tree.map(np.testing.assert_array_equal, got, want)
   assert np.abs(got['layers']['q'] - params['layers']['q']).max() > 0.01
+  # To sample from, the adapters stay beside their matrices, in float32.
+  apart = references.load(str(tmp_path), one_device, 'bfloat16', frozen=True)[2]
+  base, found = lora.detach(apart)
+  assert base['layers']['q'].dtype == jnp.bfloat16
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6),
+               lora.merge(params, found, 1.0), want)
 
 
 def test_bad_sources_are_named(trained, tmp_path):

@@ -1,17 +1,24 @@
 """Adapters: laws of what they compute and what is trained."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
 import pytest
 
 from exprl_jax.config import Mesh
 from exprl_jax.models import config as model_config
-from exprl_jax.models import head, lora, transformer
+from exprl_jax.models import head, lora, quantization, transformer
+from exprl_jax.models.matrices import Adapted, dense, is_int8
 from exprl_jax.rl import kl as kl_lib
 from exprl_jax.rl import losses
+from exprl_jax.rollout import decode
+from exprl_jax.rollout import options as options_lib
+from exprl_jax.rollout.engine import Options
 from exprl_jax.runtime import mesh as mesh_lib
-from tests import conftest
+from tests import conftest, test_engine
 from tests.experience import close, gradient, padded, random_examples, rows_of
 
 MOE = model_config.parse_config(
@@ -88,3 +95,150 @@ def test_an_update_of_adapters_on_a_mesh(small, rng, one_device):
                           adapters, initial)
   got, _ = gradient((cfg, adapters), examples, mesh, params, policy=policy)
   close(got, want, 2e-5)
+
+
+# In the sampler.
+
+
+def scaled(params, adapters, size):
+  """Adapters with |A B| / |W| = size in every layer and matrix."""
+
+  def one(name, a, b):
+    w = params['layers'][name]
+    axes = tuple(range(1, w.ndim))
+    change = jnp.linalg.norm(a @ b, axis=(1, 2))
+    whole = jnp.sqrt(jnp.sum(w.astype(jnp.float32)**2, axis=axes))
+    return {'a': a, 'b': b * (size * whole / change)[:, None, None]}
+
+  return {'layers': {n: one(n, **ab) for n, ab in adapters['layers'].items()}}
+
+
+def arrived(change, truth):
+  """The share of a true change that a computed one has."""
+  change, truth = (np.asarray(x, np.float64) for x in (change, truth))
+  return (change * truth).sum() / (truth**2).sum()
+
+
+@pytest.mark.parametrize('size, lost', [(1e-4, 0.1), (1e-3, 0.7)])
+def test_a_small_change_arrives_in_bfloat16(rng, size, lost):
+  draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
+  w, x = (draw(*s).astype(jnp.bfloat16) for s in ((256, 512), (1024, 256)))
+  ab = draw(256, 4), draw(4, 512)
+  ab = scaled({'layers': {'q': w[None]}},
+              {'layers': {'q': {'a': ab[0][None], 'b': ab[1][None]}}}, size)
+  a, b = (ab['layers']['q'][k][0] for k in 'ab')
+  low = lambda a, b: Adapted(w, a, b).astype(jnp.bfloat16)
+  truth = x.astype(jnp.float32) @ (a @ b)
+  run = jax.jit(dense)
+  found = run(x, low(a, b)) - run(x, low(a, 0 * b)).astype(jnp.float32)
+  assert arrived(found, truth) == pytest.approx(1, abs=0.03)
+  merged = (w + a @ b).astype(jnp.bfloat16)
+  found = run(x, merged) - run(x, w).astype(jnp.float32)
+  assert arrived(found, truth) < lost
+
+
+def paged_logprobs(cfg, mesh, tokens):
+  """parameters -> log-probs of the tokens, by what prefill and decode run."""
+  rows, width = tokens.shape
+  options = options_lib.resolve(
+      Options(slots=rows, max_tokens=width, page=width, pages=rows + 2), cfg,
+      mesh)
+  pool, _ = decode.empty(cfg, options.layout, mesh, rows)
+  positions = jnp.tile(jnp.arange(width), (rows, 1))
+  table = jnp.arange(1, rows + 1)[:, None]
+
+  @jax.jit
+  def run(params):
+    hidden, _ = transformer.forward_paged(cfg, options.layout, params, tokens,
+                                          positions, pool, table)
+    logits = jax.nn.log_softmax(head.project(cfg, params, hidden[:, :-1]))
+    return jnp.take_along_axis(logits, tokens[:, 1:, None], axis=2)
+
+  return lambda params: np.asarray(run(decode.prepare(cfg, params, mesh)))
+
+
+@pytest.mark.parametrize(
+    'size, draws, within, lost',
+    [(1e-3, 2, 0.1, 0.75),
+     pytest.param(1e-4, 16, 0.25, 0.2, marks=pytest.mark.slow)])
+def test_a_small_change_arrives_in_the_sampler(policy, one_device, rng, size,
+                                               draws, within, lost):
+  """Against float32; merged into bfloat16 most of it is lost."""
+  cfg, params, _ = policy
+  half = dataclasses.replace(cfg, dtype='bfloat16')
+  base = transformer.cast(half, params)
+  exact = jax.tree.map(lambda x: x.astype(jnp.float32), base)
+  tokens = rng.integers(5, 190, (64, 128))
+  in_full, in_half = (
+      paged_logprobs(c, one_device, tokens) for c in (cfg, half))
+  adapters = lora.init(cfg, params, 4, jax.random.key(0))
+  before = in_half(lora.attach(base, adapters))
+  plain, plain_exact = in_half(base), in_full(exact)
+  truth, found, merged = [], [], []
+  for i in range(draws):
+    noise = lambda x, i=i: jax.random.normal(jax.random.key(i), x.shape)
+    some = scaled(base, jax.tree.map(noise, adapters), size)
+    truth.append(in_full(lora.attach(exact, some)) - plain_exact)
+    found.append(in_half(lora.attach(base, some)) - before)
+    rounded = transformer.cast(half, lora.merge(base, some, 1.0))
+    merged.append(in_half(rounded) - plain)
+  assert arrived(found, truth) == pytest.approx(1, abs=within)
+  assert arrived(merged, truth) < lost
+
+
+SETUPS = [('dense', 'float32'), ('dense', 'int8'), ('moe', 'float32')]
+
+
+@pytest.fixture(scope='module', params=SETUPS, ids=lambda x: '-'.join(x))
+def sampled(request, one_device):
+  """A model, with adapters attached, and its samples on one device."""
+  kind, weights = request.param
+  cfg = conftest.SMALL if kind == 'dense' else MOE
+  params, adapters = adapted(cfg)
+  if weights == 'int8':
+    params = quantization.quantize(cfg, params)
+  whole = lora.attach(params, adapters, 0.5)
+  work = test_engine.requests()
+  return cfg, whole, work, test_engine.generate((cfg, whole), one_device, work)
+
+
+def test_decoding_with_adapters_is_the_full_forward(sampled):
+  cfg, whole, work, samples = sampled
+  tokens, valid, completion, logprobs = test_engine.rows_of(work, samples)
+  run = jax.jit(head.token_logprobs, static_argnums=(0, 4))
+  lp, _ = run(cfg, whole, tokens, valid, 0.8)
+  np.testing.assert_allclose(logprobs, np.where(completion, lp, 0), atol=2e-5)
+  plain, _ = run(cfg, lora.detach(whole)[0], tokens, valid, 0.8)
+  assert np.abs(plain - lp)[completion].max() > 0.1
+
+
+@pytest.mark.parametrize('sizes, tensor', [(dict(fsdp=4, tensor=2), 0),
+                                           (dict(fsdp=8), 2)], ids=str)
+def test_eight_devices_sample_as_one(sampled, sizes, tensor):
+  cfg, whole, work, samples = sampled
+  mesh = mesh_lib.make_mesh(Mesh(**({'data': 1} | sizes)))
+  sampling = mesh_lib.rollout_mesh(mesh, tensor)
+  params, adapters = lora.detach(whole)
+  axes = (quantization if is_int8(params) else transformer).logical_axes(cfg)
+  whole = lora.attach(
+      jax.device_put(params, mesh_lib.shardings(axes, params, mesh)),
+      jax.device_put(adapters, NamedSharding(mesh, PartitionSpec())))
+  ready = decode.prepare(cfg, whole, sampling)
+  down, up = ready['layers']['o'].a, ready['layers']['q'].b
+  assert down.dtype == up.dtype == np.float32
+  assert down.sharding.spec[1] == up.sharding.spec[2] == 'tensor'
+  for got, want in zip(test_engine.generate((cfg, whole), sampling, work),
+                       samples):
+    assert got.tokens.tolist() == want.tokens.tolist()
+    np.testing.assert_allclose(got.logprobs, want.logprobs, atol=3e-5)
+
+
+def test_the_samplers_copy_is_the_base_and_the_adapters(sampled, one_device):
+  cfg, whole, _, _ = sampled
+  ready = decode.prepare(cfg, whole, one_device)
+  base, adapters = lora.detach(ready)
+  for got, want in zip(jax.tree.leaves(base),
+                       jax.tree.leaves(lora.detach(whole)[0])):
+    assert got is want or got.unsafe_buffer_pointer(
+    ) == want.unsafe_buffer_pointer()
+  assert all(x.dtype == np.float32 for x in jax.tree.leaves(adapters))

@@ -3,6 +3,7 @@
 import json
 import shutil
 
+from etils import epath
 import jax
 import numpy as np
 import peft
@@ -12,7 +13,8 @@ import torch
 import transformers
 
 from exprl_jax import main
-from exprl_jax.models import references
+from exprl_jax.models import lora, references
+from exprl_jax.models import peft as peft_lib
 from exprl_jax.types import InputError
 from tests.conftest import POLICY, SMALL_JSON
 from tests.test_models import logits
@@ -80,7 +82,8 @@ def test_the_logits_are_those_of_peft(adapted, base, rng, one_device, options):
 def test_frozen_models_are_merged_before_they_are_rounded(adapted, one_device):
   _, folder = adapted()
   exact = references.load(str(folder), one_device)[2]
-  frozen = references.load(str(folder), one_device, 'bfloat16', frozen=True)[2]
+  frozen = references.load(str(folder), one_device, 'bfloat16', frozen=True,
+                           merged=True)[2]
   np.testing.assert_array_equal(frozen['layers']['q'],
                                 exact['layers']['q'].astype('bfloat16'))
   assert frozen['layers']['q_norm'].dtype == np.float32
@@ -101,15 +104,62 @@ def test_adapters_on_a_mesh(adapted, one_device):
 def test_export_writes_what_peft_would(adapted, base, tmp_path):
   shutil.copy(POLICY / 'tokenizer.json', base)
   theirs, folder = adapted(rank_pattern={'down_proj': 2})
-  main.main([
-      '--config=configs/export.py', f'--config.policy.init={folder}',
-      f'--config.export.out={tmp_path}/out', '--config.export.dtype=float32'
-  ])
+  export(folder, tmp_path / 'out')  # in float32, as adapters are merged
   ours = safetensors.numpy.load_file(tmp_path / 'out/model.safetensors')
   merged = theirs.merge_and_unload().state_dict()
   assert ours.keys() == merged.keys()
   for name, x in ours.items():
     np.testing.assert_allclose(x, merged[name].numpy(), atol=1e-6)
+
+
+def export(source, out, *flags):
+  main.main([
+      '--config=configs/export.py', f'--config.policy.init={source}',
+      f'--config.export.out={out}', *flags
+  ])
+  return out
+
+
+def test_adapters_written_are_read_again(small, small_folder, tmp_path, rng,
+                                         one_device):
+  """Bit for bit by us, and by PEFT: names, shapes and scale."""
+  cfg, params = small
+  adapters = jax.tree.map(
+      lambda x: rng.normal(0, 0.3, x.shape).astype(np.float32),
+      lora.init(cfg, params, 3, jax.random.key(0)))
+  folder = epath.Path(tmp_path / 'lora')
+  peft_lib.save(folder, cfg, adapters, 10 / 3, str(small_folder))
+  found = peft_lib.load(folder, cfg)
+  want = lora.detach(lora.attach(params, adapters, 10 / 3))[1]
+  jax.tree.map(np.testing.assert_array_equal, found, want)
+  again = references.find(str(tmp_path / 'lora'))
+  model = peft.AutoPeftModelForCausalLM.from_pretrained(tmp_path / 'lora')
+  tokens = rng.integers(0, 40, (2, 9))
+  with torch.no_grad():
+    theirs = model(torch.tensor(tokens)).logits.numpy()
+  _, model, ours = references.load(again, one_device, frozen=True)
+  np.testing.assert_allclose(logits(model, ours, tokens), theirs, atol=2e-5)
+  merged = lora.merge(params, adapters, 10 / 3)
+  np.testing.assert_allclose(logits(cfg, merged, tokens), theirs, atol=2e-5)
+
+
+def test_adapters_are_exported_as_peft_wrote_them(adapted, base, tmp_path):
+  shutil.copy(POLICY / 'tokenizer.json', base)
+  _, folder = adapted(lora_alpha=4, rank_pattern={'down_proj': 2},
+                      alpha_pattern={'down_proj': 2})
+  out = export(folder, tmp_path / 'out', '--config.export.format=peft')
+  want, got = (safetensors.numpy.load_file(f / WEIGHTS) for f in (folder, out))
+  assert got.keys() == want.keys()
+  for name, x in got.items():
+    np.testing.assert_array_equal(x, want[name])
+  raw, new = (json.loads((f / 'adapter_config.json').read_text())
+              for f in (folder, out))
+  for key in ('peft_type', 'r', 'lora_alpha', 'rank_pattern', 'alpha_pattern',
+              'base_model_name_or_path', 'bias'):
+    assert new[key] == raw[key], key
+  assert set(new) <= set(raw)
+  with pytest.raises(InputError, match='has no adapters'):
+    export(base, tmp_path / 'no', '--config.export.format=peft')
 
 
 def refuses(folder, *parts):

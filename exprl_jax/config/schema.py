@@ -361,7 +361,10 @@ class Export:
 
   out: str = ''  # empty folder or gs://bucket/folder
   step: Count = 0  # of the workdir's checkpoints; 0: the newest
-  dtype: Dtype = 'bfloat16'  # of the stored tensors
+  # Of the stored tensors. auto: float32 where adapters were added to the
+  # matrices, whose change bfloat16 loses, else bfloat16.
+  dtype: Literal['auto', 'float32', 'bfloat16'] = 'auto'
+  format: Literal['model', 'peft'] = 'model'  # peft: the adapters alone
 
 
 @dataclasses.dataclass(frozen=True)

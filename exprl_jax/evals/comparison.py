@@ -146,19 +146,23 @@ def differences(samples: GradedSamples, base: GradedSamples,
                 ks: Sequence[int]) -> dict[str, dict[str, float]]:
   """Returns the difference in pass@k and maj@k from the base model.
 
-  'PART/pass@k' -> its mean and its 95 % interval by the paired bootstrap, over
-  all problems and over each of `held_out.parts`.
+  'PART/pass@k' -> its mean and its 95 % interval, paired by problem, over all
+  problems, over each of `held_out.parts`, and the mean over several sets.
   """
   mine = estimators.per_problem(samples, ks)
   theirs = estimators.per_problem(base, ks)
-  out = {}
-  for part, rows in held_out.parts(items).items():
-    for name in mine:
-      difference = (mine[name] - theirs[name])[rows]
-      low, high = estimators.bootstrap(difference)
-      out[part +
-          name] = {'mean': float(difference.mean()), 'low': low, 'high': high}
-  return out
+  out = {
+      part + name: estimators.interval((mine[name] - theirs[name])[rows],
+                                       (-1.0, 1.0))
+      for part, rows in held_out.parts(items).items()
+      for name in mine
+  }
+  if sets := held_out.set_names(items):
+    out |= {
+        f'mean_over_sets/{name}': estimators.mean_over_sets(
+            [out[f'{s}/{name}'] for s in sets]) for name in mine
+    }
+  return {name: found._asdict() for name, found in out.items()}
 
 
 def _newly_solved(base: Bool[np.ndarray,
@@ -176,10 +180,10 @@ def _newly_solved(base: Bool[np.ndarray,
   }
   if unsolved.any():
     difference = (mine.astype(float) - by_luck)[unsolved]
-    low, high = estimators.bootstrap(difference)
+    found = estimators.interval(difference, (-1.0, 1.0))
     out |= {
-        'excess_low': low * len(difference),
-        'excess_high': high * len(difference)
+        'excess_low': found.low * len(difference),
+        'excess_high': found.high * len(difference)
     }
   return out
 

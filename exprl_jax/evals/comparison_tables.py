@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from exprl_jax.config import Config, Eval
-from exprl_jax.evals import behaviors, policy_statistics
+from exprl_jax.evals import behaviors, held_out, policy_statistics
 from exprl_jax.evals.comparison import Result
 from exprl_jax.runtime import report
 
@@ -14,8 +14,12 @@ def tables(config: Config, results: Sequence[Result]) -> str:
   """Formats all results."""
   cfg, first, others = config.eval, results[0], results[1:]
   found = [_scores(results, cfg.ks)]
+  if sets := _sets(config):
+    found.append(_scores_of_sets(results, cfg.ks, sets))
   if others:
     found.append(_differences(others, first))
+  if others and sets:
+    found.append(_differences_of_sets(others, first, sets))
   if cfg.newly_solved_k and others:
     found.append(_newly_solved(others, first, cfg))
   if cfg.policy_statistics:
@@ -24,6 +28,12 @@ def tables(config: Config, results: Sequence[Result]) -> str:
     found.append(_behaviors(results, cfg.behaviors))
   return '\n\n'.join(
       f'{title}\n{report.as_text(rows)}' for title, rows in found)
+
+
+def _sets(config: Config) -> list[str]:
+  """Returns the parts of a table over several sets; [] if there is one set."""
+  names = list(held_out.files(config.eval.problems))
+  return [*names, 'mean_over_sets'] if len(names) > 1 else []
 
 
 def _scores(results: Sequence[Result], ks: Sequence[int]) -> Table:
@@ -35,14 +45,29 @@ def _scores(results: Sequence[Result], ks: Sequence[int]) -> Table:
   for r in results:
     get = lambda name, r=r: r.eval[f'eval/{name}']
     rows.append([
-        r.candidate.name,
-        *(f'{get(f"pass@{k}"):.3f} [{get(f"pass@{k}_low"):.3f}, '
-          f'{get(f"pass@{k}_high"):.3f}]'
-          for k in ks), *(f'{get(f"maj@{k}"):.3f}' for k in majority),
+        r.candidate.name, *_passes(r, '', ks),
+        *(f'{get(f"maj@{k}"):.3f}' for k in majority),
         f'{get("truncated_frac"):.1%}', f'{get("no_answer_frac"):.1%}',
         f'{get("length_mean"):.1f}'
     ])
   return '\nheld-out problems', rows
+
+
+def _passes(result: Result, part: str, ks: Sequence[int]) -> list[str]:
+  """Formats pass@k, with its interval, of a part of the problems."""
+  get = lambda k, end='': result.eval[f'eval/{part}pass@{k}{end}']
+  return [
+      f'{get(k):.3f} [{get(k, "_low"):.3f}, {get(k, "_high"):.3f}]' for k in ks
+  ]
+
+
+def _scores_of_sets(results: Sequence[Result], ks: Sequence[int],
+                    sets: Sequence[str]) -> Table:
+  rows = [['', 'set', *(f'pass@{k} [95 %]' for k in ks)]]
+  rows += [[r.candidate.name, s, *_passes(r, f'{s}/', ks)]
+           for s in sets
+           for r in results]
+  return 'each set, and the unweighted mean over sets', rows
 
 
 def _differences(others: Sequence[Result], first: Result) -> Table:
@@ -50,12 +75,25 @@ def _differences(others: Sequence[Result], first: Result) -> Table:
   rows = [['', *names, 'same texts']]
   for r in others:
     rows.append([
-        r.candidate.name,
-        *('{mean:+.3f} [{low:+.3f}, {high:+.3f}]'.format(**r.difference[n])
-          for n in names), f'{r.same_text:.0%}'
+        r.candidate.name, *(_signed(r.difference[n]) for n in names),
+        f'{r.same_text:.0%}'
     ])
-  return (f'difference from {first.candidate.name} [95 %, paired bootstrap '
-          'over problems]', rows)
+  return (f'difference from {first.candidate.name} [95 %, paired by problem]',
+          rows)
+
+
+def _signed(difference: dict[str, float]) -> str:
+  return '{mean:+.3f} [{low:+.3f}, {high:+.3f}]'.format(**difference)
+
+
+def _differences_of_sets(others: Sequence[Result], first: Result,
+                         sets: Sequence[str]) -> Table:
+  names = [n for n in others[0].difference if '/' not in n]
+  rows = [['', 'set', *names]]
+  rows += [[
+      r.candidate.name, s, *(_signed(r.difference[f'{s}/{n}']) for n in names)
+  ] for s in sets for r in others]
+  return f'the same for each set, from {first.candidate.name}', rows
 
 
 def _newly_solved(others: Sequence[Result], first: Result, cfg: Eval) -> Table:

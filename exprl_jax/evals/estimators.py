@@ -37,6 +37,14 @@ class GradedSamples(NamedTuple):
                          self.tokens[rows], self.truncated[rows])
 
 
+class Estimate(NamedTuple):
+  """A mean with its 95 % interval."""
+
+  mean: float
+  low: float
+  high: float
+
+
 def graded_samples(rows: Sequence[tuple[str, str, int, str]],
                    n: int) -> GradedSamples:
   """Stacks (status, answer, tokens, finish_reason) of n samples a problem."""
@@ -98,18 +106,43 @@ def _subsets(n: int, k: int) -> Int[np.ndarray, 'subsets k']:
   return np.array([rng.permutation(n)[:k] for _ in range(_NUM_SUBSETS)])
 
 
-def bootstrap(per_problem: Float[np.ndarray, ' P'], seed: int = 0,
-              draws: int = 2000) -> tuple[float, float]:
-  """Returns the 95 % interval of the mean, resampling problems.
+def interval(per_problem: Float[np.ndarray,
+                                ' P'], bounds: tuple[float, float] = (0.0, 1.0),
+             draws: int = 2000) -> Estimate:
+  """Returns the mean and its 95 % interval over sets of such problems.
 
-  Given differences between two models, it is the paired bootstrap: both models
-  are resampled by the same problems.
+  What is estimated is the mean over the population that the problems are drawn
+  from. The upper end adds a problem with the highest possible value, the lower
+  end one with the lowest, and takes a quantile of the mean under random
+  weights, uniform on the simplex (Gaffke, 2005). For values of 0 and 1 it is
+  the interval of Clopper and Pearson. Weights are drawn with a fixed seed.
+
+  Args:
+    per_problem: values within bounds; at least one. Differences between two
+      models on the same problems give a paired interval.
+    bounds: least and largest possible value; (-1, 1) for differences.
+    draws: how many random weightings.
   """
-  rng = np.random.default_rng(seed)
-  n = len(per_problem)
-  means = per_problem[rng.integers(0, n, (draws, n))].mean(axis=1)
-  low, high = np.quantile(means, (0.025, 0.975))
-  return float(low), float(high)
+  values, counts = np.unique(per_problem, return_counts=True)
+  rng = np.random.default_rng(0)
+  # Equal values share a weight: sums of exponentials are gamma.
+  weights = rng.standard_gamma([*counts, 1.0], (draws, len(counts) + 1))
+  weights /= weights.sum(axis=1, keepdims=True)
+  low, high = (np.quantile(weights @ [*values, bound], q)
+               for bound, q in zip(bounds, (0.025, 0.975)))
+  return Estimate(float(np.mean(per_problem)), float(low), float(high))
+
+
+def mean_over_sets(sets: Sequence[Estimate]) -> Estimate:
+  """Averages the means of independent sets; sets of all sizes weigh the same.
+
+  The distances from the mean to the ends of the interval add as those of
+  independent errors do, in squares (Zou and Donner, 2008).
+  """
+  mean, low, high = np.asarray(sets).T
+  center, n = float(mean.mean()), len(sets)
+  return Estimate(center, center - float(np.linalg.norm(mean - low)) / n,
+                  center + float(np.linalg.norm(high - mean)) / n)
 
 
 def per_problem(samples: GradedSamples,
@@ -133,10 +166,10 @@ def summary(samples: GradedSamples, ks: Sequence[int],
   """Returns metrics over problems: means, and intervals of pass@k."""
   out: dict[str, float] = {}
   for name, values in per_problem(samples, ks).items():
-    out[area + name] = float(values.mean())
+    found = interval(values)
+    out[area + name] = found.mean
     if name.startswith('pass'):
-      low, high = bootstrap(values)
-      out |= {f'{area}{name}_low': low, f'{area}{name}_high': high}
+      out |= {f'{area}{name}_low': found.low, f'{area}{name}_high': found.high}
   out |= {
       f'{area}truncated_frac': float(samples.truncated.mean()),
       f'{area}no_answer_frac': float((samples.status == 'no_answer').mean()),

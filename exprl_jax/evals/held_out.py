@@ -6,13 +6,14 @@ import time
 from typing import NamedTuple
 
 import jax
+import numpy as np
 
 from exprl_jax.config import Config, Eval, resolve
 from exprl_jax.data import chat, fields
 from exprl_jax.data import problems as data
 from exprl_jax.data.tokenizer import Tokenizer
 from exprl_jax.evals import estimators
-from exprl_jax.evals.estimators import GradedSamples
+from exprl_jax.evals.estimators import Estimate, GradedSamples
 from exprl_jax.grading import grader as grading
 from exprl_jax.rollout.sampler import Sampler
 from exprl_jax.runtime import metrics
@@ -20,8 +21,8 @@ from exprl_jax.types import InputError, Params, Problem
 
 # A set may not have the name of a metric: both follow 'eval/'.
 _METRIC_NAMES = {
-    'truncated_frac', 'no_answer_frac', 'length_mean', 'same_text_frac',
-    *(f'{status}_frac' for status in estimators.RARE_STATUSES)
+    'mean_over_sets', 'truncated_frac', 'no_answer_frac', 'length_mean',
+    'same_text_frac', *(f'{status}_frac' for status in estimators.RARE_STATUSES)
 }
 
 
@@ -93,11 +94,36 @@ def parts(items: Sequence[Item]) -> dict[str, list[int]]:
 
 def all_metrics(samples: GradedSamples, items: Sequence[Item],
                 ks: Sequence[int]) -> dict[str, float]:
-  """Returns 'eval/NAME' over all problems, 'eval/PART/NAME' over each part."""
+  """Returns 'eval/NAME' over all problems, 'eval/PART/NAME' over each part.
+
+  Several sets also have 'eval/mean_over_sets/NAME', of pass@k and maj@k.
+  """
   out: dict[str, float] = {}
   for part, rows in parts(items).items():
     out |= estimators.summary(samples.select(rows), ks, f'eval/{part}')
+  if names := set_names(items):
+    for k in ks:
+      out |= _mean_over_sets(out, [f'eval/{n}/' for n in names], k)
   return out
+
+
+def _mean_over_sets(values: dict[str, float], sets: Sequence[str],
+                    k: int) -> dict[str, float]:
+  """Averages the metrics of sets, by prefix, without regard to their sizes."""
+  prefix, ends = 'eval/mean_over_sets/', ('', '_low', '_high')
+  found = estimators.mean_over_sets(
+      [Estimate(*(values[f'{s}pass@{k}{end}'] for end in ends)) for s in sets])
+  out = {f'{prefix}pass@{k}{end}': value for end, value in zip(ends, found)}
+  if k >= 3:
+    out[f'{prefix}maj@{k}'] = float(
+        np.mean([values[f'{s}maj@{k}'] for s in sets]))
+  return out
+
+
+def set_names(items: Sequence[Item]) -> list[str]:
+  """Returns the names of the sets, in order; [] if there is only one."""
+  names = list(dict.fromkeys(item.set for item in items))
+  return names if len(names) > 1 else []
 
 
 def root_key(seed: int, stream: int = 0) -> jax.Array:

@@ -2,10 +2,13 @@
 """
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
+
+from exprl_jax.types import Params
 
 
 @jax.tree_util.register_dataclass
@@ -31,7 +34,7 @@ class Int8:
 class Adapted:
   """A frozen matrix with a low-rank adapter: base + a b (lora.py)."""
 
-  base: jax.Array  # [*in, *out]
+  base: jax.Array  # [*in, *out]; may be Int8 until `astype`
   a: jax.Array  # [in, rank]
   b: jax.Array  # [rank, out]
 
@@ -54,6 +57,12 @@ class Adapted:
     return self
 
 
+def is_int8(params: Params) -> bool:
+  """Whether the layers' matrices are in int8, under adapters or not."""
+  q = params['layers']['q']
+  return isinstance(q.base if isinstance(q, Adapted) else q, Int8)
+
+
 def dense(x: jax.Array, w: jax.Array | Adapted,
           precision: jax.lax.PrecisionLike = None) -> jax.Array:
   """Multiplies x[..., D] by w[D, ...].
@@ -63,10 +72,15 @@ def dense(x: jax.Array, w: jax.Array | Adapted,
   """
   if precision is None and x.dtype == jnp.float32:
     precision = jax.lax.Precision.HIGHEST
-  if isinstance(w, Adapted):  # the base gets no gradient
-    return dense(x, jax.lax.stop_gradient(w.base), precision) + dense(
-        dense(x, w.a, precision), w.b, precision).reshape(
-            *x.shape[:-1], *w.shape[1:])
-  out = jax.lax.dot(x.reshape(-1, x.shape[-1]), w.reshape(w.shape[0], -1),
-                    precision=precision)
+  rows = x.reshape(-1, x.shape[-1])
+  dot = functools.partial(jax.lax.dot, precision=precision)
+  if isinstance(w, Adapted):
+    # Summed in float32: of a product that is rounded already, a small change
+    # would be lost. The base gets no gradient.
+    dot32 = functools.partial(dot, preferred_element_type=jnp.float32)
+    base = jax.lax.stop_gradient(w.base)
+    out = dot32(rows, base.reshape(w.shape[0], -1))
+    out = (out + dot32(dot(rows, w.a), w.b)).astype(x.dtype)
+  else:
+    out = dot(rows, w.reshape(w.shape[0], -1))
   return out.reshape(*x.shape[:-1], *w.shape[1:])

@@ -11,10 +11,13 @@ import re
 from typing import Any
 
 from etils import epath
+import jax
 import numpy as np
 
 from exprl_jax.models import lora, safetensors, stored, transformer
 from exprl_jax.models.config import ModelConfig
+from exprl_jax.runtime import hub
+from exprl_jax.runtime import mesh as mesh_lib
 from exprl_jax.types import InputError, Params
 
 _WEIGHTS = 'adapter_model.safetensors'
@@ -94,6 +97,63 @@ def load(folder: epath.Path, cfg: ModelConfig) -> Params:
           np.float32).T
     out[key] = {'a': a, 'b': b}
   return {'layers': out}
+
+
+def save(folder: epath.Path, cfg: ModelConfig, adapters: Params, scale: float,
+         source: str) -> None:
+  """Writes adapters as PEFT does; all processes call it, process 0 writes.
+
+  Args:
+    folder: on disk or gs://; created.
+    cfg: of the base model.
+    adapters: as `lora.init` makes them, replicated or not; stored in float32.
+    scale: of A B.
+    source: the base model, a folder or ORG/NAME@REVISION of the Hub.
+  """
+  names = {
+      p: 'base_model.model.' + p.names[0].removesuffix('.weight')
+      for p in stored.stored_parts(cfg, transformer.abstract_params(cfg))
+      if p.key in adapters['layers']
+  }
+  host = jax.tree.map(mesh_lib.fetch, adapters['layers'])
+  tensors: dict[str, np.ndarray] = {}
+  for part, name in names.items():
+    a, b = (host[part.key][k][part.layer].T for k in 'ab')
+    tensors |= {f'{name}.lora_A.weight': a, f'{name}.lora_B.weight': b}
+  if jax.process_index():
+    return
+  ranks = {
+      name.rpartition('.')[2]: host[part.key]['a'].shape[-1]
+      for part, name in names.items()
+  }
+  folder.mkdir(parents=True, exist_ok=True)
+  safetensors.write_file(folder / _WEIGHTS,
+                         {name: x.shape for name, x in tensors.items()},
+                         np.dtype(np.float32), iter(tensors.items()))
+  (folder / 'adapter_config.json'
+  ).write_text(json.dumps(_config(ranks, scale, source), indent=2) + '\n')
+
+
+def _config(ranks: Mapping[str, int], scale: float,
+            source: str) -> dict[str, Any]:
+  """Makes adapter_config.json, of modules of these ranks."""
+  most, id_ = max(ranks.values()), hub.parse(source)
+  others = {name: rank for name, rank in ranks.items() if rank != most}
+  return {
+      'peft_type': 'LORA', 'task_type': 'CAUSAL_LM',
+      'base_model_name_or_path': source.partition('@')[0] if id_ else source,
+      'revision': (source.partition('@')[2] or None) if id_ else None,
+      'r': most, 'lora_alpha': _plain(scale * most),
+      'target_modules': sorted(ranks), 'rank_pattern': others,
+      'alpha_pattern': {k: _plain(scale * r) for k, r in others.items()},
+      'use_rslora': False, 'bias': 'none', 'lora_dropout': 0.0,
+      'fan_in_fan_out': False, 'init_lora_weights': True, 'inference_mode': True
+  }
+
+
+def _plain(x: float) -> float | int:
+  """An integer where it is one, as PEFT writes it."""
+  return int(x) if x == int(x) else x
 
 
 def _read_config(folder: epath.Path) -> dict[str, Any]:

@@ -30,11 +30,6 @@ def quantize(cfg: ModelConfig, params: Params) -> Params:
   return cast | {'layers': cast['layers'] | matrices}
 
 
-def quantized(params: Params) -> bool:
-  """Whether the layers' matrices are in int8."""
-  return isinstance(params['layers']['q'], Int8)
-
-
 def int8(key: str, w: jax.Array | Int8) -> Int8:
   """Rounds a matrix of the layers to the nearest multiples of its scales.
 

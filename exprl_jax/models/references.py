@@ -2,7 +2,7 @@
 
 A config names a model by its source:
   FOLDER           a Hugging Face directory, asset:NAME, or on gs://; or LoRA
-                   adapters of PEFT, which are merged into their base model
+                   adapters of PEFT, which come with their base model
   ORG/NAME         the same on the Hugging Face Hub, if there is no such folder;
                    ORG/NAME@REVISION for a branch, tag or commit
   WORKDIR          the model that its run wrote at its end, else the newest
@@ -20,7 +20,6 @@ from typing import Any, NamedTuple
 
 from etils import epath
 import jax
-from jax.sharding import NamedSharding, PartitionSpec
 
 from exprl_jax.config import Config, longest, resolve
 from exprl_jax.models import config as model_config
@@ -49,7 +48,7 @@ class Reference(NamedTuple):
     folder: has config.json and the tokenizer.
     workdir: of the checkpoint that has the parameters; None: `folder` does.
     step: of the checkpoint.
-    under: the model that adapters are merged into: those of the checkpoint, if
+    under: the model that adapters belong to: those of the checkpoint, if
       it has any, or of `adapters`.
     adapters: a folder of PEFT's.
   """
@@ -170,7 +169,7 @@ def of_checkpoint(workdir: str, step: int) -> Reference:
 
 
 def load(source: str | Reference, mesh: jax.sharding.Mesh,
-         dtype: str = 'float32', *, frozen: bool = False,
+         dtype: str = 'float32', *, frozen: bool = False, merged: bool = False,
          **options: Any) -> tuple[epath.Path, ModelConfig, Params]:
   """Loads the model of a source onto a mesh.
 
@@ -179,6 +178,9 @@ def load(source: str | Reference, mesh: jax.sharding.Mesh,
     mesh: where the parameters go, sharded by their logical axes.
     dtype: of the matrix products.
     frozen: keep the matrices in `dtype`; otherwise all is float32.
+    merged: add adapters to their matrices, in float32, before these are
+      rounded. Otherwise only parameters that are not frozen are merged; frozen
+      ones keep the adapters beside them (lora.attach), which loses nothing.
     **options: of hf.load. With `random_key` only the config is taken.
 
   Returns:
@@ -198,15 +200,21 @@ def load(source: str | Reference, mesh: jax.sharding.Mesh,
   model = dataclasses.replace(
       model_config.read_config(source.folder), dtype=dtype,
       **{k: v for k, v in options.items() if k in ('remat', 'attention')})
-  if source.adapters:
-    params = _merged(source, model, mesh)
-  elif source.under:
-    params = _merged_checkpoint(source, model, mesh)
-  else:
+  cast = functools.partial(transformer.cast, model) if frozen else lambda x: x
+  wanted = _abstract(model, mesh, cast)
+  if not source.under:
     params = checkpoint.restore_params(source.workdir, source.step,
                                        _abstract(model, mesh))[1]
-  cast = functools.partial(transformer.cast, model) if frozen else lambda x: x
-  return source.folder, model, _as(params, _abstract(model, mesh, cast))
+    return source.folder, model, _as(params, wanted)
+  apart = frozen and not merged
+  adapters, scale = load_adapters(source, model, mesh)
+  params = _under_adapters(source, model, mesh, apart)
+  if not apart:
+    with jax.set_mesh(mesh):
+      params = lora.merge(params, adapters, scale)
+  params = _as(params, wanted)
+  return source.folder, model, (lora.attach(params, adapters, scale)
+                                if apart else params)
 
 
 def policy(
@@ -224,7 +232,7 @@ def policy(
                                   longest(config))
   _, model, params = load(
       source, mesh, cfg.dtype, remat=cfg.remat, attention=cfg.attention,
-      frozen=cfg.lora_rank > 0, random_std=cfg.random_std,
+      frozen=cfg.lora_rank > 0, merged=True, random_std=cfg.random_std,
       random_key=jax.random.key(config.seed) if cfg.random else None)
   model = dataclasses.replace(model, max_tokens=fixed.max_tokens)
   if not cfg.lora_rank:
@@ -248,36 +256,71 @@ def _as(params: Params, wanted: Params) -> Params:
       out_shardings=jax.tree.map(lambda x: x.sharding, wanted))(params)
 
 
-def _merged(source: Reference, model: ModelConfig,
-            mesh: jax.sharding.Mesh) -> Params:
-  """Merges adapters of PEFT into their base model, in float32."""
-  assert source.adapters is not None and source.under is not None
-  params = load(source.under, mesh)[2]
-  adapters = jax.device_put(peft.load(source.adapters, model),
-                            NamedSharding(mesh, PartitionSpec()))
-  with jax.set_mesh(mesh):
-    return lora.merge(params, adapters, 1.0)
+def _under_adapters(source: Reference, model: ModelConfig,
+                    mesh: jax.sharding.Mesh, frozen: bool) -> Params:
+  """Loads the model under adapters.
+
+  Args:
+    source: has adapters.
+    model: the decoder.
+    mesh: where it goes.
+    frozen: keep its matrices in `model.dtype`. Under adapters of a checkpoint
+      it is always as it was when they were trained.
+  """
+  assert source.under is not None
+  dtype = model.dtype
+  if source.workdir:
+    dtype, frozen = _policy_of(source.workdir)['dtype'], True
+  return load(source.under, mesh, dtype, frozen=frozen, merged=True)[2]
 
 
-def _merged_checkpoint(source: Reference, model: ModelConfig,
-                       mesh: jax.sharding.Mesh) -> Params:
-  """Merges a checkpoint of adapters into the model they were trained on."""
-  assert source.workdir is not None and source.under is not None
+def load_adapters(source: Reference, model: ModelConfig,
+                  mesh: jax.sharding.Mesh) -> tuple[Params, float]:
+  """Loads only the adapters of a source that has any, and their scale.
+
+  Args:
+    source: with `under`.
+    model: the decoder.
+    mesh: where they go, split as their matrices are.
+
+  Raises:
+    InputError: as `load`.
+  """
+  params = _abstract(model, mesh)
+  if source.adapters:
+    found = peft.load(source.adapters, model)
+    return jax.device_put(found, lora.shardings(params, found)), 1.0
+  assert source.workdir is not None
   start = _policy_of(source.workdir)
   if start.get('random'):
     raise InputError(f'{source.workdir}: adapters on random weights, which are '
                      'not kept; only its model/ can be loaded')
-  replicated = NamedSharding(mesh, PartitionSpec())
-  params = load(source.under, mesh, start['dtype'], frozen=True)[2]
-  adapters = jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated),
-      jax.eval_shape(
-          lambda params, key: lora.init(model, params, start['lora_rank'], key),
-          params, jax.random.key(0)))
-  adapters = checkpoint.restore_params(source.workdir, source.step, adapters)[1]
-  with jax.set_mesh(mesh):
-    return lora.merge(params, adapters,
-                      start['lora_alpha'] / start['lora_rank'], 'float32')
+  shapes = jax.eval_shape(
+      lambda params, key: lora.init(model, params, start['lora_rank'], key),
+      params, jax.random.key(0))
+  wanted = jax.tree.map(lambda x, s: x.update(sharding=s), shapes,
+                        lora.shardings(params, shapes))
+  found = checkpoint.restore_params(source.workdir, source.step, wanted)[1]
+  return found, start['lora_alpha'] / start['lora_rank']
+
+
+def base_of_adapters(source: Reference) -> str:
+  """Names the model under adapters: a folder, or a model of the Hub.
+
+  Raises:
+    InputError: the source has no adapters, or those of another adapter or
+      checkpoint.
+  """
+  if source.under is None:
+    raise InputError(f'{source}: has no adapters')
+  if not source.under.is_folder:
+    raise InputError(
+        f'{source}: its adapters belong to {source.under}, which '
+        "is not a folder; run='export' that first, and this merged")
+  name = (peft.base(source.adapters)
+          if source.adapters else _policy_of(source.workdir)['init'])
+  on_hub = hub.parse(name) and not resolve(name).exists()
+  return name if on_hub else str(source.under.folder)
 
 
 def _abstract(model: ModelConfig, mesh: jax.sharding.Mesh,
@@ -299,8 +342,9 @@ def _is_run(folder: epath.Path) -> bool:
     return False
 
 
-def _policy_of(workdir: epath.Path) -> dict:
+def _policy_of(workdir: epath.Path | None) -> dict:
   """Reads section `policy` of a run's config: the model it started from."""
+  assert workdir is not None
   path = workdir / 'config.json'
   try:
     policy = json.loads(path.read_text())['policy']

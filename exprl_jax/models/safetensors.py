@@ -218,7 +218,7 @@ def write_folder(folder: epath.Path, shapes: Mapping[str, tuple[int, ...]],
   # 2. The files, each as its tensors come; then the index.
   arrays = iter(arrays)
   for file, tensors in zip(names, files):
-    _write_file(folder / file, {n: shapes[n] for n in tensors}, dtype, arrays)
+    write_file(folder / file, {n: shapes[n] for n in tensors}, dtype, arrays)
   if len(files) > 1:
     (folder / 'model.safetensors.index.json').write_text(
         json.dumps(
@@ -231,9 +231,10 @@ def write_folder(folder: epath.Path, shapes: Mapping[str, tuple[int, ...]],
             }, indent=2) + '\n')
 
 
-def _write_file(path: epath.Path, shapes: Mapping[str, tuple[int, ...]],
-                dtype: np.dtype, arrays: Iterator[tuple[str,
-                                                        np.ndarray]]) -> None:
+def write_file(path: epath.Path, shapes: Mapping[str, tuple[int, ...]],
+               dtype: np.dtype, arrays: Iterator[tuple[str,
+                                                       np.ndarray]]) -> None:
+  """Writes tensors into one file; arguments as those of `write_folder`."""
   header: dict[str, Any] = {'__metadata__': {'format': 'pt'}}
   end = 0
   for name, shape in shapes.items():

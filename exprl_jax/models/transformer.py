@@ -17,7 +17,7 @@ import numpy as np
 
 from exprl_jax.models import attention, layers, paged
 from exprl_jax.models.config import ModelConfig
-from exprl_jax.models.matrices import Int8
+from exprl_jax.models.matrices import is_int8
 from exprl_jax.models.rope import frequencies
 from exprl_jax.runtime import mesh as mesh_lib
 from exprl_jax.types import AnyArray, InputError, Params
@@ -147,7 +147,7 @@ def split_layers(cfg: ModelConfig, params: Params) -> Params:
   int8 stay stacked: each is converted when it runs, and XLA would convert all
   of an unrolled loop before it begins.
   """
-  if isinstance(params['layers']['q'], Int8):
+  if is_int8(params):
     return params
   return params | {
       'layers': [

@@ -181,7 +181,7 @@ def owners(config: Config, mesh: jax.sharding.Mesh) -> Owners:
                   ('optimizer',) if config.optim.offload else PHASES),
       'gradient': (size(state.params), ('gradient', 'optimizer')),
       'reference': (size(frozen) * reference, PHASES),
-      'merged adapters': (size(frozen) * lora, ('copy', *rollout)),
+      'sampling adapters': (size(state.params) * lora, ('copy', *rollout)),
       'sampling copy': (_copied(frozen if lora else state.params, policy,
                                 sampling), ('copy', *rollout))
   }

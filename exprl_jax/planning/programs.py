@@ -34,12 +34,15 @@ def programs(config: Config, mesh: jax.sharding.Mesh | None = None,
                            int8=found.judging.weights == 'int8')
   out = learner_programs.programs(config, found.policy, mesh, reference, judge)
   # 2. The policy's engine, and the copy it samples with.
-  held = frozen if config.policy.lora_rank else sharded_params(
-      found.policy, mesh)
+  adapters = None
+  held = sharded_params(found.policy, mesh)
+  if config.policy.lora_rank:
+    adapters = learner_programs.state(config, found.policy, mesh).params
+    held = frozen
   out.append(
       engine_programs.sampling_copy(found.policy, held, sampling, 'policy'))
   out += engine_programs.programs(found.policy, sampling, found.rollout,
-                                  'policy')
+                                  'policy', adapters)
   # 3. The judge's.
   if found.judge and found.judging:
     if found.shared:

@@ -48,11 +48,17 @@ class Policy:
     needed = teacher or self.lora_scale is not None
     return self.reference if needed else None
 
-  def full_params(self, params: Params, dtype: str = '') -> Params:
-    """All parameters, to sample from, or (in float32) to save."""
+  def sampling_params(self, params: Params) -> Params:
+    """All parameters, to sample from; adapters stay beside their matrices."""
     if self.lora_scale is None:
       return params
-    return lora.merge(self.reference, params, self.lora_scale, dtype)
+    return lora.attach(self.reference, params, self.lora_scale)
+
+  def merged_params(self, params: Params) -> Params:
+    """All parameters as plain matrices in float32, to save."""
+    if self.lora_scale is None:
+      return params
+    return lora.merge(self.reference, params, self.lora_scale)
 
   def logprobs(self, params: Params,
                sequences: Sequence[np.ndarray]) -> list[np.ndarray]:

@@ -8,9 +8,10 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from exprl_jax.models import head, paged, quantization, transformer
+from exprl_jax.models import head, lora, paged, quantization, transformer
 from exprl_jax.models.abstract import sharded_params
 from exprl_jax.models.config import ModelConfig
+from exprl_jax.models.matrices import is_int8
 from exprl_jax.rollout import sampling
 from exprl_jax.rollout.protocol import (
     Inputs,
@@ -206,10 +207,15 @@ def prepare(cfg: ModelConfig, params: Params,
   Training spreads parameters over all devices; sampling reads them at every
   token and wants them replicated, or tensor parallel. Matrices in int8 stay
   in int8. Parameters that are as they should be are returned as they are.
+  Adapters stay in float32, beside the matrices and split as they are.
   """
-  wanted, convert = converter(cfg, mesh,
-                              'int8' if quantization.quantized(params) else '')
-  return params if is_prepared(params, wanted) else convert(params)
+  plain, adapters = lora.detach(params)
+  wanted, convert = converter(cfg, mesh, 'int8' if is_int8(plain) else '')
+  ready = plain if is_prepared(plain, wanted) else convert(plain)
+  if not adapters['layers']:
+    return ready
+  adapters = jax.device_put(adapters, lora.shardings(wanted, adapters))
+  return lora.attach(ready, adapters)
 
 
 def is_prepared(params: Params, wanted: Params) -> bool:

@@ -5,7 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from exprl_jax.models import paged
+from exprl_jax.models import lora, paged
 from exprl_jax.models.abstract import sharded_params
 from exprl_jax.models.config import ModelConfig, for_length
 from exprl_jax.rollout import decode, protocol
@@ -16,7 +16,7 @@ from exprl_jax.types import Params
 
 
 def programs(model: ModelConfig, mesh: jax.sharding.Mesh, options: Options,
-             owner: str) -> list[Program]:
+             owner: str, adapters: Params | None = None) -> list[Program]:
   """Lists what an engine of these sizes may run on a mesh.
 
   Args:
@@ -24,12 +24,17 @@ def programs(model: ModelConfig, mesh: jax.sharding.Mesh, options: Options,
     mesh: to sample on.
     options: as given to the engine.
     owner: begins the names: 'policy', 'judge'.
+    adapters: abstract, if the parameters have any.
   """
   model = for_length(model, options.max_tokens)
   options = resolve(options, model, mesh)
   layout = options.layout
   params = sharded_params(model, mesh, frozen=True,
                           int8=options.weights == 'int8')
+  if adapters:
+    adapters = jax.tree.map(lambda x, s: x.update(sharding=s), adapters,
+                            lora.shardings(params, adapters))
+    params = lora.attach(params, adapters)
   pool = paged.abstract_pool(model, layout, mesh)
   devices = mesh_lib.batch_parts(mesh)
   array = functools.partial(abstract, mesh)

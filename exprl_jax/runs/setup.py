@@ -133,8 +133,9 @@ class Run:
 
   def evaluate(self, state: TrainState, step: int) -> None:
     """Samples and grades the held-out problems, and logs how that went."""
-    self.inputs.held_out(self.sampler, self.policy.full_params(state.params),
-                         step, self.log, self.probe_metrics)
+    self.inputs.held_out(self.sampler,
+                         self.policy.sampling_params(state.params), step,
+                         self.log, self.probe_metrics)
 
   def evaluation_is_missing(self, step: int) -> bool:
     """Whether the step that a run starts from has yet to be evaluated: the
@@ -190,7 +191,7 @@ class Run:
     self.inputs.grader.close()
     with report.unfinished('model', self.workdir):
       hf.save(self.workdir / 'model', self.policy.model,
-              self.policy.full_params(state.params, 'float32'),
+              self.policy.merged_params(state.params),
               self.inputs.origin.folder)
 
 

@@ -51,7 +51,7 @@ def sft(config: Config, workdir: epath.Path) -> list[metrics.Row]:
                     mesh_lib.rollout_mesh(mesh, config.mesh.rollout_tensor),
                     memory.models(config, mesh).rollout)
   if start == 0:
-    held_out(sampler, policy.full_params(state.params), 0, log)
+    held_out(sampler, policy.sampling_params(state.params), 0, log)
 
   # 3. Steps.
   batch_of = batches(problems, config.data.batch, config.seed)
@@ -70,7 +70,7 @@ def sft(config: Config, workdir: epath.Path) -> list[metrics.Row]:
       log.flush()
       rescue.take(done, state)
       if held_out.due(done, config.steps):
-        held_out(sampler, policy.full_params(state.params), done, log)
+        held_out(sampler, policy.sampling_params(state.params), done, log)
       log.flush()
       checkpoints.save(done, state, last=last)
       if not last:
@@ -79,8 +79,8 @@ def sft(config: Config, workdir: epath.Path) -> list[metrics.Row]:
   checkpoints.close()
   log.close()
   with report.unfinished('model', workdir):
-    hf.save(workdir / 'model', policy.model,
-            policy.full_params(state.params, 'float32'), folder)
+    hf.save(workdir / 'model', policy.model, policy.merged_params(state.params),
+            folder)
   return metrics.read(workdir / 'metrics.jsonl')
 
 

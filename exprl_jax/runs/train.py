@@ -65,7 +65,7 @@ def _step(run: setup.Run, step: int, state: TrainState,
     stopping.poll('rollout')
     with timer('rollout'):
       groups = run.source.next(step, batch.attempts,
-                               run.policy.full_params(state.params), key)
+                               run.policy.sampling_params(state.params), key)
     stopping.poll('judging')
     with timer('judge'):
       batch.add(run.reward(groups))
