@@ -163,7 +163,8 @@ def main(argv: list[str]) -> None:
     watchdog.limit(config.watchdog_minutes)
   if given.resume != 'auto':
     from exprl_jax.runtime import workdir
-    workdir.check_resume(given.workdir, given.resume)
+    with failures.naming(f'--workdir={given.workdir}'):
+      workdir.check_resume(given.workdir, given.resume)
   run(config, path, given.workdir)
 
 
@@ -195,7 +196,8 @@ def run(config: config_lib.Config, path: str,
 
   from exprl_jax.runtime import lock, report
   first = jax.process_index() == 0
-  folder = _folder(config, path, workdir)
+  with failures.naming(f'--workdir={workdir}'):
+    folder = _folder(config, path, workdir)
   runs = [(path, config, folder)]
   if config.compare:
     runs.append((config.compare, compared(config, path), folder / 'compare'))
@@ -282,6 +284,9 @@ def command(argv: list[str]) -> int:
     code = failures.exit_code(e)
     if code == failures.AGAIN:
       print('this may pass; the same command resumes the run', file=sys.stderr)
+    elif code == failures.INPUT:
+      print(f'error: {failures.brief(e)}; {failures.remedy(e)}',
+            file=sys.stderr)
     sys.stderr.flush()
     _leave_at_once(code)
     return code
