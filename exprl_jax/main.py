@@ -280,8 +280,9 @@ def command(argv: list[str]) -> int:
     print(f'{kind}: {e}', file=sys.stderr, flush=True)
     return failures.exit_code(e)
   except Exception as e:
-    traceback.print_exc()
     code = failures.exit_code(e)
+    if code != failures.INPUT or logging.get_verbosity() >= logging.INFO:
+      traceback.print_exc()
     if code == failures.AGAIN:
       print('this may pass; the same command resumes the run', file=sys.stderr)
     elif code == failures.INPUT:

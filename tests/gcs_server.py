@@ -1,7 +1,7 @@
 """Serves a bucket on this machine: python tests/gcs_server.py PORT BUCKET.
 
-Two things that the emulator lacks are added. It does not say which generation
-of an object it sends, which TensorStore needs of what it reads and writes again.
+The emulator lacks two things, added here. It does not say which generation of
+an object it sends, which TensorStore needs of what it reads and writes again.
 And it forgets uploads that are complete, so that a client that has lost the
 last answer and asks again is told that there is no such upload.
 """

@@ -96,3 +96,25 @@ def test_faults_that_pass_change_nothing(bucket, proxy, whole, cache):
   assert result(bucket, 'run') == whole
   assert all(rule.hits for rule in proxy.rules), proxy.rules
   assert not pathlib.Path('gs:').exists()
+
+
+@pytest.mark.parametrize('status, wanted', [(403, 2), (503, 42)])
+def test_a_fault_that_stays_loses_nothing(bucket, proxy, whole, cache, status,
+                                          wanted):
+  """Metrics cannot be written any more: what was trained is saved."""
+  workdir = f'gs://faulty/{status}'
+  proxy.rules = [Rule(status, f'POST .*{status}/metrics.jsonl-0000000[2-9]')]
+  code, said = start(workdir, cache, proxy)
+  assert code == wanted, said
+  last = [line for line in said.splitlines() if line][-1]
+  if code == 2:
+    assert last.startswith('error: ') and 'metrics.jsonl' in last
+    assert 'roles/storage.objectUser' in last
+  else:
+    assert last.startswith('this may pass')
+  saved = f'{status}/checkpoints/00000002/commit_success.txt'
+  assert saved in bucket.names(f'{status}/checkpoints')
+  proxy.rules = []
+  code, said = start(workdir, cache, proxy)
+  assert code == 0, said
+  assert result(bucket, str(status)) == whole

@@ -64,24 +64,36 @@ def test_a_workdir_that_cannot_be_written_is_wrong_input(tmp_path, flaw, words):
 
 @pytest.mark.slow
 def test_a_run_on_a_full_disk_goes_on_when_there_is_space(tmp_path):
-  """It runs on disks of these sizes, one after the other: each time it gets a
-  little further."""
-  sizes = ['24k', '128k', '2m', '4m', '7m']
+  """One run on a disk that grows: each time it gets a little further.
+
+  It ends in the first evaluation, in a step, and in the first, second and third
+  checkpoint.
+  """
+  sizes = ['24k', '128k', '2m', '4m', '7m', '64m']
   disk, cache = tmp_path / 'disk', tmp_path / 'cache'
   disk.mkdir()
-  script = [f'{command(tmp_path / "whole", cache)} > {tmp_path}/whole.txt 2>&1',
-            f'mount -t tmpfs none {disk}']
-  for i, size in enumerate([*sizes, '64m']):
-    script.append(f'mount -o remount,size={size} {disk}\n'
-                  f'{command(disk / "run", cache)} > {tmp_path}/{i}.txt 2>&1 '
-                  f'&& code=0 || code=$?\n'
-                  f'echo {size} $code; du -sk {disk} >> {tmp_path}/{i}.txt')
-  script.append(f'cp -r {disk}/run {tmp_path}/run')
-  code, said = in_namespace('\n'.join(script))
-  print(said)
+  run = lambda workdir, name: (f'{command(workdir, cache)} > {tmp_path}/{name} '
+                               '2>&1 && code=0 || code=$?\n')
+  lines = [run(tmp_path / 'whole', 'whole.txt'), f'mount -t tmpfs none {disk}']
+  for size in sizes:
+    lines += [
+        f'mount -o remount,size={size} {disk}',
+        run(disk / 'run', size), 'echo $code '
+        f"$(ls {disk}/run/checkpoints | grep -c '^[0-9]*$')"
+    ]
+  lines.append(f'cp -r {disk}/run {tmp_path}/run')
+  code, said = in_namespace('\n'.join(lines))
   assert code == 0, said
-  *full, last = [line.split() for line in said.splitlines()]
-  assert last == ['64m', '0'], said
-  for i, (size, code) in enumerate(full):
-    print(size, code, (tmp_path/f'{i}.txt').read_text()[-1500:])
+  ends = [
+      tuple(map(int, line.split()))
+      for line in said.splitlines()
+      if line[0].isdigit()
+  ]
+  assert [code for code, _ in ends] == [2] * 5 + [0], said
+  assert [saved for _, saved in ends] == [0, 0, 0, 1, 2, 2]
+  for size in sizes[:-1]:
+    (line,) = (line for line in (tmp_path / size).read_text().splitlines()
+               if line.startswith('error: '))
+    assert f'{disk}/run/' in line and 'make space' in line
+  assert checkpoints.steps(tmp_path / 'run') == [2, 3]
   assert result(tmp_path / 'run') == result(tmp_path / 'whole')

@@ -20,11 +20,12 @@ from exprl_jax.judge import cache
 from exprl_jax.judge.readouts import Judgment
 from exprl_jax.models import hf
 from exprl_jax.runs import export, traces
-from exprl_jax.runtime import checkpoints, jsonl, metrics, report
-from exprl_jax.types import InputError
+from exprl_jax.runtime import checkpoints, failures, jsonl, metrics, report
+from exprl_jax.types import InputError, StartAgain
 from tests import gcs_server
 from tests.conftest import POLICY
 from tests.faulty_proxy import Proxy, Rule
+from tests.test_checkpoints import CFG, equal, make_state
 
 pytestmark = pytest.mark.filterwarnings('ignore::DeprecationWarning',
                                         'ignore::FutureWarning')
@@ -195,6 +196,14 @@ def test_a_fault_that_passes_is_not_seen(bucket, proxy, what):
   assert proxy.rules[0].hits == 1
 
 
+def test_exit_codes_of_the_client(bucket):
+  from gcsfs import retry  # not before the bucket is there
+  error = lambda code: retry.HttpError({'code': code, 'message': 'injected'})
+  codes = [failures.exit_code(error(c)) for c in (503, '429', 401, 400)]
+  assert codes == [42, 42, 2, 1]
+  assert failures.exit_code(retry.ChecksumError('injected')) == 42
+
+
 def test_a_bucket_that_does_not_let_us_in_is_wrong_input(
     bucket, proxy, tmp_path, capsys):
   """One line, the path and the remedy; nothing was read or trained."""
@@ -221,3 +230,22 @@ def test_what_is_not_in_a_bucket_is_wrong_input(bucket, tmp_path, capsys):
                '--workdir=gs://no_such_bucket/run'):
     assert main.command([*flags, flag]) == 2
     assert flag.partition('=')[2] in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    'status, part, error',
+    [(403, 'host/metadata', InputError), (403, 'state/.*/d/', InputError),
+     pytest.param(503, 'host/metadata', StartAgain, marks=pytest.mark.slow)])
+def test_a_checkpoint_out_of_reach_is_not_a_damaged_one(bucket, proxy, status,
+                                                        part, error):
+  workdir = bucket / f'reach/{status}/{part[:4]}'
+  saved = checkpoints.Checkpoints(workdir, CFG)
+  saved.save(1, make_state(seed=1))
+  saved.close()
+  proxy.rules = [Rule(status, f'GET .*{workdir.name}/checkpoints/.*{part}')]
+  with pytest.raises(error, match='checkpoints/00000001: '):
+    checkpoints.Checkpoints(workdir, CFG).restore(make_state())
+  assert proxy.rules[0].hits
+  proxy.rules = []
+  step, state = checkpoints.Checkpoints(workdir, CFG).restore(make_state())
+  assert step == 1 and equal(state, make_state(seed=1))
