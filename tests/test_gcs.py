@@ -196,6 +196,20 @@ def test_a_fault_that_passes_is_not_seen(bucket, proxy, what):
   assert proxy.rules[0].hits == 1
 
 
+@pytest.mark.parametrize('status', [401, 403])
+def test_judgments_wait_while_a_bucket_refuses_them(bucket, proxy, capsys,
+                                                    status):
+  asked = cache.Cache(bucket / f'refused/{status}')
+  one, two = cache.key(1), cache.key(2)
+  proxy.rules = [Rule(status, f'POST .*refused/{status}')]
+  asked.put([(one, [Judgment(0.25, 1.0, 0)])])
+  assert 'judgments are not stored' in capsys.readouterr().out
+  proxy.rules = []
+  asked.put([(two, [Judgment(0.5, 1.0, 0)])])
+  found = cache.Cache(bucket / f'refused/{status}').get([one, two])
+  assert [x[0].score for x in found] == [0.25, 0.5]
+
+
 def test_exit_codes_of_the_client(bucket):
   from gcsfs import retry  # not before the bucket is there
   error = lambda code: retry.HttpError({'code': code, 'message': 'injected'})

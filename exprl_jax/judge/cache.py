@@ -129,7 +129,8 @@ def _bytes(path: epath.Path) -> bytes:
 
 def _storage(error: Exception) -> bool:
   """Whether storage is to blame; errors of buckets are of many kinds."""
-  return isinstance(error, OSError) or failures.transient(error)
+  return (isinstance(error, OSError) or failures.transient(error)
+          or failures.refused(error))
 
 
 def _line(key_: bytes, value: bytes) -> bytes:
