@@ -163,7 +163,8 @@ def main(argv: list[str]) -> None:
     watchdog.limit(config.watchdog_minutes)
   if given.resume != 'auto':
     from exprl_jax.runtime import workdir
-    workdir.check_resume(given.workdir, given.resume)
+    with failures.naming(f'--workdir={given.workdir}'):
+      workdir.check_resume(given.workdir, given.resume)
   run(config, path, given.workdir)
 
 
@@ -195,7 +196,8 @@ def run(config: config_lib.Config, path: str,
 
   from exprl_jax.runtime import lock, report
   first = jax.process_index() == 0
-  folder = _folder(config, path, workdir)
+  with failures.naming(f'--workdir={workdir}'):
+    folder = _folder(config, path, workdir)
   runs = [(path, config, folder)]
   if config.compare:
     runs.append((config.compare, compared(config, path), folder / 'compare'))
@@ -278,10 +280,14 @@ def command(argv: list[str]) -> int:
     print(f'{kind}: {e}', file=sys.stderr, flush=True)
     return failures.exit_code(e)
   except Exception as e:
-    traceback.print_exc()
     code = failures.exit_code(e)
+    if code != failures.INPUT or logging.get_verbosity() >= logging.INFO:
+      traceback.print_exc()
     if code == failures.AGAIN:
       print('this may pass; the same command resumes the run', file=sys.stderr)
+    elif code == failures.INPUT:
+      print(f'error: {failures.brief(e)}; {failures.remedy(e)}',
+            file=sys.stderr)
     sys.stderr.flush()
     _leave_at_once(code)
     return code

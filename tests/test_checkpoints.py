@@ -5,11 +5,14 @@ import pathlib
 import random
 import shutil
 
+import aiohttp
+import google.auth.exceptions
 import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
 import pytest
+import requests
 
 from exprl_jax import config as config_lib
 from exprl_jax.rl import optimizer
@@ -298,6 +301,13 @@ def test_what_a_checkpoint_says_of_itself(workdir):
      (OSError(5, 'io'), 42), (PermissionError(13, 'x'), 2), (KeyError('x'), 1),
      (jax.errors.JaxRuntimeError('UNAVAILABLE: device lost'), 42),
      (ValueError('NOT_FOUND: Error opening: UNAVAILABLE: bucket'), 42),
+     (ValueError('PERMISSION_DENIED: Error opening'), 2),
+     (OSError('Forbidden: b/bucket/o'), 2),
+     (aiohttp.ClientPayloadError('cut'), 42),
+     (aiohttp.ServerDisconnectedError(), 42), (aiohttp.InvalidURL('x'), 1),
+     (requests.exceptions.ProxyError('502'), 42),
+     (requests.exceptions.ReadTimeout(), 42),
+     (google.auth.exceptions.TransportError('metadata'), 42),
      (ValueError('shapes differ'), 1), (ZeroDivisionError(), 1)], ids=str)
 def test_exit_codes(error, code):
   assert failures.exit_code(error) == code

@@ -3,12 +3,6 @@
 import gzip
 import os
 import pathlib
-import socket
-import subprocess
-import sys
-import time
-import urllib.error
-import urllib.request
 
 from etils import epath
 import jax
@@ -26,45 +20,36 @@ from exprl_jax.judge import cache
 from exprl_jax.judge.readouts import Judgment
 from exprl_jax.models import hf
 from exprl_jax.runs import export, traces
-from exprl_jax.runtime import checkpoints, jsonl, metrics, report
-from exprl_jax.types import InputError
+from exprl_jax.runtime import checkpoints, failures, jsonl, metrics, report
+from exprl_jax.types import InputError, StartAgain
+from tests import gcs_server
 from tests.conftest import POLICY
+from tests.faulty_proxy import Proxy, Rule
+from tests.test_checkpoints import CFG, equal, make_state
 
 pytestmark = pytest.mark.filterwarnings('ignore::DeprecationWarning',
                                         'ignore::FutureWarning')
 
 
 @pytest.fixture(scope='module')
-def bucket():
-  """A new bucket: gs://..."""
-  with socket.socket() as s:
-    s.bind(('127.0.0.1', 0))
-    port = s.getsockname()[1]
-  url = f'http://127.0.0.1:{port}'
-  server = pathlib.Path(__file__).with_name('gcs_server.py')
-  child = subprocess.Popen(
-      [sys.executable, server, str(port), 'models'], stdout=subprocess.DEVNULL,
-      stderr=subprocess.DEVNULL)
+def proxy():
+  """Stands before a new bucket, gs://models."""
   saved = dict(os.environ)
-  os.environ |= {  # read when gcsfs is first imported
-      'TENSORSTORE_GCS_HTTP_URL': url, 'STORAGE_EMULATOR_HOST': url,
-      'GOOGLE_CLOUD_PROJECT': 'test', 'NO_GCE_CHECK': 'true',
-      'GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT': 'false'
-  }
-  for _ in range(100):
-    try:
-      urllib.request.urlopen(url, timeout=1).close()
-      break
-    except urllib.error.HTTPError as e:
-      e.close()
-      break
-    except OSError:
-      time.sleep(0.1)
-  yield epath.Path('gs://models')
-  child.kill()
-  child.wait()
+  with gcs_server.serve('models') as served:
+    proxy = Proxy(served.port)
+    os.environ |= gcs_server.environment(proxy.url)
+    yield proxy
+    proxy.shutdown()
+    proxy.server_close()
   os.environ.clear()
   os.environ.update(saved)
+
+
+@pytest.fixture
+def bucket(proxy):
+  """The bucket; tests may set faults."""
+  yield epath.Path('gs://models')
+  proxy.rules = []
 
 
 def test_models_come_and_go(bucket, small, small_folder, one_device):
@@ -194,3 +179,87 @@ def test_judgments_in_a_bucket_are_joined_when_they_are_many(
   found = cache.Cache(folder).get([key(i) for i in range(5)])
   assert [x and x[0].score for x in found] == [0, 0.25, 0.5, 0.75, None]
   assert found[0][0].text == '\ud800'
+
+
+# Faults.
+
+
+@pytest.mark.parametrize('what', [503, 429, 'cut'])
+def test_a_fault_that_passes_is_not_seen(bucket, proxy, what):
+  """Requests are repeated, both to write and to read, and data is whole."""
+  path, data = bucket / f'faults/{what}', os.urandom(3000)
+  proxy.rules = [Rule(what, 'POST .*upload_id', times=1)]
+  path.write_bytes(data)
+  assert proxy.rules[0].hits == 1
+  proxy.rules = [Rule(what, 'GET .*alt=media', times=1)]
+  assert path.read_bytes() == data
+  assert proxy.rules[0].hits == 1
+
+
+@pytest.mark.parametrize('status', [401, 403])
+def test_judgments_wait_while_a_bucket_refuses_them(bucket, proxy, capsys,
+                                                    status):
+  asked = cache.Cache(bucket / f'refused/{status}')
+  one, two = cache.key(1), cache.key(2)
+  proxy.rules = [Rule(status, f'POST .*refused/{status}')]
+  asked.put([(one, [Judgment(0.25, 1.0, 0)])])
+  assert 'judgments are not stored' in capsys.readouterr().out
+  proxy.rules = []
+  asked.put([(two, [Judgment(0.5, 1.0, 0)])])
+  found = cache.Cache(bucket / f'refused/{status}').get([one, two])
+  assert [x[0].score for x in found] == [0.25, 0.5]
+
+
+def test_exit_codes_of_the_client(bucket):
+  from gcsfs import retry  # not before the bucket is there
+  error = lambda code: retry.HttpError({'code': code, 'message': 'injected'})
+  codes = [failures.exit_code(error(c)) for c in (503, '429', 401, 400)]
+  assert codes == [42, 42, 2, 1]
+  assert failures.exit_code(retry.ChecksumError('injected')) == 42
+
+
+def test_a_bucket_that_does_not_let_us_in_is_wrong_input(
+    bucket, proxy, tmp_path, capsys):
+  """One line, the path and the remedy; nothing was read or trained."""
+  flags = ['--config=configs/tiny.py', '--config.compare=']
+  refusals = [(f'--workdir={bucket}/no/run', f'--workdir={bucket}/no/run'),
+              (f'--config.data.train={bucket}/no/train.jsonl',
+               f'{bucket}/no/train.jsonl'),
+              (f'--config.policy.init={bucket}/no/policy',
+               f'{bucket}/no/policy')]
+  for status in (401, 403):
+    for flag, path in refusals:
+      proxy.rules = [Rule(status, r'models/o.*\bno/')]
+      assert main.command([*flags, f'--workdir={tmp_path}/w', flag]) == 2
+      *_, line = capsys.readouterr().err.splitlines()
+      assert line.startswith(f'error: {path}: ')
+      assert 'roles/storage.objectUser' in line
+      assert not (tmp_path / 'w').exists()
+
+
+def test_what_is_not_in_a_bucket_is_wrong_input(bucket, tmp_path, capsys):
+  flags = ['--config=configs/tiny.py', f'--workdir={tmp_path}/w']
+  for flag in (f'--config.data.train={bucket}/none.jsonl',
+               f'--config.policy.init={bucket}/none',
+               '--workdir=gs://no_such_bucket/run'):
+    assert main.command([*flags, flag]) == 2
+    assert flag.partition('=')[2] in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    'status, part, error',
+    [(403, 'host/metadata', InputError), (403, 'state/.*/d/', InputError),
+     pytest.param(503, 'host/metadata', StartAgain, marks=pytest.mark.slow)])
+def test_a_checkpoint_out_of_reach_is_not_a_damaged_one(bucket, proxy, status,
+                                                        part, error):
+  workdir = bucket / f'reach/{status}/{part[:4]}'
+  saved = checkpoints.Checkpoints(workdir, CFG)
+  saved.save(1, make_state(seed=1))
+  saved.close()
+  proxy.rules = [Rule(status, f'GET .*{workdir.name}/checkpoints/.*{part}')]
+  with pytest.raises(error, match='checkpoints/00000001: '):
+    checkpoints.Checkpoints(workdir, CFG).restore(make_state())
+  assert proxy.rules[0].hits
+  proxy.rules = []
+  step, state = checkpoints.Checkpoints(workdir, CFG).restore(make_state())
+  assert step == 1 and equal(state, make_state(seed=1))

@@ -1,5 +1,11 @@
-"""A run that is killed at any moment ends as one that never was."""
+"""A run that is killed at any moment ends as one that never was.
 
+  EXPRL_KILLS=100 python -m pytest -n 0 -m slow tests/test_kills.py
+
+kills it 100 times; the number is the seed of the moments, too.
+"""
+
+import os
 import random
 import signal
 import subprocess
@@ -23,6 +29,12 @@ def start(workdir, cache):
   ], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
 
+def end(child, *codes):
+  """Waits for a process."""
+  said = child.communicate()[1]
+  assert child.returncode in codes, said
+
+
 def result(workdir):
   """Rows, weights, and the samples of the last step."""
   return (without_times(metrics.read(workdir / 'metrics.jsonl')),
@@ -36,11 +48,10 @@ def result(workdir):
 def kill_and_compare(tmp_path, kills):
   """Kills a run so many times, each time later than its first new row."""
   cache, moments = tmp_path / 'cache', random.Random(kills)
-  whole = start(tmp_path / 'whole', cache)
-  assert whole.wait() == 0, whole.stderr.read()
+  end(start(tmp_path / 'whole', cache), 0)
   workdir, killed = tmp_path / 'killed', 0
   while killed < kills:
-    child, begun = start(workdir, cache), time.monotonic()
+    child = start(workdir, cache)
     # From the first import to the report: most of a run is its start.
     late = moments.uniform(0, 1) < 0.8
     rows = len(metrics.read(workdir / 'metrics.jsonl'))
@@ -53,10 +64,8 @@ def kill_and_compare(tmp_path, kills):
       killed += 1
     elif child.returncode == 0:  # done: from the start again
       subprocess.run(['rm', '-r', workdir], check=True)
-    code = child.wait()
-    assert code in (0, -signal.SIGKILL), (child.stderr.read(), begun)
-  last = start(workdir, cache)
-  assert last.wait() == 0, last.stderr.read()
+    end(child, 0, -signal.SIGKILL)
+  end(start(workdir, cache), 0)
   assert result(workdir) == result(tmp_path / 'whole')
 
 
@@ -65,5 +74,5 @@ def test_five_kills(tmp_path):
 
 
 @pytest.mark.slow
-def test_25_kills(tmp_path):
-  kill_and_compare(tmp_path, 25)
+def test_many_kills(tmp_path):
+  kill_and_compare(tmp_path, int(os.environ.get('EXPRL_KILLS', '25')))

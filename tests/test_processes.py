@@ -3,6 +3,7 @@
 import functools
 import json
 import pathlib
+import re
 import signal
 import socket
 import subprocess
@@ -23,6 +24,7 @@ from exprl_jax.runtime import checkpoints, metrics
 from exprl_jax.runtime import mesh as mesh_lib
 from tests.test_checkpoints import flip_in_arrays
 from tests.test_models import logits
+from tests.test_train import without_times
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -131,42 +133,69 @@ def test_two_processes_train_as_one(tmp_path):
   assert len(a) == len(b)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize('sign', ['config.json', 'metrics.jsonl'])
-def test_sigterm_to_one_of_two_processes_stops_both(tmp_path, sign):
-  """The same saved step, exit code 42, and the rest as if never stopped.
+def result(workdir):
+  return (without_times(metrics.read(workdir / 'metrics.jsonl')),
+          (workdir / 'model/model.safetensors').read_bytes())
 
-  Nobody knows how long the first step takes, so it is abandoned; a later one
-  is finished.
+
+def stop_both(tmp_path, ready, *more):
+  """Sends SIGTERM to one of two processes when `ready` says so of the workdir,
+  and starts both again.
+
+  Returns:
+    What the stopped ones said, and the steps that they saved.
   """
   flags = [
-      '--config=configs/tiny.py', '--config.compare=', '--config.steps=4',
-      '--config.data.batch=8', '--config.eval.problems=',
-      '--config.mesh.data=8', '--config.checkpoint.grace_s=600'
+      '--config=configs/tiny.py', '--config.compare=',
+      '--config.eval.problems=', '--config.mesh.data=8', *more
   ]
   two_processes('main', *flags, f'--workdir={tmp_path}/whole')
   workdir = tmp_path / 'stopped'
   children = start_two('main', *flags, f'--workdir={workdir}')
-  while not (workdir / sign).exists() or not (workdir / sign).stat().st_size:
+  while not ready(workdir):
     time.sleep(0.05)
   children[1].send_signal(signal.SIGTERM)
   said = [child.communicate(timeout=120)[0] for child in children]
   assert [child.returncode for child in children] == [42, 42], '\n'.join(said)
   assert all('stopped by SIGTERM' in text for text in said)
   saved = checkpoints.steps(workdir)
-  assert saved == [] if sign == 'config.json' else saved[0] in (1, 2, 3)
   two_processes('main', *flags, f'--workdir={workdir}')
-  a, b = ([{
-      k: v
-      for k, v in row.items()
-      if not k.startswith(('time/', 'perf/', 'hbm/'))
-  }
-           for row in metrics.read(folder / 'metrics.jsonl')]
-          for folder in (tmp_path / 'whole', workdir))
-  assert a == b
-  a, b = ((folder / 'model/model.safetensors').read_bytes()
-          for folder in (tmp_path / 'whole', workdir))
-  assert a == b
+  assert result(workdir) == result(tmp_path / 'whole')
+  return said, saved
+
+
+def has_row(workdir):
+  return bool(metrics.read(workdir / 'metrics.jsonl'))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('ready',
+                         [lambda w: (w / 'config.json').exists(), has_row],
+                         ids=['first', 'later'])
+def test_sigterm_to_one_of_two_processes_stops_both(tmp_path, ready):
+  """The same saved step, exit code 42, and the rest as if never stopped.
+
+  Nobody knows how long the first step takes, so it is abandoned; a later one
+  is finished.
+  """
+  _, saved = stop_both(tmp_path, ready, '--config.steps=4',
+                       '--config.data.batch=8',
+                       '--config.checkpoint.grace_s=600')
+  assert saved in ([[1], [2], [3]] if ready is has_row else [[]])
+
+
+@pytest.mark.slow
+def test_two_processes_abandon_a_long_step(tmp_path):
+  """The second step takes longer than half of what is left of the grace period
+  (its reserve is two seconds): the first one is saved."""
+  said, saved = stop_both(tmp_path, has_row, '--config.steps=3',
+                          '--config.data.batch=128',
+                          '--config.checkpoint.grace_s=12')
+  assert saved == [1]
+  assert all(
+      re.search('stopped by SIGTERM in (rollout|judging)', text)
+      for text in said)
+  assert 'saved step 1' in said[0]
 
 
 @pytest.mark.slow

@@ -89,6 +89,38 @@ def test_a_step_is_abandoned_and_repeated(tmp_path, monkeypatch, whole, capfd,
   assert result(tmp_path) == whole
 
 
+# A program being compiled before weights are read, and before the first step; a
+# checkpoint being saved: by the first files of each.
+MOMENTS = ['cache/*', 'run/config.json', 'run/checkpoints/*tmp*']
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('sign', MOMENTS)
+def test_a_process_that_compiles_or_saves_loses_nothing(tmp_path, whole, sign):
+  command = [
+      sys.executable, '-m', 'exprl_jax.main', *FLAGS,
+      f'--workdir={tmp_path}/run', f'--config.compile_cache={tmp_path}/cache',
+      '--config.checkpoint.every=1'
+  ]
+  devices = os.environ | {'JAX_NUM_CPU_DEVICES': '8'}  # as this process
+  child = subprocess.Popen(command, env=devices, stdout=subprocess.PIPE,
+                           stderr=subprocess.STDOUT, text=True)
+  while not any(tmp_path.glob(sign)):
+    assert child.poll() is None, child.communicate()[0]
+    time.sleep(0.001)
+  child.send_signal(signal.SIGTERM)
+  said = child.communicate()[0]
+  assert child.returncode == 42, said
+  assert 'stopped by SIGTERM' in said.splitlines()[-1]
+  rows = len(metrics.read(tmp_path / 'run/metrics.jsonl'))
+  saved = checkpoints.steps(tmp_path / 'run')
+  assert saved[-1:] == ([rows - 1] if 'tmp' in sign else [])
+  done = subprocess.run(command, env=devices, stdout=subprocess.PIPE,
+                        stderr=subprocess.STDOUT, text=True, check=False)
+  assert done.returncode == 0, done.stdout
+  assert result(tmp_path / 'run') == whole
+
+
 def test_where_there_is_time_the_step_is_finished(tmp_path, monkeypatch, whole):
   flags = [*FLAGS, f'--workdir={tmp_path}', '--config.checkpoint.grace_s=600']
   with monkeypatch.context() as patch:
@@ -236,8 +268,7 @@ def test_a_lock_in_a_bucket_is_of_who_renews_it(tmp_path, monkeypatch):
   with pytest.raises(InputError, match='another run'):
     second.take()
   first.release()
-  while (tmp_path / '.lock').exists():
-    time.sleep(0.01)
+  assert not (tmp_path / '.lock').exists()
   # A process that died leaves the object, and nobody renews it.
   (tmp_path / '.lock').write_text('{"host": "gone"}')
   with second:

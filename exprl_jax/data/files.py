@@ -13,6 +13,7 @@ from etils import epath
 
 from exprl_jax.config import resolve
 from exprl_jax.data import hub, sources
+from exprl_jax.runtime import failures
 from exprl_jax.types import InputError
 
 # Of `datasets` and the Hub; they hold no rows.
@@ -44,7 +45,8 @@ def find(paths: str) -> list[File]:
   parts = [paths]
   if ',' in paths and not resolve(paths).exists():
     parts = [part.strip() for part in paths.split(',')]
-  found = dict.fromkeys(path for part in parts for path in _expand(part))
+  with failures.naming(paths):
+    found = dict.fromkeys(path for part in parts for path in _expand(part))
   with futures.ThreadPoolExecutor(16) as pool:  # gs:// takes its time
     stats = list(pool.map(_stat, found))
   names = _short(list(found))
@@ -69,6 +71,7 @@ def _expand(part: str) -> Sequence[epath.Path]:
     return [path]
   if _WILD.search(part):
     return _with_rows(part, _glob(part))
+  path.exists()  # raises where a bucket lets us not in: the above say no
   raise InputError(f'{part}: no such problem file (docs/data.md has the '
                    'formats)')
 
@@ -130,6 +133,8 @@ def _stat(path: epath.Path) -> tuple[int, int] | None:
     stat = path.stat()
     return None if stat.is_directory else (stat.length, int(stat.mtime))
   except OSError as e:
+    if failures.unreachable(e):
+      raise
     raise InputError(f'{path}: no such problem file ({e.strerror})') from None
 
 

@@ -21,7 +21,7 @@ from etils import epath
 import jax
 
 from exprl_jax.judge.readouts import Judgment
-from exprl_jax.runtime import files
+from exprl_jax.runtime import failures, files
 from exprl_jax.runtime import mesh as mesh_lib
 
 _THREADS = 16  # that read parts
@@ -97,7 +97,9 @@ class Cache:
       if self._folder and self._waiting:
         self._store(self._folder, b''.join(self._waiting))
       self._waiting = []
-    except OSError as e:
+    except Exception as e:
+      if not _storage(e):
+        raise
       print(
           f'{self._folder}: judgments are not stored, the next ones try again '
           f'({e})', flush=True)
@@ -117,10 +119,18 @@ class Cache:
 def _bytes(path: epath.Path) -> bytes:
   try:
     return path.read_bytes()
-  except OSError as e:
+  except Exception as e:
+    if not _storage(e):
+      raise
     print(f'{path}: judgments cannot be read, they are asked for again ({e})',
           flush=True)
     return b''
+
+
+def _storage(error: Exception) -> bool:
+  """Whether storage is to blame; errors of buckets are of many kinds."""
+  return (isinstance(error, OSError) or failures.transient(error)
+          or failures.refused(error))
 
 
 def _line(key_: bytes, value: bytes) -> bytes:

@@ -34,7 +34,7 @@ from exprl_jax.models import (
 )
 from exprl_jax.models.config import ModelConfig
 from exprl_jax.runtime import checkpoints as checkpoint
-from exprl_jax.runtime import hub
+from exprl_jax.runtime import failures, hub
 from exprl_jax.runtime import mesh as mesh_lib
 from exprl_jax.types import InputError, Params
 
@@ -86,8 +86,13 @@ def find(source: str) -> Reference:
 
   Raises:
     InputError: no such folder, model or checkpoint, or a workdir without its
-      config.
+      config; or storage lets us not in.
   """
+  with failures.naming(source):
+    return _find(source)
+
+
+def _find(source: str) -> Reference:
   workdir, at, step = source.rpartition('@')
   folder, id_ = resolve(source), hub.parse(source)
   if at and step.isdigit() and not folder.exists():

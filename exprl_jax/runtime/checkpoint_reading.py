@@ -51,7 +51,7 @@ def read(path: epath.Path, abstract: Any,
     (state, host, why it is bad); the first two mean nothing if it is bad.
 
   Raises:
-    InputError: it is good, but has other arrays.
+    InputError: it is good, but has other arrays; or storage lets us not in.
     StartAgain: storage does not answer.
   """
   found: dict[str, Any] = {}
@@ -80,9 +80,12 @@ def _tried(path: epath.Path, part: Callable[[], None]) -> str:
   except _Bad as e:
     return str(e)
   except Exception as e:  # of any kind: there are so many ways to be damaged
-    if failures.refused(e) or _unreachable(e):
-      raise StartAgain(f'{path}: {brief(e)}') from e
-    return brief(e)
+    if failures.refused(e):
+      raise InputError(
+          f'{path}: {failures.brief(e)}; {failures.remedy(e)}') from e
+    if failures.unreachable(e):
+      raise StartAgain(f'{path}: {failures.brief(e)}') from e
+    return failures.brief(e)
   return ''
 
 
@@ -162,20 +165,6 @@ def put_aside(path: epath.Path, why: str) -> None:
 def checksum(text: str) -> str:
   """SHA-256 of the host's JSON."""
   return hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()
-
-
-def _unreachable(error: BaseException) -> bool:
-  """Whether storage is away, which is no damage."""
-  text = str(error)
-  return isinstance(error, (ConnectionError, TimeoutError)) or any(
-      f'{status}:' in text for status in ('UNAVAILABLE', 'DEADLINE_EXCEEDED'))
-
-
-def brief(error: BaseException) -> str:
-  """An exception in one short line."""
-  text = ' '.join(str(error).split())
-  return f'{type(error).__name__}: {text[:200]}' if text else type(
-      error).__name__
 
 
 def say(line: str) -> None:

@@ -203,7 +203,7 @@ class Checkpoints:
       self._failed += 1
       if not failures.transient(e):
         raise
-      why = f'checkpoint of step {taken.step} failed ({reading.brief(e)})'
+      why = f'checkpoint of step {taken.step} failed ({failures.brief(e)})'
       if not again or self._failed >= _MAX_FAILED_SAVES:
         raise StartAgain(f'{why}, {self._failed} in a row') from e
       reading.say(f'{why}; the next step tries again')
@@ -284,7 +284,7 @@ class Rescue:
       self._checkpoints.close()
       reading.say(f'saved step {taken.step}')
     except Exception as e:  # the first failure is the one to report
-      reading.say(f'step {taken.step} could not be saved ({reading.brief(e)})')
+      reading.say(f'step {taken.step} could not be saved ({failures.brief(e)})')
 
 
 def _abstract(state: TrainState) -> TrainState:

@@ -2,7 +2,8 @@
 
   0  done
   1  a bug: an exception that nothing below covers
-  2  the input: a flag, key, file or model; also a full disk
+  2  the input: a flag, key, file or model; also a full disk, and storage that
+     does not let us in
   3  the run's own verdict: more of the same cannot help
   4  trained and saved, but the report or model could not be written
   42 start me again with the same command: stopped from outside, or by a device,
@@ -12,6 +13,7 @@ docs/reliability.md has the table for users; launch/jobset.yaml follows it.
 """
 
 from collections.abc import Iterator
+import contextlib
 import errno
 
 from exprl_jax.types import InputError, RunFailure, StartAgain, Unfinished
@@ -23,6 +25,13 @@ _STATUS = ('UNAVAILABLE', 'ABORTED', 'CANCELLED', 'DEADLINE_EXCEEDED',
            'DATA_LOSS', 'INTERNAL')
 _HTTP = (408, 429, 500, 502, 503, 504)
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+# What HTTP clients raise when a connection breaks or times out, by the first
+# part of the module and the name: not all of it is a ConnectionError. Imported
+# they are not: most runs need none of these libraries.
+_NETWORK = {('aiohttp', 'ClientConnectionError'),
+            ('aiohttp', 'ClientPayloadError'), ('requests', 'ConnectionError'),
+            ('requests', 'Timeout'), ('requests', 'ChunkedEncodingError'),
+            ('gcsfs', 'ChecksumError'), ('google', 'TransportError')}
 
 
 def exit_code(error: BaseException) -> int:
@@ -52,16 +61,75 @@ def out_of_space(error: BaseException) -> bool:
 
 def refused(error: BaseException) -> bool:
   """Whether storage does not let us in: no permission, or read-only."""
-  return any(
-      isinstance(e, PermissionError)
-      or isinstance(e, OSError) and e.errno == errno.EROFS or _http_code(e) in (
-          401, 403) or 'PERMISSION_DENIED' in str(e) for e in _chain(error))
+  return any(map(_refused, _chain(error)))
+
+
+def unreachable(error: BaseException) -> bool:
+  """Whether the network is down or a service away, now."""
+  return any(map(_unreachable, _chain(error)))
+
+
+def remedy(error: BaseException) -> str:
+  """What the user can do about storage; '' where it is not to blame."""
+  if out_of_space(error):
+    return 'make space, and the same command goes on'
+  if refused(error):
+    return ('let this account read and write there (of a bucket: '
+            'roles/storage.objectUser), and the same command goes on')
+  return ''
+
+
+def brief(error: BaseException) -> str:
+  """An exception in one short line."""
+  text = ' '.join(str(error).split())
+  return f'{type(error).__name__}: {text[:200]}' if text else type(
+      error).__name__
+
+
+@contextlib.contextmanager
+def naming(what: str) -> Iterator[None]:
+  """Within it, what the user has named is opened for the first time.
+
+  Args:
+    what: the flag or key, and its value.
+
+  Raises:
+    InputError: in place of storage's errors, but those that may pass; names
+      `what` and says what to do.
+  """
+  try:
+    yield
+  except (InputError, StartAgain):
+    raise
+  except Exception as e:
+    known = remedy(e)
+    if not known and (transient(e) or not isinstance(e, OSError)):
+      raise
+    raise InputError(
+        f'{what}: {brief(e)}; {known or "is the path right?"}') from e
+
+
+def _refused(error: BaseException) -> bool:
+  if isinstance(error, OSError):
+    # gcsfs says 403 in words only.
+    if error.errno == errno.EROFS or str(error).startswith('Forbidden:'):
+      return True
+  return (isinstance(error, PermissionError) or _http_code(error) in (401, 403)
+          or 'PERMISSION_DENIED' in str(error))
+
+
+def _unreachable(error: BaseException) -> bool:
+  if isinstance(error, (ConnectionError, TimeoutError)):
+    return True
+  names = {(t.__module__.split('.')[0], t.__name__) for t in type(error).__mro__
+          }
+  text = str(error)
+  return (bool(names & _NETWORK) or _http_code(error) in _HTTP
+          or any(f'{s}:' in text for s in ('UNAVAILABLE', 'DEADLINE_EXCEEDED')))
 
 
 def _transient(error: BaseException) -> bool:
-  if _http_code(error) in _HTTP:
-    return True
-  if isinstance(error, (ConnectionError, TimeoutError)):
+  if _unreachable(error):
     return True
   if isinstance(error, OSError):
     return error.errno in (errno.EIO, errno.ESTALE, errno.ETIMEDOUT)

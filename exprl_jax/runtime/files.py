@@ -40,6 +40,11 @@ def write(path: epath.PathLike, data: str | bytes) -> None:
   path = epath.Path(path)
   if isinstance(data, str):
     data = data.encode('utf-8', 'backslashreplace')
+  with naming(path):
+    _write(path, data)
+
+
+def _write(path: epath.Path, data: bytes) -> None:
   if is_remote(path):
     path.write_bytes(data)
     return
@@ -55,6 +60,20 @@ def write(path: epath.PathLike, data: str | bytes) -> None:
     temporary.unlink(missing_ok=True)
     raise
   sync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def naming(path: epath.PathLike) -> Iterator[None]:
+  """Errors of the system within it name the file, as those of `open` do.
+
+  A write to a full disk says only that it is full.
+  """
+  try:
+    yield
+  except OSError as e:
+    if e.errno and e.filename is None:
+      e.filename = os.fspath(path)
+    raise
 
 
 def sync_folder(folder: epath.PathLike) -> None:

@@ -9,6 +9,7 @@ that a joined object covers are not read.
 
 from collections.abc import Callable
 from concurrent import futures
+import contextlib
 import json
 import os
 import time
@@ -103,7 +104,8 @@ class Lines:
 
   def __del__(self) -> None:  # of a run that ended by an error
     if self._file:
-      self._file.close()
+      with contextlib.suppress(OSError):  # a full disk, which was said
+        self._file.close()
 
   def rows(self) -> list[Row]:
     """Reads the rows that are written."""
@@ -155,14 +157,16 @@ class Lines:
       return
     self.open()
     assert self._file
-    self._file.write(line)
-    self._file.flush()
+    with files.naming(self._path):
+      self._file.write(line)
+      self._file.flush()
     self._unsynced = True
 
   def flush(self) -> None:
     """Returns when all rows are where they survive the machine."""
     if self._file and self._unsynced:
-      os.fsync(self._file.fileno())
+      with files.naming(self._path):
+        os.fsync(self._file.fileno())
       self._unsynced = False
     if self._waiting:
       if self._written < 0:

@@ -6,6 +6,7 @@ number into it every 20 seconds. A lock whose number stands still for a minute
 is of a run that died.
 """
 
+import contextlib
 import fcntl
 import json
 import os
@@ -18,7 +19,7 @@ from typing import IO
 from etils import epath
 import jax
 
-from exprl_jax.runtime import files
+from exprl_jax.runtime import failures, files
 from exprl_jax.types import InputError
 
 _NAME = '.lock'
@@ -34,21 +35,24 @@ class Lock:
     self._file: IO[str] | None = None
     self._stop = threading.Event()
     self._made = False  # this run made the folder
+    self._thread: threading.Thread | None = None  # that renews an object
 
   def take(self) -> None:
-    """Takes the lock.
+    """Takes the lock: the first that a run writes into its workdir.
 
     Raises:
-      InputError: another run has it; says which.
+      InputError: another run has it, which it names; or the workdir cannot be
+        written.
     """
     if jax.process_index():
       return
-    self._made = not self._path.parent.exists()
-    self._path.parent.mkdir(parents=True, exist_ok=True)
-    if files.is_remote(self._path):
-      self._take_object()
-    else:
-      self._take_file()
+    with failures.naming(f'--workdir={self._path.parent}'):
+      self._made = not self._path.parent.exists()
+      self._path.parent.mkdir(parents=True, exist_ok=True)
+      if files.is_remote(self._path):
+        self._take_object()
+      else:
+        self._take_file()
 
   def __enter__(self) -> None:
     self.take()
@@ -59,6 +63,9 @@ class Lock:
   def release(self) -> None:
     """Gives it back."""
     self._stop.set()
+    if self._thread is not None:
+      # Else a process that exits may leave its object, and the next run waits.
+      self._thread.join(_BEAT)
     if self._file is not None:
       self._file.close()
       self._file = None
@@ -97,7 +104,8 @@ class Lock:
       if (now := self._read()) and now != seen:
         raise self._taken(now)
     self._write()
-    threading.Thread(target=self._beat, name='lock', daemon=True).start()
+    self._thread = threading.Thread(target=self._beat, name='lock', daemon=True)
+    self._thread.start()
 
   def _beat(self) -> None:
     while not self._stop.wait(_BEAT):
@@ -105,7 +113,8 @@ class Lock:
         self._write()
       except Exception:  # the next beat tries again
         continue
-    self._path.unlink(missing_ok=True)
+    with contextlib.suppress(Exception):  # the next run waits, then takes it
+      self._path.unlink(missing_ok=True)
 
   def _read(self) -> str:
     return self._path.read_text() if self._path.exists() else ''

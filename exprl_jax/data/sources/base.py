@@ -11,6 +11,7 @@ import zlib
 
 from etils import epath
 
+from exprl_jax.runtime import failures
 from exprl_jax.types import InputError, Problem
 
 COMPRESSED = ('.gz', '.zst')
@@ -78,6 +79,8 @@ def open_bytes(path: epath.Path) -> Iterator[BinaryIO]:
       else:
         yield cast(BinaryIO, file)
     except (EOFError, OSError, zlib.error) as e:
+      if failures.unreachable(e):
+        raise
       raise InputError(f'{path}: cannot be read ({first_line(e)})') from None
 
 
