@@ -5,7 +5,7 @@ r"""Exports a training checkpoint as a Hugging Face directory.
 
 --config.export.step=80 exports an earlier checkpoint than the newest;
 --config.export.dtype=float32 stores the master parameters unrounded, as merged
-adapters always are by default; --config.export.format=peft stores adapters alone.
+adapters are by default; --config.export.format=peft stores the adapters alone.
 policy.init may also be a model directory, and both paths may be on gs://.
 """
 

@@ -40,7 +40,8 @@ def again(workdir, recipe, *flags, step=3):
 @pytest.mark.parametrize(
     'recipe, more',
     [('', ['--config.rollout.overlong=zero']),
-     ('outcome', ['--config.credit.sparse_weight=0.5']),
+     pytest.param('outcome', ['--config.credit.sparse_weight=0.5'],
+                  marks=pytest.mark.slow),
      pytest.param('self_distill', ['--config.policy.lora_rank=2'],
                   marks=pytest.mark.slow)])
 def test_a_replayed_step_is_the_step(recipe, more, tmp_path, capsys):

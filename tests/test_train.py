@@ -454,3 +454,39 @@ def test_a_solution_that_does_not_fit_is_named_before_anything_is_written(
                      match='rows.jsonl:1: .*solution has 52 tokens'):
     run('tiny:sft', tmp_path / 'w', f'--config.data.train={path}')
   assert not (tmp_path / 'w').exists()
+
+
+@pytest.mark.slow
+def test_reference_and_teacher_apart_from_the_start(tmp_path):
+  """The KL is to reference.init and the gap to teacher.init, wherever the
+  policy starts; the default is where it starts."""
+  start = tmp_path / 'start'
+  run('tiny:grpo', start, *GROUPS, '--config.optim.lr=3e-3',
+      '--config.loss.kl_coef=0', '--config.reward=sparse')
+
+  def first(name, recipe, *flags):
+    rows = run(recipe, tmp_path / name, *GROUPS, '--config.steps=1',
+               '--config.eval.problems=', '--config.optim.updates=1', *flags)
+    return next(r for r in without_times(rows) if 'policy/loss' in r)
+
+  base = 'asset:tiny_policy'
+  same = first('a', 'tiny:grpo')
+  assert same == first('b', 'tiny:grpo', f'--config.reference.init={base}')
+  assert same['policy/ref_kl'] == pytest.approx(0, abs=1e-6)
+  moved = first('c', 'tiny:grpo', f'--config.policy.init={start}',
+                f'--config.reference.init={base}')
+  assert moved['policy/ref_kl'] > 1e-3
+  back = first('d', 'tiny:grpo', f'--config.reference.init={start}')
+  assert back['policy/ref_kl'] > 1e-3
+  gap = first('e', 'tiny:self_distill')['teacher/gap']
+  other = first('f', 'tiny:self_distill', f'--config.teacher.init={start}')
+  assert abs(other['teacher/gap'] - gap) > 1e-3
+
+
+def test_another_model_is_no_reference(tmp_path):
+  for flag in ('reference', 'teacher'):
+    recipe = 'tiny:self_distill' if flag == 'teacher' else 'tiny:grpo'
+    with pytest.raises(InputError, match=f'{flag}.init=.*: another model than'):
+      run(recipe, tmp_path, *GROUPS, f'--config.{flag}.init=asset:tiny_judge')
+  with pytest.raises(InputError, match='nothing reads it with loss.kl_coef=0'):
+    run('tiny:stage2', tmp_path, '--config.reference.init=asset:tiny_policy')

@@ -31,7 +31,7 @@ Dtype = Literal['float32', 'bfloat16']
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-  """The policy, whose starting point is also the KL reference."""
+  """The policy, whose starting point is the KL reference by default."""
 
   init: str = ''  # model folder, ORG/NAME[@REVISION] of the Hub, adapters of
   # PEFT, workdir, WORKDIR@STEP, asset:NAME
@@ -46,11 +46,19 @@ class Model:
 
 
 @dataclasses.dataclass(frozen=True)
+class Reference:
+  """The frozen model that loss.kl_coef keeps the policy close to."""
+
+  init: str = ''  # as policy.init, of the same shape; '': policy.init
+
+
+@dataclasses.dataclass(frozen=True)
 class Teacher:
   """Self-distillation: the starting policy, shown the solution, as teacher."""
 
   template: str = ''  # file with {question} and {solution}; '': built-in
   max_prompt_tokens: Positive = 16384
+  init: str = ''  # as policy.init, of the same shape; '': policy.init
 
 
 @dataclasses.dataclass(frozen=True)
@@ -422,6 +430,7 @@ class Config:
   # to be started again; 0: never
   policy: Model = Model()
   judge: Judge = Judge()
+  reference: Reference = Reference()
   teacher: Teacher = Teacher()
   data: Data = Data()
   rollout: Rollout = Rollout()

@@ -134,8 +134,14 @@ def keeps_reference(config: Config, origin: references.Reference) -> bool:
   if config.run != 'train':
     return False
   reward = rewards.lookup(config.reward)
-  return (bool(config.loss.kl_coef) or reward.uses_reference
+  return (bool(config.loss.kl_coef) and not config.reference.init
+          or reward.uses_reference and not config.teacher.init
           or reward.uses_judge and shares_judge(config, origin))
+
+
+def other_frozen(config: Config) -> list[str]:
+  """Sources of the frozen models besides the starting policy and the judge."""
+  return [x for x in (config.reference.init, config.teacher.init) if x]
 
 
 def policy_model(config: Config) -> ModelConfig:
@@ -180,8 +186,9 @@ def owners(config: Config, mesh: jax.sharding.Mesh) -> Owners:
       'moments': (size(state.opt_state),
                   ('optimizer',) if config.optim.offload else PHASES),
       'gradient': (size(state.params), ('gradient', 'optimizer')),
-      'reference': (size(frozen) * reference, PHASES),
-      'sampling adapters': (size(state.params) * lora, ('copy', *rollout)),
+      'reference': (size(frozen) * (reference + len(other_frozen(config))),
+                    PHASES), 'sampling adapters': (size(state.params) * lora,
+                                                   ('copy', *rollout)),
       'sampling copy': (_copied(frozen if lora else state.params, policy,
                                 sampling), ('copy', *rollout))
   }

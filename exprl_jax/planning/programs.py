@@ -32,7 +32,12 @@ def programs(config: Config, mesh: jax.sharding.Mesh | None = None,
   if found.judge and found.judging and not found.shared:
     judge = sharded_params(found.judge, sampling, frozen=True,
                            int8=found.judging.weights == 'int8')
-  out = learner_programs.programs(config, found.policy, mesh, reference, judge)
+  others = [
+      sharded_params(found.policy, mesh, frozen=True)
+      for _ in memory.other_frozen(config)
+  ]
+  out = learner_programs.programs(config, found.policy, mesh, reference,
+                                  (judge, others))
   # 2. The policy's engine, and the copy it samples with.
   adapters = None
   held = sharded_params(found.policy, mesh)

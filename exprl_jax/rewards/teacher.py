@@ -1,4 +1,4 @@
-"""Self-distillation: the frozen base model, shown the solution, as a teacher.
+"""Self-distillation: a frozen model, shown the solution, as a teacher.
 
 It gives the policy's own tokens log-probabilities behind another prompt
 (on-policy self-distillation; Huebotter et al., arXiv 2601.20802).
@@ -74,15 +74,15 @@ def template(cfg: Teacher) -> str:
   return text
 
 
-def token_scores(reference_logprobs: Callable[[Sequence[np.ndarray]],
-                                              list[np.ndarray]],
+def token_scores(teacher_logprobs: Callable[[Sequence[np.ndarray]],
+                                            list[np.ndarray]],
                  teacher_tokens: Sequence[np.ndarray],
                  trajectories: Sequence[Trajectory],
                  old: Sequence[np.ndarray]) -> list[np.ndarray]:
   """Scores every token: the teacher's log-probability minus the policy's.
 
   Args:
-    reference_logprobs: sequences -> their log-probs under the frozen start.
+    teacher_logprobs: sequences -> their log-probs under the teacher.
     teacher_tokens: each completion behind the teacher's prompt.
     trajectories: B of them.
     old: the policy's log-probs f32[P + T] of each trajectory.
@@ -91,7 +91,7 @@ def token_scores(reference_logprobs: Callable[[Sequence[np.ndarray]],
     f32[T] for each.
   """
   out = []
-  for teacher, policy, t in zip(reference_logprobs(teacher_tokens), old,
+  for teacher, policy, t in zip(teacher_logprobs(teacher_tokens), old,
                                 trajectories):
     n = len(t.completion)
     out.append(teacher[len(teacher) - n:] - policy[len(policy) - n:])
@@ -123,7 +123,7 @@ def credit(policy: Policy, tokenizer: Tokenizer, scored: ScoredRollouts,
   if losses.kind(config.loss.kind).teacher:
     zeros = [np.zeros(len(t.completion), np.float32) for t in trajectories]
     return Credit(trains, zeros, tokens)
-  gaps = token_scores(policy.reference_logprobs, tokens, trajectories,
+  gaps = token_scores(policy.teacher_logprobs, tokens, trajectories,
                       logprobs.old)
   return Credit(trains, [gap * ok for gap, ok in zip(gaps, trains)],
                 metrics={'teacher/gap': -float(np.concatenate(gaps).mean())})

@@ -182,7 +182,7 @@ def batch_gradient(
     moments: the optimizer's, where they stay on the devices.
   """
   config, total = policy.config, None
-  resident = resident_arrays(policy.base_params(config.loss), policy.reference,
+  resident = resident_arrays(policy.base_params(config.loss), policy.frozen,
                              policy.resident, moments)
   plan, micro_batches = pack(examples, config, policy.mesh)
   with jax.set_mesh(policy.mesh):

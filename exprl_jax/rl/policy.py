@@ -27,6 +27,8 @@ class Policy:
     reference: the frozen starting parameters: the KL reference, the teacher of
       self-distillation, and the base under adapters. None where nothing needs
       them.
+    kl_reference: in place of `reference` for the KL (reference.init).
+    teacher: in place of `reference` as a teacher (teacher.init).
     resident: other arrays that are alive while the policy trains: a judge's.
       The gradient's program is told of them, so that it fits beside them.
   """
@@ -35,6 +37,8 @@ class Policy:
   model: ModelConfig
   mesh: jax.sharding.Mesh
   reference: Params | None = None
+  kl_reference: Params | None = None
+  teacher: Params | None = None
   resident: Params = ()
 
   @property
@@ -44,9 +48,15 @@ class Policy:
 
   def base_params(self, loss: Loss) -> Params | None:
     """The frozen parameters that the gradient of a loss needs."""
-    teacher = loss.kind != 'nll' and losses.kind(loss.kind).teacher
-    needed = teacher or self.lora_scale is not None
-    return self.reference if needed else None
+    if loss.kind != 'nll' and losses.kind(loss.kind).teacher:
+      return self.teacher or self.reference
+    return self.reference if self.lora_scale is not None else None
+
+  @property
+  def frozen(self) -> tuple[Params, ...]:
+    """All parameters that do not train."""
+    return tuple(x for x in (self.reference, self.kl_reference, self.teacher)
+                 if x is not None)
 
   def sampling_params(self, params: Params) -> Params:
     """All parameters, to sample from; adapters stay beside their matrices."""
@@ -68,8 +78,13 @@ class Policy:
 
   def reference_logprobs(self,
                          sequences: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Log-probabilities f32[n] of sequences i32[n] under the reference."""
-    return self._logprobs(self.reference, None, sequences)
+    """Log-probabilities f32[n] of sequences i32[n] under the KL reference."""
+    return self._logprobs(self.kl_reference or self.reference, None, sequences)
+
+  def teacher_logprobs(self,
+                       sequences: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Log-probabilities f32[n] of sequences i32[n] under the teacher."""
+    return self._logprobs(self.teacher or self.reference, None, sequences)
 
   def _logprobs(self, params: Params, base: Params | None,
                 sequences: Sequence[np.ndarray]) -> list[np.ndarray]:

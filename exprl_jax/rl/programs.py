@@ -26,7 +26,8 @@ def programs(config: Config, model: ModelConfig, mesh: jax.sharding.Mesh,
     model: that trains.
     mesh: to train on.
     reference: a frozen copy is kept beside it.
-    judge: its abstract parameters, if they are other arrays than those.
+    judge: its abstract parameters, if they are other arrays than those, and
+      those of other frozen models.
   """
   row = functools.partial(
       abstract, mesh,

@@ -144,6 +144,15 @@ def _check_recipe(c: Config) -> None:
         f'config.reward={c.reward!r} gives one score a {reward.granularity}, '
         f'credit.rule={c.credit.rule!r} wants others: use '
         f'{" or ".join(fitting)}')
+  if c.reference.init and not c.loss.kl_coef:
+    raise InputError(f'config.reference.init={c.reference.init}: nothing reads '
+                     'it with loss.kl_coef=0')
+  if c.teacher.init and c.reward != 'teacher':
+    raise InputError(f'config.teacher.init={c.teacher.init} needs reward='
+                     f"'teacher', it is {c.reward!r}")
+  if c.teacher.init and loss.teacher and c.policy.lora_rank:
+    raise InputError("config.teacher.init with loss.kind='exact_kl' needs "
+                     'policy.lora_rank=0')
   if loss.teacher and (c.reward != 'teacher' or c.loss.kl_coef):
     raise InputError(f"config.loss.kind={c.loss.kind!r} needs reward='teacher' "
                      'and loss.kl_coef=0')

@@ -21,6 +21,7 @@ from exprl_jax.data.tokenizer import Tokenizer
 from exprl_jax.evals.held_out import HeldOut
 from exprl_jax.grading.grader import Grader
 from exprl_jax.judge import factory, hacking
+from exprl_jax.models import config as model_config
 from exprl_jax.models import hf, references, transformer
 from exprl_jax.planning import memory, search
 from exprl_jax.rewards import base, teacher
@@ -34,7 +35,7 @@ from exprl_jax.runtime import checkpoints as checkpoints_lib
 from exprl_jax.runtime import mesh as mesh_lib
 from exprl_jax.runtime import metrics, report
 from exprl_jax.runtime import workdir as workdir_lib
-from exprl_jax.types import Group, Params, Problem, TrainState
+from exprl_jax.types import Group, InputError, Params, Problem, TrainState
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -68,6 +69,7 @@ def inputs(config: Config) -> Inputs:
                              budgets.of_models(config))
   if reward.uses_judge:
     factory.check(config, ())
+  check_frozen(config, origin)
   check_problems(config, problems, reward, tokenizer)
   search.check(config, mesh)
   return Inputs(config, mesh,
@@ -265,7 +267,32 @@ def load_policy(config: Config, mesh: jax.sharding.Mesh,
     # The frozen copy must be other arrays: updates donate the policy.
     reference = jax.jit(
         lambda x: jax.tree.map(jnp.copy, transformer.cast(model, x)))(params)
-  return Policy(config, model, mesh, reference), params
+  others = [
+      references.load(source, mesh, config.policy.dtype, frozen=True)[2]
+      if source else None
+      for source in (config.reference.init, config.teacher.init)
+  ]
+  return Policy(config, model, mesh, reference, *others), params
+
+
+def check_frozen(config: Config, origin: references.Reference) -> None:
+  """Checks that reference.init and teacher.init have the policy's shape.
+
+  Raises:
+    InputError: there is no such model, or it is another one.
+  """
+
+  def shape(folder: epath.Path) -> Any:
+    model = model_config.read_config(folder)
+    return Tokenizer(folder).vocab_size, jax.tree.map(
+        lambda x: x.shape, transformer.abstract_params(model))
+
+  for key in ('reference', 'teacher'):
+    source = getattr(config, key).init
+    if source and shape(references.find(source).folder) != shape(origin.folder):
+      raise InputError(f'config.{key}.init={source}: another model than '
+                       f'policy.init={config.policy.init}; their '
+                       'log-probabilities cannot be compared')
 
 
 def _source(inputs: Inputs, sampler: Sampler, table: curriculum.Curriculum,

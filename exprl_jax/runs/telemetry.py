@@ -58,7 +58,7 @@ class Telemetry:
     judge = self._run.judge
     live = memory.live_bytes({
         'policy': state.params, 'moments': state.opt_state,
-        'reference': self._run.policy.reference,
+        'reference': self._run.policy.frozen,
         'judge': judge.params if judge else None
     })
     return {
