@@ -13,7 +13,8 @@ from exprl_jax.runtime import metrics
 from exprl_jax.types import Problem
 from tests.conftest import SMALL_JSON, make_bpe
 
-V, B, C, R = behaviors.KINDS
+V, B, C, R, STOP, E, X, H, S = behaviors.BEHAVIORS
+NOTHING = dict.fromkeys(behaviors.KINDS, 0)
 
 
 @pytest.mark.parametrize(
@@ -22,16 +23,23 @@ V, B, C, R = behaviors.KINDS
       {V: 3}), ('Let me verify that. VERIFY!', {V: 2}),
      ('Verification of recheckable checks, uncheck that', {}),
      ('That doesn’t work. Let me try another approach. Going back to (1)',
-      {B: 3}),
-     ('Wait, I made a sign error. No, that is 3. Await waiters.', {C: 3}),
+      {B: 3, X: 1}),
+     ('Wait, I made a sign error. No, that is 3. Await waiters.',
+      {C: 3, STOP: 1, E: 1}),
+     ('Hmm, hold on. Maybe 3, perhaps 4; what if we explore small cases?',
+      {STOP: 2, H: 2, X: 2}), ('First, a. Step 2: b. Finally, c', {S: 3}),
      ('Start over from scratch; restart. Restarted', {R: 3}),
-     ('Alternatively, instead let me try a different way', {B: 3}), ('', {})])
+     ('Alternatively, instead let me try a different way', {B: 3, X: 1}),
+     ('', {})])
 def test_words_by_hand(text, want):
-  assert behaviors.count_words(text) == dict.fromkeys(behaviors.KINDS, 0) | want
+  assert behaviors.count_words(text) == {
+      kind: want.get(kind, 0) for kind in behaviors.BEHAVIORS
+  }
 
 
 def counts(*values):
-  return dict(zip(behaviors.KINDS, values))
+  """Of the first kinds; the others do not occur."""
+  return NOTHING | dict(zip(behaviors.KINDS, values))
 
 
 def as_json(*values):
@@ -51,9 +59,10 @@ def test_counts_are_read(text):
     'text, message',
     [('none', 'no JSON object'), ('{verification: 1}', 'not JSON'),
      ('{"verification": 1}', 'keys verification; want'),
-     (as_json(1, 0, 2, -1), 'restart=-1 is no count'),
+     (as_json(1, 0, 2, -1), 'restart=-1 is no number from 0 to 1'),
      (as_json(1, 0, 2.5, 0), 'self_correction=2.5 is no'),
      (as_json(True, 0, 2, 0), 'verification=True'),
+     (as_json(2, 0, 2, 0), 'verification=2 is no number from 0 to 1'),
      (as_json(1, 0, 0, 0) + as_json(1, 0, '2', 0), "self_correction='2'"),
      (as_json(1, 0, 0, 0) + '</think>', 'no JSON object')])
 def test_bad_counts_are_named(text, message):
@@ -116,7 +125,7 @@ def test_an_answer_that_fails_to_parse_is_tried_again(judge, monkeypatch):
     asked.append([(r.id, r.sampling.temperature) for r in requests])
     for r in requests:
       text = ('hm' if r.id == 3 or r.id == 2 and len(asked) == 1 else as_json(
-          r.id, 0, 0, 0))
+          1, 0, r.id, 0))
       tokens = [*tokenizer.encode(text), *tokenizer.eos_ids[:1]]
       done(r.id, Sample(np.array(tokens), None,
                         'length' if r.id == 4 else 'eos'))
@@ -129,7 +138,7 @@ def test_an_answer_that_fails_to_parse_is_tried_again(judge, monkeypatch):
   ], found.__setitem__)
   assert asked == [[(i, 0.0) for i in (1, 2, 3, 4)],
                    [(i, 0.7) for i in (2, 3, 4)]]
-  assert found[1] == counts(1, 0, 0, 0) and found[2] == counts(2, 0, 0, 0)
+  assert found[1] == counts(1, 0, 1, 0) and found[2] == counts(1, 0, 2, 0)
   assert 'no JSON object' in found[3]['failed']
   assert 'no end within rubrics.max_new_tokens=80' in found[4]['failed']
   assert 'max_trace_tokens allow 6100' in found[5]['failed']

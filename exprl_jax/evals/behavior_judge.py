@@ -16,7 +16,7 @@ import jax
 
 from exprl_jax.config import Config
 from exprl_jax.data.tokenizer import Tokenizer
-from exprl_jax.evals.behaviors import KINDS
+from exprl_jax.evals.behaviors import COUNTED, KINDS
 from exprl_jax.evals.held_out import Item
 from exprl_jax.judge import prompts
 from exprl_jax.judge.questions import QuestionPrompt
@@ -43,7 +43,8 @@ def parse(text: str) -> dict[str, int]:
   """Parses a judge's answer: the last JSON object after any '</think>'.
 
   Raises:
-    ValueError: no such object, or one without exactly the four counts.
+    ValueError: no such object, or one that has not exactly KINDS, each a count
+      or, but for COUNTED, 0 or 1.
   """
   objects = re.findall(r'\{[^{}]*\}', text.rpartition('</think>')[2])
   if not objects:
@@ -55,8 +56,9 @@ def parse(text: str) -> dict[str, int]:
   if set(row) != set(KINDS):
     raise ValueError(f'keys {", ".join(sorted(row))}; want {", ".join(KINDS)}')
   for kind in KINDS:
-    if type(row[kind]) is not int or not 0 <= row[kind] <= _MAX_COUNT:
-      raise ValueError(f'{kind}={row[kind]!r} is no count')
+    most = _MAX_COUNT if kind in COUNTED else 1
+    if type(row[kind]) is not int or not 0 <= row[kind] <= most:
+      raise ValueError(f'{kind}={row[kind]!r} is no number from 0 to {most}')
   return {kind: row[kind] for kind in KINDS}
 
 

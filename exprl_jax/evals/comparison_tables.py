@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from exprl_jax.config import Config, Eval
-from exprl_jax.evals import behaviors, held_out, policy_statistics
+from exprl_jax.evals import held_out, policy_statistics
 from exprl_jax.evals.comparison import Result
 from exprl_jax.runtime import report
 
@@ -134,14 +134,17 @@ def _policy_statistics(results: Sequence[Result]) -> Table:
 
 
 def _behaviors(results: Sequence[Result], how: str) -> Table:
-  rows = [['', *behaviors.KINDS, 'not read']]
-  for r in results:
-    rows.append([
-        r.candidate.name,
-        *(f'{b["mean"]:.3f}' + ('' if r.is_first else
-                                f' (+{b["gain"]} -{b["loss"]} = {b["net"]:+d})')
-          for b in r.behaviors.values()), f'{r.unread:.1%}'
-    ])
+
+  def cell(r: Result, kind: str) -> str:
+    b = r.behaviors[kind]
+    change = f' (+{b["gain"]} -{b["loss"]} = {b["net"]:+d})'
+    return f'{b["mean"]:.3f}' + ('' if r.is_first else change)
+
+  rows = [['', *(r.candidate.name for r in results)]]
+  rows += [
+      [kind, *(cell(r, kind) for r in results)] for kind in results[0].behaviors
+  ]
+  rows.append(['not read', *(f'{r.unread:.1%}' for r in results)])
   return (
       f'behaviors by {how}, mean per trace (problems with more, with fewer, '
       'net)', rows)
