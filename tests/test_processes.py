@@ -175,8 +175,8 @@ def has_row(workdir):
 def test_sigterm_to_one_of_two_processes_stops_both(tmp_path, ready):
   """The same saved step, exit code 42, and the rest as if never stopped.
 
-  Nobody knows how long the first step takes, so it is abandoned; a later one
-  is finished.
+  Before the first step, and in it, as nobody knows how long it takes, they stop
+  at once; a later one is finished.
   """
   _, saved = stop_both(tmp_path, ready, '--config.steps=4',
                        '--config.data.batch=8',
@@ -186,15 +186,13 @@ def test_sigterm_to_one_of_two_processes_stops_both(tmp_path, ready):
 
 @pytest.mark.slow
 def test_two_processes_abandon_a_long_step(tmp_path):
-  """The second step takes longer than half of what is left of the grace period
-  (its reserve is two seconds): the first one is saved."""
+  """As long as the first one, which compiles, the second step would outlast the
+  grace period: the first one is saved."""
   said, saved = stop_both(tmp_path, has_row, '--config.steps=3',
-                          '--config.data.batch=128',
-                          '--config.checkpoint.grace_s=12')
+                          '--config.data.batch=32',
+                          '--config.checkpoint.grace_s=20')
   assert saved == [1]
-  assert all(
-      re.search('stopped by SIGTERM in (rollout|judging)', text)
-      for text in said)
+  assert all(re.search(r'stopped by SIGTERM in \w+', text) for text in said)
   assert 'saved step 1' in said[0]
 
 

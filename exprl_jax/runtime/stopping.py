@@ -151,6 +151,7 @@ def poll(phase: str) -> None:
 
   Raises:
     Abandoned: the grace period does not last to the end of the step.
+    StartAgain: there is no step, as before training.
   """
   watchdog.beat(phase)
   _process.ticks += 1
@@ -158,10 +159,12 @@ def poll(phase: str) -> None:
     # True in all processes at the same tick, after a SIGTERM to any.
     if multihost_utils.reached_preemption_sync_point(_process.ticks):
       _ask('SIGTERM')
-  elif not _process.asked:
+  if not _process.asked:
     return
   steps = _process.steps
-  if not _process.asked or steps is None or steps.finish:
+  if steps is None:  # nothing that is not saved
+    raise StartAgain(f'stopped by {_process.asked} in {phase}')
+  if steps.finish:
     return
   if jax.process_count() > 1 and _process.asked == 'SIGINT':
     return  # known to this process only: all stop at the step's end
