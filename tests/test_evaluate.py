@@ -572,7 +572,8 @@ def test_sources(trained, policy, one_device, tmp_path):
   assert 0.1 < np.abs(moved / policy[1]['embedding'] - 1).mean() < 0.3
 
 
-def test_a_checkpoint_of_adapters_is_read_as_it_was_trained(policy, one_device, tmp_path, rng):
+def test_a_checkpoint_of_adapters_is_read_as_it_was_trained(
+    policy, one_device, tmp_path, rng):
   model, params, _ = policy
   adapters = jax.tree.map(
       lambda x: jnp.asarray(rng.normal(0, 0.1, x.shape), x.dtype),

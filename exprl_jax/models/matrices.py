@@ -76,7 +76,8 @@ def dense(x: jax.Array, w: jax.Array | Adapted,
   dot = functools.partial(jax.lax.dot, precision=precision)
   if isinstance(w, Adapted):
     # Summed in float32: of a product that is rounded already, a small change
-    # would be lost. The base gets no gradient.
+    # would be lost. TPUs may round within `low`, by a share of the change
+    # alone. The base gets no gradient.
     dot32 = functools.partial(dot, preferred_element_type=jnp.float32)
     base = jax.lax.stop_gradient(w.base)
     low = dot(dot32(rows, w.a), w.b.astype(jnp.float32))
