@@ -18,7 +18,8 @@ from exprl_jax.data import steps
 from exprl_jax.data.tokenizer import Tokenizer
 from exprl_jax.models import references
 
-_MODEL = flags.DEFINE_string('model', None, 'Folder or name, for its tokenizer.',
+_MODEL = flags.DEFINE_string('model', None,
+                             'Folder or name, for its tokenizer.',
                              required=True)
 _MAX_STEPS = flags.DEFINE_integer('max_steps', 16, 'judge.max_steps.')
 _RULES = ('auto', 'headings', 'numbered', 'blank_line', 'spans', 'authors')

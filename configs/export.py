@@ -17,6 +17,5 @@ def get_config():
   c.run = 'export'
   c.policy = ConfigDict(dict(init='/runs/exprl_process'))
   c.export = ConfigDict(
-      dict(out='/models/exprl_process', step=0, dtype='auto',
-           format='model'))
+      dict(out='/models/exprl_process', step=0, dtype='auto', format='model'))
   return c

@@ -146,7 +146,7 @@ def load_model(source: str | os.PathLike, dtype: str = 'float32',
   """
   _config(policy={'dtype': dtype})
   mesh = mesh or mesh_lib.make_mesh(config_lib.Mesh(data=-1, fsdp=1))
-  origin = references.find(os.fspath(source))
+  origin = references.find_to_sample(os.fspath(source))
   model_config.read_config(origin.folder)
   tokenizer = Tokenizer(origin.folder)
   folder, config, params = references.load(origin, mesh, dtype, frozen=True)

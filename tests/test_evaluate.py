@@ -580,6 +580,10 @@ def test_a_checkpoint_of_adapters_is_read_as_it_was_trained(
       lora.init(model, params, 2, jax.random.key(0)))
   write_run(tmp_path, adapters, lora_rank=2, lora_alpha=3.0, dtype='float32')
   assert references.find(f'{tmp_path}@3').under == references.Reference(POLICY)
+  shutil.copytree(POLICY, tmp_path / 'model')  # as when it has ended
+  assert references.find(str(tmp_path)).is_folder
+  assert references.find_to_sample(str(tmp_path)).step == 3
+  shutil.rmtree(tmp_path / 'model')
   got = references.load(str(tmp_path), one_device)[2]
   want = lora.merge(params, adapters, 1.5)
   jax.tree.map(np.testing.assert_array_equal, got, want)

@@ -18,7 +18,7 @@ from exprl_jax.rollout import decode
 from exprl_jax.rollout import options as options_lib
 from exprl_jax.rollout.engine import Options
 from exprl_jax.runtime import mesh as mesh_lib
-from tests import conftest, test_engine
+from tests import conftest, test_engine, test_train
 from tests.experience import close, gradient, padded, random_examples, rows_of
 
 MOE = model_config.parse_config(
@@ -242,3 +242,42 @@ def test_the_samplers_copy_is_the_base_and_the_adapters(sampled, one_device):
     assert got is want or got.unsafe_buffer_pointer(
     ) == want.unsafe_buffer_pointer()
   assert all(x.dtype == np.float32 for x in jax.tree.leaves(adapters))
+
+
+@pytest.mark.parametrize('size', [1e-3, 0.1])
+def test_the_learner_and_the_sampler_agree_as_without_adapters(
+    policy, one_device, size):
+  """In bfloat16, on the same tokens: metrics mismatch/*."""
+  cfg = dataclasses.replace(policy[0], dtype='bfloat16')
+  base = transformer.cast(cfg, policy[1])
+  adapters = lora.init(cfg, base, 4, jax.random.key(0))
+  noise = lambda x: jax.random.normal(jax.random.key(1), x.shape)
+  some = scaled(base, jax.tree.map(noise, adapters), size)
+  work = test_engine.requests(samples=24)
+  run = jax.jit(head.token_logprobs, static_argnums=(0, 4))
+
+  def gap(learner, sampler):
+    samples = test_engine.generate((cfg, sampler), one_device, work)
+    tokens, valid, completion, logprobs = test_engine.rows_of(work, samples)
+    lp, _ = run(cfg, learner, tokens, valid, 0.8)
+    return np.abs(lp - logprobs)[completion].mean()
+
+  full, whole = gap(base, base), lora.attach(base, some)
+  merged = transformer.cast(cfg, lora.merge(base, some, 1.0))
+  assert gap(whole, whole) < min(1.15 * full, gap(whole, merged))
+
+
+@pytest.mark.slow
+def test_a_run_with_adapters_has_the_mismatch_of_a_full_one(tmp_path):
+  gaps = []
+  for name, flags in (('full', ['--config.optim.lr=3e-4']), ('lora', [
+      '--config.policy.lora_rank=4', '--config.optim.lr=1e-3'
+  ])):
+    rows = test_train.run('tiny:grpo', tmp_path / name, *test_train.GROUPS,
+                          '--config.compare=', '--config.eval.problems=',
+                          '--config.policy.dtype=bfloat16', *flags)
+    gaps.append(
+        np.mean([
+            r['mismatch/logprob_abs_diff'] for r in rows if 'policy/loss' in r
+        ]))
+  assert gaps[1] < 1.3 * gaps[0]

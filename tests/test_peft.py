@@ -5,6 +5,7 @@ import shutil
 
 from etils import epath
 import jax
+import jax.numpy as jnp
 import numpy as np
 import peft
 import pytest
@@ -17,6 +18,7 @@ from exprl_jax.models import lora, references
 from exprl_jax.models import peft as peft_lib
 from exprl_jax.types import InputError
 from tests.conftest import POLICY, SMALL_JSON
+from tests.test_evaluate import write_run
 from tests.test_models import logits
 
 # PEFT reads an old name of transformers'.
@@ -160,6 +162,25 @@ def test_adapters_are_exported_as_peft_wrote_them(adapted, base, tmp_path):
   assert set(new) <= set(raw)
   with pytest.raises(InputError, match='has no adapters'):
     export(base, tmp_path / 'no', '--config.export.format=peft')
+
+
+def test_adapters_of_a_run_are_exported(small, small_folder, tmp_path, rng,
+                                        one_device):
+  """The export samples as the checkpoint does, bit for bit."""
+  adapters = jax.tree.map(
+      lambda x: jnp.asarray(rng.normal(0, 0.3, x.shape), x.dtype),
+      lora.init(*small, 3, jax.random.key(0)))
+  workdir = tmp_path / 'run'
+  workdir.mkdir()
+  write_run(workdir, adapters, init=str(small_folder), lora_rank=3,
+            lora_alpha=7.0, dtype='bfloat16')
+  out = export(workdir, tmp_path / 'out', '--config.export.format=peft')
+  raw = json.loads((out / 'adapter_config.json').read_text())
+  assert (raw['r'], raw['lora_alpha']) == (3, 7)
+  assert raw['base_model_name_or_path'] == str(small_folder)
+  got, want = (references.load(str(source), one_device, 'bfloat16',
+                               frozen=True)[2] for source in (out, workdir))
+  jax.tree.map(np.testing.assert_array_equal, got, want)
 
 
 def refuses(folder, *parts):

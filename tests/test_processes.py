@@ -108,13 +108,18 @@ def test_two_processes_are_one(small_folder, tmp_path, sizes):
                                                    file).read_bytes()
 
 
-def test_two_processes_train_as_one(tmp_path):
+@pytest.mark.parametrize(
+    'more', [['--config.mesh.data=8'],
+             pytest.param([
+                 '--config.mesh.data=1', '--config.mesh.fsdp=8',
+                 '--config.mesh.rollout_tensor=2', '--config.policy.lora_rank=2'
+             ], marks=pytest.mark.slow, id='adapters')])
+def test_two_processes_train_as_one(tmp_path, more):
   """The whole command, two steps: the same samples, and losses that agree."""
   flags = [
       '--config=configs/tiny.py', '--config.compare=', '--config.steps=2',
       '--config.data.batch=8', '--config.eval.limit=8',
-      '--config.eval.samples=2', '--config.eval.ks=(1,2)',
-      '--config.mesh.data=8'
+      '--config.eval.samples=2', '--config.eval.ks=(1,2)', *more
   ]
   main.main([*flags, f'--workdir={tmp_path}/one'])
   said = two_processes('main', *flags, f'--workdir={tmp_path}/two')

@@ -45,7 +45,7 @@ def find_candidates(config: Config,
   """
   candidates: list[Candidate] = []
   for source in (config.policy.init, *config.eval.models):
-    reference = references.find(source)
+    reference = references.find_to_sample(source)
     tokenizer = Tokenizer(reference.folder, config.rollout.stop_ids)
     name = unique_name(source, {c.name for c in candidates})
     prompts = chat.policy_prompts(tokenizer, problems, config)

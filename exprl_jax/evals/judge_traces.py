@@ -107,7 +107,7 @@ class TraceSampler:
     Raises:
       InputError: a problem or the policy is not as it should be.
     """
-    cfg, origin = config.rollout, references.find(config.policy.init)
+    cfg, origin = config.rollout, references.find_to_sample(config.policy.init)
     self._grader = grading.Grader(config.grading)
     self._config = config
     self._tokenizer = Tokenizer(origin.folder, cfg.stop_ids)

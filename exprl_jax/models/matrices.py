@@ -76,11 +76,13 @@ def dense(x: jax.Array, w: jax.Array | Adapted,
   dot = functools.partial(jax.lax.dot, precision=precision)
   if isinstance(w, Adapted):
     # Summed in float32: of a product that is rounded already, a small change
-    # would be lost. The base gets no gradient.
+    # would be lost. TPUs may round within `low`, by a share of the change
+    # alone. The base gets no gradient.
     dot32 = functools.partial(dot, preferred_element_type=jnp.float32)
     base = jax.lax.stop_gradient(w.base)
-    out = dot32(rows, base.reshape(w.shape[0], -1))
-    out = (out + dot32(dot(rows, w.a), w.b)).astype(x.dtype)
+    low = dot(dot32(rows, w.a), w.b.astype(jnp.float32))
+    out = dot32(rows, base.reshape(w.shape[0], -1)) + low
+    out = out.astype(x.dtype)
   else:
     out = dot(rows, w.reshape(w.shape[0], -1))
   return out.reshape(*x.shape[:-1], *w.shape[1:])

@@ -109,6 +109,24 @@ def _find(source: str) -> Reference:
   return Reference(folder)
 
 
+def find_to_sample(source: str) -> Reference:
+  """As `find`, but of a run that trained adapters the newest checkpoint.
+
+  It keeps them beside their matrices; rounded to bfloat16, the merged model of
+  the same step would lose a small change.
+
+  Raises:
+    InputError: as `find`.
+  """
+  workdir = epath.Path(source)
+  if (workdir / 'config.json').is_file() and _is_run(workdir):
+    start = _policy_of(workdir)
+    if start.get('lora_rank') and not start.get('random') and checkpoint.steps(
+        source):
+      return of_checkpoint(source, 0)
+  return find(source)
+
+
 def folder_of(source: str) -> epath.Path:
   """Finds a model that has to be a folder (or a model of the Hub), as judges.
 

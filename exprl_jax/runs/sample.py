@@ -42,7 +42,7 @@ def sample(config: Config) -> None:
   # 1. Read the prompts, and find out which samples exist.
   mesh = mesh_lib.rollout_mesh(mesh_lib.make_mesh(config.mesh),
                                config.mesh.rollout_tensor)
-  origin = source.find(config.policy.init)
+  origin = source.find_to_sample(config.policy.init)
   tokenizer = Tokenizer(origin.folder, config.rollout.stop_ids)
   prompts = read_prompts(resolve(config.sample.prompts), tokenizer,
                          config.rollout.max_prompt_tokens)
