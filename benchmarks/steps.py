@@ -1,4 +1,4 @@
-"""How the rules of judge.delimiter cut real traces: the table of docs/method.md.
+"""How the rules of judge.delimiter cut real traces (docs/method.md).
 
   pip install --no-deps champ-dataset
   python benchmarks/steps.py --model=MODEL
@@ -39,6 +39,7 @@ def traces() -> list[str]:
 
 
 def main(_: list[str]) -> None:
+  """Prints the table."""
   tokenizer = Tokenizer(references.find(_MODEL.value).folder)
   ids = [tokenizer.encode(text) for text in traces()]
   print(f'{len(ids)} traces, {sum(map(len, ids)) / len(ids):.0f} tokens each')
