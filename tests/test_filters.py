@@ -160,6 +160,9 @@ def test_empty_steps_end_a_run_when_they_come_in_a_row():
   steps = filters.EmptySteps(2)
   for trains in (False, True, False):
     steps.count(trains)
+  resumed = filters.EmptySteps(2)
+  resumed.restore(steps.state())
+  steps = resumed
   with pytest.raises(RunFailure, match='2 steps in a row .*max_empty_steps'):
     steps.count(False)
 

@@ -127,6 +127,14 @@ class EmptySteps:
     """Args: `limit` is select.max_empty_steps."""
     self._limit, self._in_a_row = limit, 0
 
+  def state(self) -> int:
+    """The empty steps that came last."""
+    return self._in_a_row
+
+  def restore(self, state: int) -> None:
+    """Takes over what `state` returned."""
+    self._in_a_row = state
+
   def count(self, trains: bool) -> None:
     """Counts a step, which has something to train on or not.
 

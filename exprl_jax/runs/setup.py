@@ -25,7 +25,7 @@ from exprl_jax.models import config as model_config
 from exprl_jax.models import hf, references, transformer
 from exprl_jax.planning import memory, search
 from exprl_jax.rewards import base, teacher
-from exprl_jax.rl import credit, curriculum, optimizer
+from exprl_jax.rl import credit, curriculum, filters, optimizer
 from exprl_jax.rl.policy import Policy
 from exprl_jax.rl.scored import ScoredRollouts
 from exprl_jax.rollout import sources
@@ -109,6 +109,7 @@ class Run:
   curriculum: curriculum.Curriculum
   judge: factory.AnyJudge | None  # that the reward asks
   monitor: hacking.Monitor | None  # where a judge gives the reward
+  empty_steps: filters.EmptySteps
   checkpoints: checkpoints_lib.Checkpoints
   log: metrics.Log
   traces: traces.Traces
@@ -229,9 +230,10 @@ def start(inputs: Inputs, workdir: epath.Path) -> tuple[Run, int, TrainState]:
   table = curriculum.Curriculum(inputs.problems, config)
   source = _source(inputs, sampler, table, _early(inputs, judge))
   monitor = hacking.Monitor(config) if judge else None
+  empty_steps = filters.EmptySteps(config.select.max_empty_steps)
   # 3. What a resumed run restores.
   host: dict[str, checkpoints_lib.HasState] = {
-      'curriculum': table, 'source': source
+      'curriculum': table, 'source': source, 'empty_steps': empty_steps
   }
   if monitor:
     host['hacking_monitor'] = monitor
@@ -244,7 +246,8 @@ def start(inputs: Inputs, workdir: epath.Path) -> tuple[Run, int, TrainState]:
   reward = base.scoring(config, inputs.tokenizer, inputs.grader, scorer,
                         inputs.reward.granularity)
   return Run(inputs, workdir, policy, sampler, source, reward, table, judge,
-             monitor, checkpoints, log, traces.Traces(workdir, config.traces),
+             monitor, empty_steps, checkpoints, log,
+             traces.Traces(workdir, config.traces),
              notices.Notices(inputs.tokenizer), probes), done, state
 
 

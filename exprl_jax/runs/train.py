@@ -34,7 +34,6 @@ def train(config: Config, workdir: epath.Path) -> list[metrics.Row]:
   """
   run, start, state = setup.start(setup.inputs(config), workdir)
   devices = telemetry.Telemetry(run)
-  empty_steps = filters.EmptySteps(config.select.max_empty_steps)
   with (run.checkpoints.rescue() as
         rescue, stopping.training(config.checkpoint.grace_s) as steps):
     rescue.take(start, state)
@@ -42,7 +41,7 @@ def train(config: Config, workdir: epath.Path) -> list[metrics.Row]:
       run.evaluate(state, start)
     for step in range(start, config.steps):
       steps.begin()
-      state = _step(run, step, state, devices, empty_steps, rescue)
+      state = _step(run, step, state, devices, rescue)
       run.log.flush()
       run.checkpoints.save(step + 1, state, last=step + 1 == config.steps)
       if step + 1 < config.steps:
@@ -53,7 +52,7 @@ def train(config: Config, workdir: epath.Path) -> list[metrics.Row]:
 
 
 def _step(run: setup.Run, step: int, state: TrainState,
-          devices: telemetry.Telemetry, empty_steps: filters.EmptySteps,
+          devices: telemetry.Telemetry,
           rescue: checkpoints.Rescue) -> TrainState:
   """One step, from problems to logged metrics."""
   config = run.inputs.config
@@ -73,7 +72,7 @@ def _step(run: setup.Run, step: int, state: TrainState,
   values = scored.metrics | run.curriculum.update(solved)
   advantage = np.zeros(scored.scores.value.shape, np.float32)
   if not scored.trains.any():
-    empty_steps.count(False)
+    run.empty_steps.count(False)
   else:
     stopping.poll('log-probabilities')
     with timer('logprob'):
@@ -85,7 +84,7 @@ def _step(run: setup.Run, step: int, state: TrainState,
       examples = experience.examples(scored.trajectories, logprobs, credit)
       advantage = advantages.at_step_ends(credit.advantages, scored)
       values |= signal.metrics(config, scored, credit)
-      empty_steps.count(values.get('credit/zero_frac', 0.0) < 1)
+      run.empty_steps.count(values.get('credit/zero_frac', 0.0) < 1)
     # 6. Update.
     stopping.poll('update')
     with timer('update'):
