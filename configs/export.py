@@ -4,8 +4,9 @@ r"""Exports a training checkpoint as a Hugging Face directory.
     --config.policy.init=WORKDIR --config.export.out=FOLDER
 
 --config.export.step=80 exports an earlier checkpoint than the newest;
---config.export.dtype=float32 stores the master parameters unrounded, as merged
-adapters always are by default; --config.export.format=peft stores adapters alone.
+--config.export.dtype=float32 stores the master parameters unrounded, which is
+the default for merged adapters; --config.export.format=peft stores adapters
+alone.
 policy.init may also be a model directory, and both paths may be on gs://.
 """
 
