@@ -7,7 +7,7 @@ import pytest
 
 from exprl_jax import config as config_lib
 from exprl_jax import main
-from exprl_jax.config import files, loading
+from exprl_jax.config import files, loading, schema
 from exprl_jax.runs import recipes
 from exprl_jax.types import InputError
 
@@ -190,6 +190,14 @@ def test_a_bad_file_is_named(tmp_path, body, message):
     (['--config.select.curriculum_floor=0'], 'more than 0, at most 1'),
     (['--config.optim.clip_norm=0'], 'more than 0'),
     (['--config.data.contamination_overlap=0'], 'more than 0, at most 1'),
+    (['--config.rollout.top_p=0'], 'top_p=0.0: more than 0, at most 1'),
+    (['--config.rollout.min_p=1'], 'min_p=1.0: at least 0, less than 1'),
+    (['--config.eval.ks=(0,4)'], 'eval.ks=0: at least 1'),
+    (['--config.seed=-1'], 'seed=-1: at least 0'),
+    (['--config.optim.lr=nan'], 'lr=nan: at least 0, at most 10, and finite'),
+    (['--config.rollout.temperature=0'], 'draws the same sample'),
+    (['--config.rollout.group_size=1', '--config.credit.sparse_weight=1'
+     ], 'group_size=1: credit.sparse_weight compares'),
     (['--config.rollout.min_new_tokens=3'], 'truncate the distribution'),
     (["--config.judge.templates=('code',)"], "should be 'DOMAIN=VALUE'"),
     ([
@@ -247,14 +255,14 @@ def test_old_names_say_what_they_were_renamed_to(tmp_path, old, new):
 
 
 def test_choices_and_bounds_are_those_of_the_types():
-  """Every Literal refuses another value, every bound what is below it."""
+  """Every Literal refuses another value, every bound what is outside."""
   checked = 0
   for name, hint in loading.hints(config_lib.Config):
     bad = ()
     if typing.get_origin(hint) is typing.Literal:
       bad = ('no such choice',)
     for bound in getattr(hint, '__metadata__', ()):
-      bad = (bound.least - 1,)
+      bad = (bound.low - 1, bound.high * 2 + 1)
     for value in bad:
       checked += 1
       with pytest.raises(InputError, match=f'config.{name}='):
@@ -277,3 +285,39 @@ def test_keeping_the_first_to_end_has_to_be_meant(rng):
     assert kept.mean() / lengths.mean() == pytest.approx(length, abs=0.01)
     assert np.take_along_axis(right, first, axis=1).mean() == pytest.approx(
         accuracy, abs=0.01)
+
+
+def numeric_keys():
+  """(name, int or float, its bounds) of all keys that are numbers."""
+  for name, hint in loading.hints(schema.Config):
+    if typing.get_origin(hint) is tuple:
+      hint = typing.get_args(hint)[0]
+    kind = getattr(hint, '__origin__', hint)
+    if kind in (int, float):
+      yield name, kind, getattr(hint, '__metadata__', ()), hint
+
+
+def test_every_number_has_a_range():
+  keys = list(numeric_keys())
+  assert len(keys) > 100
+  for name, _, bounds, _ in keys:
+    assert len(bounds) == 1 and isinstance(bounds[0], schema.Bound), name
+
+
+@pytest.mark.parametrize(
+    'value', [float('nan'),
+              float('inf'), -float('inf'), 0, -1, 1e18, 2**40])
+def test_every_number_is_in_its_range_or_named(value):
+  """Tried on all keys; what is accepted is finite and within the bounds."""
+  for name, kind, (bound,), hint in numeric_keys():
+    given = value if kind is float else (
+        int(value) if np.isfinite(value) else None)
+    if given is None:  # no integer
+      continue
+    try:
+      loading.check(name, given, hint)
+    except InputError as e:
+      assert str(e).startswith(f'config.{name}='), e
+      assert not bound.low < given < bound.high
+    else:
+      assert bound.low <= given <= bound.high

@@ -18,7 +18,7 @@ from typing import Any
 import ml_collections
 
 from exprl_jax.config import files
-from exprl_jax.config.schema import Above, AtLeast, Config
+from exprl_jax.config.schema import Bound, Config
 from exprl_jax.types import InputError
 
 # Keys, and values of keys, that had another name.
@@ -157,12 +157,27 @@ def check(name: str, value: Any, hint: Any) -> None:
     if value not in choices:
       raise InputError(f'config.{name}={value!r}{_did_you_mean(name, value)}: '
                        f'one of {", ".join(map(repr, choices))}')
+  if typing.get_origin(hint) is tuple:
+    for part in value:
+      check(name, part, typing.get_args(hint)[0])
   for bound in getattr(hint, '__metadata__', ()):
-    if isinstance(bound, AtLeast) and not value >= bound.least:  # or NaN
-      raise InputError(f'config.{name}={value}: at least {bound.least}')
-    if isinstance(bound, Above) and not bound.least < value < math.inf:
-      raise InputError(f'config.{name}={value}: more than {bound.least}, and '
-                       'finite')
+    if not _within(value, bound):
+      ends = [
+          f'{"more than" if bound.open == "low" else "at least"} '
+          f'{bound.low:g}'
+      ]
+      if bound.high < 1e9:
+        ends.append(f'{"less than" if bound.open == "high" else "at most"} '
+                    f'{bound.high:g}')
+      raise InputError(f'config.{name}={value}: {", ".join(ends)}' +
+                       ('' if math.isfinite(value) else ', and finite'))
+
+
+def _within(value: float, bound: Bound) -> bool:
+  """Whether a number is in its range; NaN is in none."""
+  if value in (bound.low, bound.high):
+    return bound.open != ('low' if value == bound.low else 'high')
+  return bound.low < value < bound.high
 
 
 def _did_you_mean(name: str, value: Any) -> str:

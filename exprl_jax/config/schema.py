@@ -10,22 +10,27 @@ import dataclasses
 from typing import Annotated, Literal, NamedTuple
 
 
-class AtLeast(NamedTuple):
-  """A lower bound."""
+class Bound(NamedTuple):
+  """The range of a number, its ends included unless `open` names them.
 
-  least: float
+  Every numeric key has one; NaN and infinities are in none.
+  """
+
+  low: float
+  high: float
+  open: str = ''  # 'low', 'high': the end itself is not allowed
 
 
-class Above(NamedTuple):
-  """A lower bound that the value itself may not have; it must be finite."""
-
-  least: float
-
-
-Count = Annotated[int, AtLeast(0)]
-Positive = Annotated[int, AtLeast(1)]
-NonNegative = Annotated[float, AtLeast(0)]
-Seconds = Annotated[float, Above(0)]
+_MANY = 2**31 - 1  # of anything that is counted in an int32
+Count = Annotated[int, Bound(0, _MANY)]
+Positive = Annotated[int, Bound(1, _MANY)]
+Axis = Annotated[int, Bound(-1, _MANY)]  # of a mesh; -1: what is left
+NonNegative = Annotated[float, Bound(0, 1e9)]
+Above0 = Annotated[float, Bound(0, 1e9, 'low')]
+Seconds = Above0
+Share = Annotated[float, Bound(0, 1)]
+ShareAbove0 = Annotated[float, Bound(0, 1, 'low')]
+ShareBelow1 = Annotated[float, Bound(0, 1, 'high')]
 Dtype = Literal['float32', 'bfloat16']
 
 
@@ -36,13 +41,13 @@ class Model:
   init: str = ''  # model folder, ORG/NAME[@REVISION] of the Hub, adapters of
   # PEFT, workdir, WORKDIR@STEP, asset:NAME
   random: bool = False  # random weights; config.json and tokenizer from `init`
-  random_std: float = 0.0  # their standard deviation; 0: 1 / sqrt(fan-in)
+  random_std: NonNegative = 0.0  # their standard deviation; 0: 1 / sqrt(fan-in)
   dtype: Dtype = 'float32'  # of matrix products; parameters stay float32
   # Layers that the backward pass recomputes.
   remat: Literal['none', 'full', 'dots', 'save_attention', 'offload'] = 'none'
   attention: Literal['auto', 'einsum', 'dot_product', 'splash'] = 'auto'
   lora_rank: Count = 0  # train adapters of this rank; 0: train all parameters
-  lora_alpha: float = 32.0  # adapters are scaled by lora_alpha / lora_rank
+  lora_alpha: Above0 = 32.0  # adapters are scaled by lora_alpha / lora_rank
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +83,7 @@ class Judge:
   # for each rubric item, weighted by its points
   scale: Literal['smooth', 'semi_smooth',
                  'extreme'] = 'smooth'  # 1..5 to [0, 1]
-  resolution: NonNegative = 0.0  # scores are rounded to multiples: 0.25 has the
+  resolution: Share = 0.0  # scores are rounded to multiples: 0.25 has the
   # levels of a written digit; 0: not
   rationale_tokens: Positive = 512  # budget of readouts that generate
   # What opens a step: auto (the first of the next four that finds two) |
@@ -92,14 +97,14 @@ class Judge:
   max_prompt_tokens: Positive = 4096  # without the trace; longer: no judgment
   max_trace_tokens: Count = 0  # longer traces lose their middle; 0: the
   # policy's budget, or the longest trace of judge.traces
-  min_score_probability: float = 0.5  # of the tokens 1..5 together; less:
+  min_score_probability: Share = 0.5  # of the tokens 1..5 together; less:
   # unreadable
-  max_invalid_frac: float = 0.5  # stop where more rows have no judgment
-  max_probe_score: float = 0.5  # refuse a judge that gives a probe more
-  monitor_window: Annotated[int,
-                            AtLeast(2)] = 60  # reward-hacking monitor: over
+  max_invalid_frac: Share = 0.5  # stop where more rows have no judgment
+  max_probe_score: Share = 0.5  # refuse a judge that gives a probe more
+  monitor_window: Annotated[
+      int, Bound(2, _MANY)] = 60  # reward-hacking monitor: over
   # so many steps
-  monitor_rise: float = 0.1  # the mean score may rise so much without accuracy
+  monitor_rise: Share = 0.1  # the mean score may rise so much without accuracy
   cache: bool = True  # keep judgments in the workdir
   overlap: bool = False  # judge while the last samples decode; set `pages`
   slots: Positive = 64  # sequences that are read at a time
@@ -127,14 +132,14 @@ class Data:
   converts: tuple[str, ...] = ()  # for sets of the mixture: 'SET=CONVERTER'
   rubrics: str = ''  # JSONL written by run='rubrics'
   batch: Positive = 8  # problems per step (sft: rows per step)
-  limit: int = 0  # use only the first so many problems (of each set); 0: all
+  limit: Count = 0  # use only the first so many problems (of each set); 0: all
   max_bad: Count = 0  # so many training rows with errors are left out; with
   # more, the run does not start (docs/validation.md)
   rejects: str = ''  # JSONL of their errors, to write; '': none
   # Of the training problems that eval.problems hold: off (not looked for), warn
   # of them; exact: equal questions are errors; ngrams: similar ones, too.
   contamination: Literal['off', 'warn', 'exact', 'ngrams'] = 'exact'
-  contamination_overlap: float = 0.5  # similar: so many 13-grams in common
+  contamination_overlap: ShareAbove0 = 0.5  # similar: 13-grams in common
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,13 +149,13 @@ class Rollout:
   group_size: Positive = 8  # samples per problem, G
   max_prompt_tokens: Positive = 1024
   max_new_tokens: Positive = 1024
-  temperature: NonNegative = 1.0
+  temperature: Annotated[float, Bound(0, 100)] = 1.0
   top_k: Count = 0  # 0: off; truncation is for run='sample' and 'evaluate'
-  top_p: float = 1.0
-  min_p: float = 0.0
+  top_p: ShareAbove0 = 1.0
+  min_p: ShareBelow1 = 0.0
   min_new_tokens: Count = 0
   stop: tuple[str, ...] = ()  # strings that end a completion
-  stop_ids: tuple[int, ...] = ()  # tokens that end one, besides the model's
+  stop_ids: tuple[Count, ...] = ()  # tokens that end one, besides the model's
   oversampling: Count = 0  # extra samples per problem, so that none waits for
   # the longest
   # Which G stay. No choice of finished samples is without bias, so it has to be
@@ -188,8 +193,8 @@ class Select:
   max_refills: Count = 3  # further rollouts to refill a batch
   max_empty_steps: Positive = 10  # stop after so many steps without any credit
   curriculum: bool = False  # draw problems of medium solve rate more often
-  curriculum_floor: float = 0.1  # weight of problems always or never solved
-  curriculum_memory: float = 0.5  # how much a new solve rate moves the old one
+  curriculum_floor: ShareAbove0 = 0.1  # weight of those always or never solved
+  curriculum_memory: ShareAbove0 = 0.5  # how much a new rate moves the old one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,7 +204,7 @@ class Credit:
   rule: str = 'group'  # one score per row: group | rloo | batch | raw; per
   # step: delta | end | group_process | batch | raw; per token: token
   divide_by_std: bool = True  # group
-  min_std: NonNegative = 0.0  # group: a smaller standard deviation counts as
+  min_std: Share = 0.0  # group: a smaller standard deviation counts as
   # it; 0.05, a fifth of a judge's level, leaves written digits as they are
   # delta: baseline of the first step; the paper's final score, or zero.
   first: Literal['final', 'zero'] = 'final'
@@ -211,7 +216,7 @@ class Credit:
   baseline: Literal['steps', 'tokens', 'padded'] = 'steps'
   outcome_domains: tuple[str, ...] = ()  # reward='process': domains with one
   # score for the whole trace, rule 'group'
-  sparse_weight: float = 0.0  # of the graded answer's group advantage, added
+  sparse_weight: NonNegative = 0.0  # of the graded answer's advantage, added
 
 
 @dataclasses.dataclass(frozen=True)
@@ -219,16 +224,16 @@ class Loss:
   """rl/losses.py; docs/method.md has the equations."""
 
   kind: str = 'ppo'  # ppo | reinforce | gspo | cispo | exact_kl (to a teacher)
-  clip_low: float = 0.2
-  clip_high: float = 0.28
-  dual_clip: float = 3.0  # ppo; 0: off
+  clip_low: NonNegative = 0.2
+  clip_high: NonNegative = 0.28
+  dual_clip: NonNegative = 3.0  # ppo; 0: off
   aggregation: Literal['token_mean', 'seq_mean_token_mean',
                        'seq_mean_token_sum', 'fixed_length'] = 'token_mean'
   kl_coef: NonNegative = 1e-3  # KL to the starting policy
   kl_estimator: Literal['k3', 'k1', 'k2', 'k3+'] = 'k3'
   kl_in: Literal['loss', 'reward'] = 'loss'
-  kl_clamp: float = 10.0  # of a token's estimate
-  entropy_coef: float = 0.0  # bonus
+  kl_clamp: Above0 = 10.0  # of a token's estimate
+  entropy_coef: Annotated[float, Bound(-1e3, 1e3)] = 0.0  # bonus
   tis_cap: NonNegative = 2.0  # importance sampling between sampler and
   # learner: the largest ratio; 0: off
   # Ratios of tokens or of whole traces; larger ones become the cap, or 0.
@@ -241,15 +246,15 @@ class Loss:
 class Optim:
   """AdamW; `updates` optimizer steps per batch, on whole groups."""
 
-  lr: NonNegative = 1e-6
+  lr: Annotated[float, Bound(0, 10)] = 1e-6
   schedule: Literal['constant', 'linear', 'cosine'] = 'constant'  # cosine to 0
-  warmup_steps: int = 0
-  b1: float = 0.9
-  b2: float = 0.999
-  eps: float = 1e-8
-  weight_decay: float = 0.01
+  warmup_steps: Count = 0
+  b1: ShareBelow1 = 0.9
+  b2: ShareBelow1 = 0.999
+  eps: NonNegative = 1e-8
+  weight_decay: NonNegative = 0.01
   decay: Literal['all', 'matrices'] = 'all'  # parameters that decay
-  clip_norm: float = 1.0
+  clip_norm: Above0 = 1.0
   mu_dtype: Dtype = 'float32'  # of the first moment
   offload: bool = False  # moments in host memory between updates
   max_skipped: Positive = 10  # stop after so many updates that were not finite
@@ -287,8 +292,8 @@ class Eval:
   converts: tuple[str, ...] = ()
   every: Count = 0  # steps; 0: only before and after
   samples: Positive = 16  # per problem
-  ks: tuple[int, ...] = (1, 16)  # of pass@k and, from 3 on, maj@k
-  limit: int = 0  # problems of each set; 0: all
+  ks: tuple[Positive, ...] = (1, 16)  # of pass@k and, from 3 on, maj@k
+  limit: Count = 0  # problems of each set; 0: all
   models: tuple[str, ...] = ()  # run='evaluate': compared with policy.init;
   # sources like policy.init
   wave: Positive = 64  # run='evaluate': problems sampled between two writes
@@ -320,10 +325,10 @@ class Profile:
 class Mesh:
   """Sizes of the device mesh; -1 takes the remaining devices."""
 
-  data: int = 1
-  fsdp: int = -1
-  expert: int = 1  # mixture of experts: each device holds some experts
-  tensor: int = 1
+  data: Axis = 1
+  fsdp: Axis = -1
+  expert: Axis = 1  # mixture of experts: each device holds some experts
+  tensor: Axis = 1
   rollout_tensor: Count = 0  # tensor axis while sampling, the others are data;
   # 0: sample on the training mesh
 
@@ -403,12 +408,12 @@ class Plan:
 class JudgeTraining:
   """run='train_judge': how the tiny judge is made."""
 
-  warmup_steps: int = 600  # on well-formed traces only
-  round_steps: int = 150  # train an adversary after each so many steps
-  adversary_steps: int = 40  # RL steps against the judge as it is
-  policy_steps: int = 80  # RL steps on the programmatic truth
-  problems: int = 8  # per RL step
-  hint_weight: float = 1.0  # of the loss on hints inside the trace
+  warmup_steps: Count = 600  # on well-formed traces only
+  round_steps: Positive = 150  # train an adversary after each so many steps
+  adversary_steps: Positive = 40  # RL steps against the judge as it is
+  policy_steps: Positive = 80  # RL steps on the programmatic truth
+  problems: Positive = 8  # per RL step
+  hint_weight: NonNegative = 1.0  # of the loss on hints inside the trace
   start: str = ''  # the judge starts as a copy of this model; '': the policy
 
 
@@ -419,7 +424,7 @@ class Config:
   run: Literal['train', 'sft', 'evaluate', 'judge', 'sample', 'rubrics',
                'export', 'train_judge', 'validate', 'plan', 'replay',
                'report'] = 'train'  # runs/RUN.py
-  seed: int = 0
+  seed: Annotated[int, Bound(0, 2**32 - 1)] = 0
   steps: Count = 100
   reward: str = 'process'  # rewards/: process | outcome | sparse | teacher |
   # FILE.py:FUNCTION | MODULE:FUNCTION
