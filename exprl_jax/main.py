@@ -6,6 +6,7 @@ Flags after it override any key of exprl_jax/config/schema.py:
 
 from collections.abc import Callable, Sequence
 import dataclasses
+import difflib
 import importlib
 import os
 import sys
@@ -19,7 +20,7 @@ import ml_collections
 from ml_collections import config_flags
 
 from exprl_jax import config as config_lib
-from exprl_jax.config import files
+from exprl_jax.config import files, loading
 from exprl_jax.config.loading import RENAMED
 from exprl_jax.runtime import failures, stopping, watchdog, xla_flags
 from exprl_jax.types import InputError, StartAgain, Unfinished
@@ -75,6 +76,7 @@ def parse(
     print(f'{__doc__}\n{known.get_help()}')
     sys.exit(0)
   path, rest = _take_config(argv)
+  _check_lists(rest)
   values = config_lib.load(path)
   try:
     config_flags.DEFINE_config_dict('config', values, flag_values=known,
@@ -85,11 +87,46 @@ def parse(
       if any(arg.startswith(f'--config.{name}=') for arg in rest):
         raise InputError(
             f'command line: config.{name} was renamed to {new}') from None
-    text = ' '.join(str(e.args[0] if e.args else e).split())
+    text = _unknown(rest) or ' '.join(str(e.args[0] if e.args else e).split())
     raise InputError(f'command line: {text}') from None
   if more:
     raise InputError(f'command line: {more[0]!r} is not a flag')
   return path, values, known
+
+
+def _check_lists(args: Sequence[str]) -> None:
+  """Refuses `A,B` for a list of texts, which would be one text.
+
+  Numbers are told apart: --config.eval.ks=1,8. An entry of data.mixture has
+  commas.
+
+  Raises:
+    InputError: names the flag, and both ways to write it.
+  """
+  lists = {
+      f'config.{k}' for k, hint in loading.hints(config_lib.Config)
+      if hint == tuple[str, ...] and k != 'data.mixture'
+  }
+  for arg in args:
+    name, _, value = arg.lstrip('-').partition('=')
+    if name in lists and ',' in value and value[0] not in '([':
+      raise InputError(
+          f'command line: --{name}={value}: one text or two? write '
+          f'{tuple(value.split(","))!r} or {(value,)!r}, in quotes')
+
+
+def _unknown(args: Sequence[str]) -> str:
+  """What to say of the first --config.KEY that is no key; '' if all are."""
+  known = [name for name, _ in loading.hints(config_lib.Config)]
+  for arg in args:
+    name = arg.lstrip('-').partition('=')[0].removeprefix('config.')
+    if arg.lstrip('-').startswith('config.') and name not in known:
+      own = name.rpartition('.')[2]
+      named = [k for k in known if k.rpartition('.')[2] == own]
+      close = named or difflib.get_close_matches(name, known, 1)
+      hint = f'; did you mean {" or ".join(close)}?' if close else ''
+      return f'unknown key config.{name}{hint}'
+  return ''
 
 
 def _take_config(argv: list[str]) -> tuple[str, list[str]]:
@@ -109,7 +146,12 @@ def _take_config(argv: list[str]) -> tuple[str, list[str]]:
 def compared(config: config_lib.Config, path: str) -> config_lib.Config:
   """The config that `config.compare` names, on the same problems, samples and
   steps: the two differ by reward, credit, loss and optimizer."""
-  other = config_lib.freeze(config_lib.load(files.beside(path, config.compare)))
+  try:
+    other = config_lib.freeze(
+        config_lib.load(files.beside(path, config.compare)))
+  except InputError as e:
+    raise InputError(f"config.compare={config.compare}: {e}; '' compares with "
+                     'nothing') from None
   return dataclasses.replace(
       other, compare='', **{
           key: getattr(config, key)

@@ -17,6 +17,10 @@ import sys
 from absl import app, flags
 from etils import epath
 
+from exprl_jax import main as exprl_main
+from exprl_jax.runs import recipes
+from exprl_jax.types import InputError
+
 _AGAIN = 42  # exit code of a run that can go on
 
 _CONFIG = flags.DEFINE_string('config', None, 'Config file.', required=True)
@@ -70,6 +74,12 @@ def main(argv):
     lines = commands(_CONFIG.value, _ROOT.value, _SET.value, argv[1:])
   except ValueError as e:
     raise app.UsageError(str(e)) from None
+  for line in lines:  # a misspelt key is found before anything runs
+    try:
+      _, values, _ = exprl_main.parse(line[3:])
+      recipes.freeze(values)
+    except InputError as e:
+      raise app.UsageError(str(e)) from None
   failed = 0
   for line in lines:
     print(shlex.join(line), flush=True)

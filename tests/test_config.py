@@ -1,3 +1,4 @@
+import dataclasses
 import pathlib
 import re
 import typing
@@ -205,7 +206,11 @@ def test_a_bad_file_is_named(tmp_path, body, message):
         '--config.rollout.partial_rollouts=2'
     ], 'does not go with'),
     (['--config.eval.ks=(1,64)'], 'pass@k needs eval.samples >= k'),
-    (['--config.stpes=1'], 'Did you mean "steps"'),
+    (['--config.stpes=1'], 'unknown key config.stpes; did you mean steps.?$'),
+    (['--config.sample.temperature=0'], 'unknown key config.sample.temperature'
+     '; did you mean rollout.temperature'),
+    (['--config.qqqqqqq=0'], 'unknown key config.qqqqqqq$'),
+    (['--config.rollout.stop=A,B'], r"one text or two. write \('A', 'B'\)"),
     (['--config.steps=1.5'], 'config.steps=1.5'),
     (['--stpes=1'], 'Unknown command line flag'),
     (['steps=1'], 'not a flag'),
@@ -321,3 +326,15 @@ def test_every_number_is_in_its_range_or_named(value):
       assert not bound.low < given < bound.high
     else:
       assert bound.low <= given <= bound.high
+
+
+def test_configs_are_found_from_any_folder(tmp_path, monkeypatch):
+  mine = tmp_path / 'mine.py'
+  mine.write_text(pathlib.Path('configs/tiny.py').read_text())
+  monkeypatch.chdir(tmp_path)
+  assert config_lib.load('configs/tiny.py:sft').run == 'sft'
+  values = config_lib.freeze(config_lib.load('mine.py'))
+  assert main.compared(values, 'mine.py').reward == 'sparse'  # the shipped one
+  bad = dataclasses.replace(values, compare='nothing.py')
+  with pytest.raises(InputError, match='^config.compare=nothing.py: .*no such'):
+    main.compared(bad, 'mine.py')

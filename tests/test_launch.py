@@ -79,18 +79,23 @@ def test_sweep_is_the_product():
 
   def run(*args):
     return subprocess.run([
-        sys.executable, LAUNCH / 'sweep.py', '--dry_run', '--config=c.py:grpo',
-        '--root=/r', *args
+        sys.executable, LAUNCH / 'sweep.py', '--dry_run',
+        '--config=configs/tiny.py:grpo', '--root=/r', *args
     ], text=True, capture_output=True)
 
   out = run('--set=config.seed=0,1', '--set=config.optim.lr=1', '--',
             '--config.compare=')
   assert [line.split()[3:] for line in out.stdout.splitlines()] == [[
-      '--config=c.py:grpo', f'--config.seed={s}', '--config.optim.lr=1',
-      '--config.compare=', f'--workdir=/r/seed={s}-lr=1'
+      '--config=configs/tiny.py:grpo', f'--config.seed={s}',
+      '--config.optim.lr=1', '--config.compare=', f'--workdir=/r/seed={s}-lr=1'
   ] for s in '01']
   bad = run('--set=config.seed')
   assert bad.returncode == 1 and 'KEY=VALUE' in bad.stdout + bad.stderr
+  for flag, message in (('--set=config.optim.lrr=1', 'did you mean'),
+                        ('--set=config.optim.lr=nan', 'at most 10')):
+    bad = run(flag)
+    assert bad.returncode == 1 and message in bad.stdout + bad.stderr
+    assert 'exprl_jax.main' not in bad.stdout
 
 
 def test_sweep_starts_a_run_again_while_it_asks_for_it(tmp_path):

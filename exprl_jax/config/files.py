@@ -18,6 +18,8 @@ from typing import Any
 
 from exprl_jax.types import InputError
 
+_SHIPPED = pathlib.Path(__file__).parents[2]  # holds configs/ in a checkout
+
 
 def split(path: str) -> tuple[pathlib.Path, str]:
   """Splits FILE.py:ARGUMENT; the argument of FILE.py is ''."""
@@ -34,8 +36,13 @@ def title(path: str) -> str:
 
 
 def beside(path: str, other: str) -> str:
-  """Resolves a FILE.py[:ARGUMENT] relative to the folder of another."""
-  return str(split(path)[0].parent / other)
+  """Resolves a FILE.py[:ARGUMENT] relative to the folder of another, or of the
+  shipped configs where there is none."""
+  found = split(path)[0].parent / other
+  shipped = _SHIPPED / 'configs' / other
+  if not split(str(found))[0].is_file() and split(str(shipped))[0].is_file():
+    return str(shipped)
+  return str(found)
 
 
 def read(path: str) -> Any:
@@ -49,6 +56,8 @@ def read(path: str) -> Any:
       the file fails.
   """
   file, argument = split(path)
+  if not file.is_file() and (_SHIPPED / file).is_file():
+    file = _SHIPPED / file  # configs/tiny.py, from any folder
   if file.suffix != '.py' or not file.is_file():
     renamed = next(_renames(file), '')
     raise InputError(f'--config={path}: ' +
