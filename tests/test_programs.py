@@ -34,8 +34,11 @@ def test_every_program_of_the_main_job_is_listed():
   assert not any(name.startswith('judge/') for name in sparse)
 
 
-@pytest.mark.parametrize('flags', [[], ['--config.policy.lora_rank=2']],
-                         ids=str)
+@pytest.mark.parametrize(
+    'flags',
+    [[],
+     pytest.param(['--config.policy.lora_rank=2'], marks=pytest.mark.slow)],
+    ids=str)
 def test_listed_programs_compile(flags):
   """On two devices, with adapters, too."""
   mesh = mesh_lib.make_mesh(config_lib.Mesh(data=1, fsdp=2), jax.devices()[:2])

@@ -37,13 +37,14 @@ def again(workdir, recipe, *flags, step=3):
   return state, values, jsonl.read(workdir / 'replay.jsonl').rows
 
 
-@pytest.mark.parametrize(
-    'recipe, more',
-    [('', ['--config.rollout.overlong=zero']),
-     pytest.param('outcome', ['--config.credit.sparse_weight=0.5'],
-                  marks=pytest.mark.slow),
-     pytest.param('self_distill', ['--config.policy.lora_rank=2'],
-                  marks=pytest.mark.slow)])
+@pytest.mark.parametrize('recipe, more', [
+    pytest.param('', ['--config.rollout.overlong=zero'],
+                 marks=pytest.mark.slow),
+    pytest.param('outcome', ['--config.credit.sparse_weight=0.5'],
+                 marks=pytest.mark.slow),
+    pytest.param('self_distill', ['--config.policy.lora_rank=2'],
+                 marks=pytest.mark.slow)
+])
 def test_a_replayed_step_is_the_step(recipe, more, tmp_path, capsys):
   """Advantages, metrics, and every bit of the state after the update."""
   train(tmp_path, recipe, *more)
@@ -60,8 +61,13 @@ def test_a_replayed_step_is_the_step(recipe, more, tmp_path, capsys):
 
 def test_another_rule_and_what_is_not_there(tmp_path):
   train(tmp_path, '')
-  _, values, rows = again(tmp_path, '', '--config.credit.rule=end',
-                          '--config.credit.first=final', step=1)
+  same, _, rows = again(tmp_path, '', step=1)
+  assert all(r['advantages'] == r['advantages_kept'] for r in rows)
+  saved = checkpoints.restore_step(tmp_path, 1,
+                                   jax.tree.map(lambda x: x.copy(), same))
+  jax.tree.map(np.testing.assert_array_equal, saved, same)
+  _, _, rows = again(tmp_path, '', '--config.credit.rule=end',
+                     '--config.credit.first=final', step=1)
   for row in rows:  # EndNorm by hand
     *some, last = row['scores']
     np.testing.assert_allclose(row['advantages'],
