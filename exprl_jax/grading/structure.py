@@ -1,0 +1,327 @@
+r"""Compares answers part by part: lists, sets, points, moduli and units.
+
+A list has as many elements as it shows, each as often. Elements of lists and
+sets may come in any order, those of points may not. Math-Verify compares the
+single elements; by itself it would take all of these for sets.
+"""
+
+from collections.abc import Callable, Sequence
+import re
+from typing import NamedTuple
+
+from exprl_jax.grading import numerals, units
+from exprl_jax.grading.equality import is_decimal, normal_form
+from exprl_jax.grading.notation import plain
+
+_MOST = 60  # elements that algebra compares with each other
+
+Equal = Callable[[str, str], bool]
+
+_SEPARATOR = re.compile(
+    r'(?P<open>\\\{|\\langle(?![A-Za-z])|[{(\[])'
+    r'|(?P<close>\\\}|\\rangle(?![A-Za-z])|[})\]])'
+    r'|(?P<sep>[,;]|\\(?:text|mathrm|mbox)\s*\{\s*,?\s*(?:and|or)\s*\}'
+    r'|\\lor(?![A-Za-z])|(?<![A-Za-z\\])(?:and|or)(?![A-Za-z]))')
+_PAIRS = {'(': ')', '[': ']', r'\{': r'\}', r'\langle': r'\rangle'}
+_NAME = r'(?:[A-Za-z]|\\[A-Za-z]+)(?:_(?:\w|\{\w+\}))?(?:\([A-Za-z]\))?'
+_LABEL = re.compile(rf'\s*({_NAME})\s*=\s*(?=\S)')
+_MEMBER = re.compile(
+    rf'\s*({_NAME}|\(\s*{_NAME}(?:\s*,\s*{_NAME})*\s*\))\s*(=|\\in(?![A-Za-z]))'
+    r'\s*(?=[(\[\]]|\\\{|\\langle|\\emptyset|\\mathbb|\\varnothing)')
+_MODULUS = re.compile(
+    r'(?:\\pmod(?![A-Za-z])|\(?\s*(?:\\[bp]?mod|\\text\s*\{\s*\(?mod\s*\}'
+    r'|\\operatorname\s*\{mod\}|\\mathrm\s*\{mod\}|(?<![A-Za-z\\])mod'
+    r'|(?<![A-Za-z\\])modulo)(?![A-Za-z]))\s*(.+?)\s*\)?\s*$')
+_RELATION = re.compile(r'[<>]|\\(?:le|ge|ne|in|cup|cap|setminus|mathbb|lt|gt)'
+                       r'(?![A-Za-z])')
+
+
+class _Items(NamedTuple):
+  opened: str  # '' for a list without brackets
+  items: list[str]
+  closed: str
+
+  @property
+  def ordered(self) -> bool:
+    return self.opened not in ('', r'\{')
+
+
+def same(gold: str, answer: str, equal: Equal) -> bool:
+  """Tells whether two plain formulas are equal.
+
+  Args:
+    gold: the right answer.
+    answer: the answer to grade.
+    equal: compares two formulas that are no lists.
+  """
+  if numerals.side_by_side(answer) or numerals.side_by_side(gold):
+    return False
+  moduli = _modulus(gold), _modulus(answer)
+  if any(moduli):
+    return _congruent(gold, answer, moduli, equal)
+  gold_name, gold = _member(gold)
+  name, answer = _member(answer)
+  if gold_name and name and normal_form(gold_name) != normal_form(name):
+    return False
+  a, b = _items(gold), _items(answer)
+  if len(a.items) == len(b.items) == 1:
+    if not {a.opened, b.opened} & {r'\{', '['}:
+      return _leaf(gold, answer, equal)
+    return (a.opened == b.opened or '[' not in a.opened + b.opened) and (
+        same(a.items[0], b.items[0], equal))
+  if _is_set_of_numbers(gold, a) != _is_set_of_numbers(answer, b):
+    return _leaf(gold, answer, equal)  # (1,2) and 1 < x < 2
+  return _same_items(a, b, equal)
+
+
+def parts(text: str) -> list[str]:
+  """Splits a plain formula into what algebra must be able to read."""
+  text = _member(text)[1]
+  if modulus := _modulus(text):
+    rest, of = modulus
+    residues = re.split(r'\\equiv|=', rest)
+    return [of, *(p for r in residues for p in parts(r))]
+  found = _items(text)
+  if len(found.items) == 1 and not found.opened:
+    return [units.split(text)[0]]
+  return [p for item in found.items for p in parts(item)]
+
+
+def _leaf(gold: str, answer: str, equal: Equal) -> bool:
+  """Compares two single values, with their units."""
+  form, gold_form = normal_form(answer), normal_form(gold)
+  if form == gold_form:
+    return True
+  if is_decimal(answer) and is_decimal(gold):
+    return False
+  (gold, unit), (answer, other) = units.split(gold), units.split(answer)
+  if unit and other and unit.measures and other.measures:
+    if unit.measures != other.measures:
+      return False
+    ratio = other.factor / unit.factor
+    if ratio != 1:
+      answer = rf'({answer})\cdot\frac{{{ratio.numerator}}}{{{ratio.denominator}}}'
+  if normal_form(gold) == normal_form(answer):
+    return True
+  if is_decimal(answer) and is_decimal(gold):
+    return False
+  return equal(gold, answer)
+
+
+def _member(text: str) -> tuple[str, str]:
+  r"""Splits x \in (1,2) and (x,y)=(1,2) into a name and the rest."""
+  found = _MEMBER.match(text)
+  if not found or not _is_bracketed(text[found.end():]):
+    return '', text
+  return found[1], text[found.end():]
+
+
+def _is_bracketed(text: str) -> bool:
+  return bool(_items(text).opened) or bool(
+      re.match(r'\s*(?:\\emptyset|\\mathbb)|.*\\cup', text))
+
+
+def _items(text: str) -> _Items:
+  """Splits a list at its outer commas, without its brackets."""
+  text = text.strip().rstrip('.').strip()
+  for opened, closed in _PAIRS.items():
+    if text.startswith(opened) and len(text) > len(opened):
+      ends = _ends_of(text)
+      if ends and ends[1] == len(text):
+        inside, last = text[ends[0]:ends[2]], text[ends[2]:].strip()
+        items = _split(inside)
+        if len(items) > 1 or (opened == r'\{' and inside.strip()):
+          return _Items(opened, items, last)
+  if outward := re.fullmatch(r'([\[\]])([^\[\](){}]*)([\[\]])', text):
+    items = _split(outward[2])
+    if len(items) == 2:  # ]1,2[ is (1,2)
+      return _Items('([' [outward[1] == '['], items, ')]' [outward[3] == ']'])
+  items = _split(text)
+  return _Items('', _shared_label(items), '')
+
+
+def _ends_of(text: str) -> tuple[int, int, int] | None:
+  """Ends of the first opening bracket, of its closing one, and its start."""
+  depth, first = 0, 0
+  for found in _SEPARATOR.finditer(text):
+    if found['open']:
+      depth += 1
+      first = first or found.end()
+    elif found['close']:
+      depth -= 1
+      if not depth:
+        return first, found.end(), found.start()
+  return None
+
+
+def _split(text: str) -> list[str]:
+  """Splits at commas, semicolons, `and` and `or` outside of brackets."""
+  if r'\begin' in text:
+    return [text.strip()]
+  depth, at, items = 0, 0, []
+  for found in _SEPARATOR.finditer(text):
+    if found['sep']:
+      if depth == 0:
+        items.append(text[at:found.start()])
+        at = found.end()
+    else:
+      depth += 1 if found['open'] else -1
+  items.append(text[at:])
+  kept = [item.strip() for item in items if item.strip()]
+  return [x for item in kept for x in _signs(item)] or ['']
+
+
+def _signs(item: str) -> list[str]:
+  r"""Splits \pm into its two values."""
+  if not re.search(r'\\(?:pm|mp)(?![A-Za-z])', item):
+    return [item]
+  plus = re.sub(r'\\pm(?![A-Za-z])', '+', item)
+  minus = re.sub(r'\\pm(?![A-Za-z])', '-', item)
+  return [
+      re.sub(r'\\mp(?![A-Za-z])', other, x).replace('=+', '=').replace(
+          '= +', '= ').lstrip('+') for x, other in ((plus, '-'), (minus, '+'))
+  ]
+
+
+def _shared_label(items: Sequence[str]) -> list[str]:
+  """Drops the name of `x = 1, 2`, which all elements share."""
+  first = _LABEL.match(items[0])
+  if len(items) > 1 and first and not any(
+      '=' in item or _RELATION.search(item) for item in items[1:]):
+    return [items[0][first.end():], *items[1:]]
+  return list(items)
+
+
+def _is_set_of_numbers(text: str, found: _Items) -> bool:
+  r"""True for 1 < x < 2 and unions of intervals, which are no lists."""
+  return len(found.items) == 1 and bool(_RELATION.search(text)) or (
+      not found.opened and all(_RELATION.search(i) for i in found.items))
+
+
+def _same_items(a: _Items, b: _Items, equal: Equal) -> bool:
+  """Compares two lists, of which one at least has two elements."""
+  gold, answer = a.items, b.items
+  if a.ordered and b.ordered and len(gold) == 2 and (
+      (a.opened, a.closed) != (b.opened, b.closed)):
+    return False  # intervals with other ends
+  if a.ordered != b.ordered and r'\{' in (a.opened, b.opened):
+    return False  # a set and a point
+  if (a.opened or b.opened) and (a.closed == ')') != (a.opened == '(') and (
+      not b.opened):
+    return False  # (1,2] and 1, 2
+  if a.opened == b.opened == r'\{':
+    gold, answer = _distinct(gold), _distinct(answer)
+  if len(gold) != len(answer):
+    return False
+  names, others = _labels(gold), _labels(answer)
+  if names and not others or others and not names:
+    if others and a.ordered:
+      answer = [x for _, x in sorted(zip(others, answer))]
+    return _in_order(gold, answer, equal)
+  if a.ordered or b.ordered:
+    return _in_order(gold, answer, equal)
+  return _in_any_order(gold, answer, equal)
+
+
+def _labels(items: Sequence[str]) -> list[str]:
+  """Names of x = 1, y = 2 if all have one and they differ; else none."""
+  found = [_LABEL.match(item) for item in items]
+  names = [m[1] for m in found if m]
+  return names if len(set(names)) == len(items) > 1 else []
+
+
+def _distinct(items: Sequence[str]) -> list[str]:
+  return list({normal_form(item): item for item in items}.values())
+
+
+def _in_order(gold: Sequence[str], answer: Sequence[str],
+              equal: Equal) -> bool:
+  return all(_same_item(g, a, equal) for g, a in zip(gold, answer))
+
+
+def _in_any_order(gold: Sequence[str], answer: Sequence[str],
+                  equal: Equal) -> bool:
+  """Finds for each element one of its own, first those of equal texts."""
+  left = list(answer)
+  open_ = []
+  forms = [normal_form(a) for a in left]
+  for g in gold:
+    form = normal_form(g)
+    if form in forms:
+      i = forms.index(form)
+      del forms[i], left[i]
+    else:
+      open_.append(g)
+  if len(open_) > _MOST:
+    return False
+  for g in open_:
+    i = next((i for i, a in enumerate(left) if _same_item(g, a, equal)), None)
+    if i is None:
+      return False
+    del left[i]
+  return True
+
+
+def _same_item(gold: str, answer: str, equal: Equal) -> bool:
+  if r'\ldots' in gold or r'\ldots' in answer:
+    return normal_form(gold) == normal_form(answer)
+  return same(gold, answer, equal)
+
+
+def _modulus(text: str) -> tuple[str, str] | None:
+  """Splits n = 1 (mod 4) into what stands before, and 4."""
+  found = _MODULUS.search(text)
+  if not found:
+    return None
+  of = re.sub(r'^\{(.*)\}$', r'\1', found[1].strip().rstrip(')}.').strip(
+      ) if found[1].count('{') < found[1].count('}') else found[1].strip())
+  return text[:found.start()].strip().rstrip(',(').strip(), of
+
+
+def _congruent(gold: str, answer: str,
+               moduli: tuple[tuple[str, str] | None, tuple[str, str] | None],
+               equal: Equal) -> bool:
+  """Compares residues of one modulus, as classes."""
+  expected, given = moduli
+  if expected is None or given is None:
+    # 3 mod 7 is the number 3; n = 3 (mod 7) is a class.
+    class_ = expected or given
+    assert class_
+    rest, of = class_
+    if '=' in rest or r'\equiv' in rest:
+      return False
+    number = rest
+    if expected is None and rest.isdigit() and of.isdigit() and int(of):
+      number = str(int(rest) % int(of))
+    return same(number, answer, equal) if expected else same(
+        gold, number, equal)
+  (rest, of), (other_rest, other_of) = expected, given
+  if not same(of, other_of, equal):
+    return False
+  name, residues = _residues(rest)
+  other_name, others = _residues(other_rest)
+  if name and other_name and normal_form(name) != normal_form(other_name):
+    return False
+  if re.fullmatch(r'[1-9]\d{0,99}', of):
+    residues, others = _reduced(residues, int(of)), _reduced(others, int(of))
+  return len(residues) == len(others) and _in_any_order(residues, others, equal)
+
+
+def _residues(text: str) -> tuple[str, list[str]]:
+  name, equiv, rest = text.rpartition(r'\equiv')
+  if not equiv:
+    name, _, rest = text.rpartition('=')
+  return name.strip(), _split(rest)
+
+
+def _reduced(residues: Sequence[str], of: int) -> list[str]:
+  return [
+      str(int(r.replace(' ', '')) %
+          of) if re.fullmatch(r'- ?\d{1,999}|\d{1,999}', r) else r
+      for r in residues
+  ]
+
+
+def comparable(text: str) -> str:
+  """The plain form of an answer, without what only ornaments it."""
+  return plain(text).rstrip('.').strip()
