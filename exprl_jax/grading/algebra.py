@@ -161,7 +161,7 @@ def _word(text: str) -> str:
   text = text.replace('$', ' ').strip(' .')
   bare = re.sub(
       r'\\(?:text|mathrm|mbox|textbf|textit|textrm|mathbf|operatorname)\s*'
-      r'\{([^{}]*)\}', r'\1', text)
+      r'\{\s*\(?([^{}()]*)\)?\s*\}', r'\1', text)
   if text in (r'\emptyset', r'\{\}', r'\{ \}'):
     return 'nosolution'
   word = re.fullmatch(r"[A-Z]{2,}|[A-Za-z]{4,}|(?:[A-Za-z]+[\s',.-]+)+[A-Za-z]+",

@@ -105,6 +105,8 @@ def plain(text: str) -> str:
   if len(text) > LONGEST:
     return text
   text = _latex_of_signs(text)
+  if r'\begin' not in text:
+    text = re.sub(r'\\\\(?=[A-Za-z]{2})', r'\\', text)
   text = _NOTHING.sub('', text.replace(r',\!', ',').replace('{,}', ','))
   text = re.sub(r'\\\$|\$|(?<!\\)\\[()\[\]]', ' ', text)
   text = _COMMAND.sub(_rename, text)

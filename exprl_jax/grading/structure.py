@@ -124,6 +124,8 @@ def _is_bracketed(text: str) -> bool:
 def _items(text: str) -> _Items:
   """Splits a list at its outer commas, without its brackets."""
   text = text.strip().rstrip('.').strip()
+  if text[:1] == '{' and (ends := _ends_of(text)) and ends[1] == len(text):
+    return _items(text[1:-1])  # braces that only group
   for opened, closed in _PAIRS.items():
     if text.startswith(opened) and len(text) > len(opened):
       ends = _ends_of(text)
@@ -159,9 +161,10 @@ def _split(text: str) -> list[str]:
   if r'\begin' in text:
     return [text.strip()]
   depth, at, items = 0, 0, []
+  groups = _has_groups(text)
   for found in _SEPARATOR.finditer(text):
     if found['sep']:
-      if depth == 0:
+      if depth == 0 and (not groups or found['sep'] == ';'):
         items.append(text[at:found.start()])
         at = found.end()
     else:
@@ -169,6 +172,13 @@ def _split(text: str) -> list[str]:
   items.append(text[at:])
   kept = [item.strip() for item in items if item.strip()]
   return [x for item in kept for x in _signs(item)] or ['']
+
+
+def _has_groups(text: str) -> bool:
+  """True for p = 5, q = 2; p = 7, q = 2."""
+  return ';' in text and any(
+      text.count(',', 0, i) for i in (text.index(';'), len(text))
+  ) and '=' in text and not re.search(r'[(\[]', text)
 
 
 def _signs(item: str) -> list[str]:
@@ -209,7 +219,8 @@ def _same_items(a: _Items, b: _Items, equal: Equal) -> bool:
   if (a.opened or b.opened) and (a.closed == ')') != (a.opened == '(') and (
       not b.opened):
     return False  # (1,2] and 1, 2
-  if a.opened == b.opened == r'\{':
+  points = all(_items(x).ordered for x in (*gold, *answer))
+  if a.opened == b.opened == r'\{' or points:
     gold, answer = _distinct(gold), _distinct(answer)
   if len(gold) != len(answer):
     return False
