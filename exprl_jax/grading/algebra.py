@@ -21,6 +21,14 @@ _PERCENT = re.compile(r'%|\bper ?cent|\bpct\b', re.I)
 _PRIMED = re.compile(r"([A-Za-z])(?:_\{?(\w+)\}?)?\s*(?:('+)|\^\s*\{?\s*"
                      r"((?:\\prime(?![A-Za-z])\s*)+)\}?)")
 _DERIVATIVE = re.compile(r"(?<![A-Za-z])([fghyu])\^\{\((\d)\)\}")
+# Between two of these the library adds: 2(4) = 6, 3\\binom{10}{3} = 123.
+_FACTORS = (
+    re.compile(r'(?<![_\w\\.])((?:\d+(?:\.\d*)?|\.\d+)|\\pi)\s*'
+               r'(?=\(|\\(?:binom|lfloor|lceil)(?![A-Za-z]))'),
+    re.compile(r'(\))\s*(?=[\d(]|\\(?:frac|binom|sqrt)(?![A-Za-z]))'),
+    re.compile(r'(\\binom\{\w+\}\{\w+\})\s*(?=[\w(]|\\(?:frac|binom|sqrt)'
+               r'(?![A-Za-z]))'))
+_DESCENDING = re.compile(r'(>|\\ge(?![A-Za-z]))')
 _NO_VALUE = ('log', 'tan', 'cot', 'sec', 'csc', 'gamma', 'factorial')
 
 # Other ways to say it; all in lower case, without spaces.
@@ -127,6 +135,11 @@ def _anchor(text: str) -> str:
   # It drops primes, so f' gets a name of its own.
   text = _DERIVATIVE.sub(lambda m: m[1] + "'" * int(m[2]), text)
   text = _PRIMED.sub(_named, text)
+  for factor in _FACTORS:
+    text = factor.sub(r'\1\\cdot ', text)
+  sides = _DESCENDING.split(text)
+  if len(sides) == 5 and not re.search(r'[<=,]', text):  # 3 > x > 1
+    text = ''.join(sides[::-1]).replace('>', '<').replace(r'\ge', r'\le')
   # It sees the imaginary unit only where i stands alone.
   text = re.sub(r'(?<![A-Za-z\\])([a-z]?)i(?![A-Za-z])', r'\1 i ', text)
   return f'${" ".join(text.split())}$'
@@ -202,7 +215,7 @@ def _shared_symbols(a: Any, b: Any, sympy: Any) -> tuple[Any, Any]:
 
   def read(x: Any) -> Any:
     return x.subs({
-        s: sympy.I if s.name == 'i' else sympy.Symbol(s.name, real=True)
+        s: sympy.I if s.name == 'i' else sympy.Symbol(s.name)
         for s in x.free_symbols
     })
 

@@ -24,7 +24,8 @@ _BRACES = re.compile(
 _FONT = re.compile(r'\\(?:text|textbf|textit|textrm|textsf|texttt|mathrm|mathbf'
                    r'|mathsf|mathit|mathcal|boldsymbol|bm|mbox|emph|underline'
                    r'|operatorname|boxed|fbox)\s*\{([^{}]*)\}')
-_SWITCH = re.compile(r'\\(?:rm|bf|it|sf|tt|bfseries|itshape|left|right|displaystyle'
+_SIZE = re.compile(r'\\(?:left|right|[bB]igg?[lr]?)(?![A-Za-z])')
+_SWITCH = re.compile(r'\\(?:rm|bf|it|sf|tt|bfseries|itshape|displaystyle'
                      r')(?![A-Za-z])|\\[,;:! ()\[\]]|~')
 _SPACE = re.compile(r'\\q?quad(?![A-Za-z])')
 _ORNAMENTS = ' \t\n\r$*`"\'{}_'
@@ -130,7 +131,7 @@ def choice_letter(answer: str) -> str:
   text = unicodedata.normalize('NFKC', answer)
   for _ in range(3):  # fonts in fonts
     text = _FONT.sub(r'\1', text)
-  text = _SPACE.sub('  ', _SWITCH.sub(' ', text)).strip(_ORNAMENTS)
+  text = _SPACE.sub('  ', _SWITCH.sub(' ', _SIZE.sub('', text))).strip(_ORNAMENTS)
   found = _LETTER.match(text)
   if not found:
     return ''
@@ -143,7 +144,7 @@ def _said_letter(said: str) -> str | None:
   said = unicodedata.normalize('NFKC', said[:_LONGEST_CHOICE])
   for _ in range(3):
     said = _FONT.sub(r'\1', said)
-  said = _SPACE.sub('  ', _SWITCH.sub(' ', said))
+  said = _SPACE.sub('  ', _SWITCH.sub(' ', _SIZE.sub('', said)))
   found = _SAID.match(said)
   if not found:
     return None

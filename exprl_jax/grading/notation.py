@@ -54,12 +54,17 @@ _FONT = re.compile(
     r'\\(?:textbf|mathbf|boldsymbol|bm|textit|mathit|textrm|textnormal|textsf'
     r'|mathsf|texttt|mathtt|mathrm|mbox|hbox|text|emph|underline|bold'
     r'|operatorname\*?)\s*\{([^{}]*)\}')
+_DEGREE = re.compile(r'\^?\s*\{?\s*\\degree(?![A-Za-z])\s*\}?')
+_EMPTY_INDEX = re.compile(r'\\log_(?:e(?![A-Za-z])|\{e\})\s*')
+_MONEY = re.compile(r'^\s*\$?(?:\\\$|\\text\s*\{\s*\\\$\s*\})\s*(\d[\d.,\s]*?)\s*\$?\s*$')
+_AROUND = re.compile(r'\\(?:boldsymbol|bm|mathbf|textbf|mathrm|text|underline)\s*\{(?=[^{}]*'
+                     r'[\\{])')
 _QUAD = re.compile(r'\s*\\q?quad(?![A-Za-z])\s*')
 _NAMES = {
     'dfrac': 'frac', 'tfrac': 'frac', 'cfrac': 'frac', 'dbinom': 'binom',
     'tbinom': 'binom', 'varnothing': 'emptyset', 'leq': 'le', 'geq': 'ge',
     'leqslant': 'le', 'geqslant': 'ge', 'neq': 'ne', 'dots': 'ldots',
-    'cdots': 'ldots', 'dotsc': 'ldots', 'dotsb': 'ldots', 'degree': 'circ',
+    'cdots': 'ldots', 'dotsc': 'ldots', 'dotsb': 'ldots',
     'to': 'rightarrow', 'gets': 'leftarrow', 'arcsinh': 'arsinh', 'lg': 'log',
     'iff': 'Leftrightarrow', 'implies': 'Rightarrow', 'lbrace': '{',
     'rbrace': '}', 'lbrack': '[', 'rbrack': ']', 'lparen': '(',
@@ -108,14 +113,17 @@ def plain(text: str) -> str:
   if r'\begin' not in text:
     text = re.sub(r'\\\\(?=[A-Za-z]{2})', r'\\', text)
   text = _NOTHING.sub('', text.replace(r',\!', ',').replace('{,}', ','))
+  text = _DEGREE.sub(r'^\\circ ', _EMPTY_INDEX.sub(r'\\ln ', text))
+  text = _MONEY.sub(r'\1 \\text{dollars}', text)
   text = re.sub(r'\\\$|\$|(?<!\\)\\[()\[\]]', ' ', text)
   text = _COMMAND.sub(_rename, text)
   text = _THIN.sub(' ', text.replace('\n', '  ').replace('\t', '  '))
-  text = _FONT.sub(_without_font, text).strip().strip('`').strip()
+  text = _FONT.sub(_without_font, _unwrapped(text)).strip().strip('`').strip()
   text = text.strip('*_').strip() if text[:2] == '**' else text
   text = _QUAD.sub(_quad, text)
   for sign, latex in _SIGNS_OF_PROGRAMS:
     text = text.replace(sign, latex)
+  text = re.sub(r'\\text\s*\{\s*infinity\s*\}', r'\\infty ', text)
   text = _outside_text(text, _functions)
   text = numerals.rewrite(_fractions(text))
   return re.sub(r'\\frac\{(\d+)\}\{1\}', r'\1', text).strip()
@@ -176,6 +184,17 @@ def _without_font(match: re.Match[str]) -> str:
   return inside
 
 
+def _unwrapped(text: str) -> str:
+  """Drops the font around a formula with commands."""
+  for _ in range(3):
+    found = _AROUND.search(text)
+    end = closing(text, found.end() - 1, '{}') if found else -1
+    if not found or end < 0:
+      return text
+    text = text[:found.start()] + text[found.end():end] + text[end + 1:]
+  return text
+
+
 def _quad(match: re.Match[str]) -> str:
   """A wide space separates a list, or else is a space."""
   text, at, end = match.string, match.start(), match.end()
@@ -219,6 +238,7 @@ _RADICAND = re.compile(r'\\sqrt(\[\d\])? ?(\d+(?:\.\d+)?|[A-Za-z]'
 
 def _calls(text: str) -> str:
   """Gives the arguments of roots, powers and exp their braces."""
+  text = re.sub(r'(?<![A-Za-z\\])sqrt(?= ?[\dA-Za-z\\])', r'\\sqrt', text)
   for _ in range(20):  # nested calls; each pass is linear
     out, at, found = [], 0, False
     for call in _CALL.finditer(text):

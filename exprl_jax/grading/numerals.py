@@ -28,6 +28,7 @@ _REPEATED = re.compile(
     r'|\((\d+)\)(?![\d.(^!])|\\dot\s*\{?(\d)\}?(?:(\d*)\\dot\s*\{?(\d)\}?)?)'
     r'(?:\\ldots|\.\.\.)?')
 _ENDLESS = re.compile(r'(?<![\w.])(\d*)\.(\d+) ?(?:\\ldots|\.{3,})(?!\s*,)')
+_POWER = re.compile(r'\^\{\s*(-?)\s*(\d{0,9}\.\d{1,9})\s*\}')
 _JUXTAPOSED = re.compile(
     r'(?<![\w^.\\])\d+(?:\.\d*)?(?:\s+\.?\d|\s*\\frac\{\d+\}\{\d+\}|\{\d'
     r"|'+\s*\d)|\\frac\{[^{}]*\}\{[^{}]*\}\s*\.?\d|\d\s*\.\s*\d+\s*\.\s*\d"
@@ -43,6 +44,7 @@ def rewrite(text: str) -> str:
   text = _TENS.sub(_tens, text)
   text = _REPEATED.sub(_repeated, text)
   text = _ENDLESS.sub(_endless, text)
+  text = _POWER.sub(lambda m: '^{' + m[1] + _fraction(Fraction(m[2])) + '}', text)
   return _MIXED.sub(_mixed, text)
 
 

@@ -67,10 +67,14 @@ def same(gold: str, answer: str, equal: Equal) -> bool:
   if len(a.items) == len(b.items) == 1:
     if not {a.opened, b.opened} & {r'\{', '['}:
       return _leaf(gold, answer, equal)
-    return (a.opened == b.opened or '[' not in a.opened + b.opened) and (
-        same(a.items[0], b.items[0], equal))
+    alike = a.opened == b.opened or not (
+        '[' in a.opened + b.opened or r'\emptyset' in (*a.items, *b.items))
+    return alike and same(a.items[0], b.items[0], equal)
   if _is_set_of_numbers(gold, a) != _is_set_of_numbers(answer, b):
-    return _leaf(gold, answer, equal)  # (1,2) and 1 < x < 2
+    # (1,2) and 1 < x < 2
+    return r'\{' not in (a.opened, b.opened) and all(
+        len(x.items) == 1 or x.opened or _RELATION.search(x.items[0])
+        for x in (a, b)) and _leaf(gold, answer, equal)
   return _same_items(a, b, equal)
 
 
@@ -216,8 +220,8 @@ def _same_items(a: _Items, b: _Items, equal: Equal) -> bool:
     return False  # intervals with other ends
   if a.ordered != b.ordered and r'\{' in (a.opened, b.opened):
     return False  # a set and a point
-  if (a.opened or b.opened) and (a.closed == ')') != (a.opened == '(') and (
-      not b.opened):
+  if len(gold) == 2 and a.opened != b.opened and '' in (
+      a.opened, b.opened) and ({*'[]'} & {a.opened, b.opened, a.closed, b.closed}):
     return False  # (1,2] and 1, 2
   points = all(_items(x).ordered for x in (*gold, *answer))
   if a.opened == b.opened == r'\{' or points:

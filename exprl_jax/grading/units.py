@@ -99,7 +99,10 @@ def split(text: str) -> tuple[str, Unit | None]:
   start = found.start('unit') + max(0, len(text) - 80)
   value = text[:start].strip()
   named = found['unit']
-  if not _SIMPLE.fullmatch(value) or not _is_unit(named, text[start - 1] == ' '):
+  if value.endswith(r'\circ') and _WRAPPED.sub(r'\1', named).strip() in 'CFK':
+    named = 'degrees' + _WRAPPED.sub(r'\1', named).strip()
+  elif not _SIMPLE.fullmatch(value) or not _is_unit(named,
+                                                    text[start - 1] == ' '):
     return text, None
   value = re.sub(r'\s*\^\{?\\circ\}?$', '', value)  # 25 degrees C
   return value, _read(_WRAPPED.sub(r' \1', named))
