@@ -159,6 +159,17 @@ MATH = {
         ('does not exist', ['DNE', r'\text{DNE}', r'\text{does not exist}'], ['0', r'\infty', 'exists']),
         ('AB', [r'\text{AB}', 'AB.'], ['BA', 'A', 'B', 'ABC']),
     ],
+    'letters': [
+        ('x-y', ['x - y', '-y+x', '-(y-x)'], ['x,y', 'x+y', 'y-x', 'x y', 'x.y', 'xy', r'x\text{-}y'][:-1]),
+        ('x,y', ['y,x', 'x and y', r'x \text{ and } y'], ['x-y', 'xy', 'x', 'x,x', 'x+y', 'x y']),
+        ('Alice and Bob', ['Bob and Alice', 'Alice, Bob', r'\text{Alice and Bob}', r'\text{Alice} \text{ and } \text{Bob}'], ['Alice', 'Alice and Bbo', 'Alice or', 'Alice, Bob, Carol', 'Alice, Carol']),
+        ('Monday, Friday', ['Friday, Monday', r'\text{Monday}, \text{Friday}'], ['Monday', 'Monday, Firday', 'Sunday, Friday']),
+        ('ab+c', ['c+ba'], ['abc', 'ac+b', 'ab-c', 'ab,c']),
+        ('12', ['3(4)', '(3)(4)', '3*4', r'\frac{1}{2}(24)', '(2)(2)(3)', r'2\binom{4}{2}', r'(3)4', '2(2)(3)', r'(\frac12)(24)'], ['12(1)(2)', '8(4)', '9(3)', '(5)(7)', '(6)6', r'6\binom{4}{2}', '(3)(4)(5)']),
+        ('7', ['(3)+(4)'], ['3(4)', '(3)(4)', r'3(\frac{8}{2})', r'(3)4', '-3(4)', '(1)(6)']),
+        ('123', [r'3+\binom{10}{3}'], [r'3\binom{10}{3}', r'\binom{10}{3}3', r'\binom{10}{3}(3)']),
+        (r'2\pi', [r'\pi(2)', r'(2)\pi', r'2(\pi)'], [r'2+\pi', r'\pi(3)', r'\pi^2']),
+    ],
     'fractions': [
         ('3/4', [r'\frac34', r'\frac{3}{4}', '0.75', '.75', r'\frac{6}{8}', r'\dfrac{3}{4}', '3:4', r'75\cdot 10^{-2}', r'\left(\frac{3}{4}\right)', r'\boldsymbol{\frac{3}{4}}'], ['4/3', '34', '3,4', '0.7', r'\frac43', '-3/4', '3 4', r'75\%', '(3,4)', '3.4', r'3\frac{}{4}']),
         (r'\frac{a}{b}', ['a/b', r'\frac ab', r'ab^{-1}'], ['b/a', 'ab', 'a', r'\frac{a}{c}']),

@@ -89,25 +89,24 @@ def _grade(parse: _Parse, equal: _Equal, gold: str, answer: str | None,
     return ('correct' if _readable(parse, gold, sentence) else
             'gold_unparsable'), '', ''
   answer = structure.comparable(answer)
-  word, gold_word = _word(answer), _word(gold)
-  if word and gold_word:
-    return ('correct' if word == gold_word else 'wrong'), word, ''
-  if not gold_word and not _readable(parse, gold, sentence):
+  if not _readable(parse, gold, sentence):
     return 'gold_unparsable', '', ''
-  if gold_word and r'\text' in gold:
-    right = answer.lower() == gold_word
-    return ('correct' if right else 'wrong'), answer[:1000], ''
 
   def alike(a: str, b: str) -> bool:
+    if (right := _same_words(a, b)) is not None:
+      return right
     expected, given = parse(a if sentence else _anchor(a)), parse(_anchor(b))
     return (expected is not None and given is not None
             and not _other_base(b, a) and equal(expected, given))
 
   right = (percent or not _PERCENT.search(answer)) and (
       alike(gold, answer) and not numerals.side_by_side(answer)
-      if sentence else structure.same(gold, answer, alike))
+      if sentence else _same_words(gold, answer) or
+      structure.same(gold, answer, alike))
   if right:
     return 'correct', '', ''
+  if word := _word(answer):
+    return 'wrong', word, ''
   given = parse(_anchor(answer))
   unread = given is None and any(
       parse(_anchor(part)) is None for part in structure.parts(answer))
@@ -165,6 +164,16 @@ def _sentence(gold: str) -> bool:
   return bool(re.search('[A-Za-z]{2}', re.sub(r'\$[^$]*\$', ' ', gold)))
 
 
+def _same_words(gold: str, answer: str) -> bool | None:
+  """Compares words in any case; None if algebra has to."""
+  word, gold_word = _word(answer), _word(gold)
+  if word and gold_word:
+    return word == gold_word
+  if gold_word and r'\text' in gold:
+    return answer.lower() == gold_word
+  return None
+
+
 def _word(text: str) -> str:
   """Returns a name or words in lower case without spaces; '' for formulas.
 
@@ -177,16 +186,17 @@ def _word(text: str) -> str:
       r'\{\s*\(?([^{}()]*)\)?\s*\}', r'\1', text)
   if text in (r'\emptyset', r'\{\}', r'\{ \}'):
     return 'nosolution'
-  word = re.fullmatch(r"[A-Z]{2,}|[A-Za-z]{4,}|(?:[A-Za-z]+[\s',.-]+)+[A-Za-z]+",
-                      bare)
   joined = ''.join(c for c in bare if c.isalpha()).lower()
-  if word and ' ' in bare.strip() and max(map(len, bare.split())) < 3 and (
-      bare == text):
-    return ''  # a b: a product
-  if word or bare != text and joined and re.fullmatch(
-      r"[^\W\d_]+(?:[\s',.-]+[^\W\d_]+)*", bare.strip()):
-    return _SYNONYMS.get(joined, joined)
-  return ''
+  if bare != text:
+    found = re.fullmatch(r"[^\W\d_]+(?:[\s',.-]+[^\W\d_]+)*", bare.strip())
+  else:
+    found = re.fullmatch(r"[A-Z]{2,}|[A-Z][a-z]{2,}|[A-Za-z]{4,}|[A-Za-z]+(?: +[A-Za-z']+)+",
+                         bare)
+    words = bare.split()
+    if found and len(words) > 1 and (max(map(len, words)) < 3
+                                     or {'and', 'or'} & set(words)):
+      found = None  # a b is a product, x and y a list
+  return _SYNONYMS.get(joined, joined) if found else ''
 
 
 def _has_no_value(found: Any, sympy: Any) -> bool:
