@@ -54,6 +54,10 @@ _FONT = re.compile(
     r'\\(?:textbf|mathbf|boldsymbol|bm|textit|mathit|textrm|textnormal|textsf'
     r'|mathsf|texttt|mathtt|mathrm|mbox|hbox|text|emph|underline|bold'
     r'|operatorname\*?)\s*\{([^{}]*)\}')
+_NUMBER_WORDS = ('zero one two three four five six seven eight nine ten eleven '
+                 'twelve').split()
+_NUMBER_WORD = re.compile(
+    rf'\s*(?:\\text\s*\{{)?\s*({"|".join(_NUMBER_WORDS)})\s*\}}?\s*\.?\s*', re.I)
 _DEGREE = re.compile(r'\^?\s*\{?\s*\\degree(?![A-Za-z])\s*\}?')
 _EMPTY_INDEX = re.compile(r'\\log_(?:e(?![A-Za-z])|\{e\})\s*')
 _MONEY = re.compile(r'^\s*\$?(?:\\\$|\\text\s*\{\s*\\\$\s*\})\s*(\d[\d.,\s]*?)\s*\$?\s*$')
@@ -66,7 +70,7 @@ _NAMES = {
     'leqslant': 'le', 'geqslant': 'ge', 'neq': 'ne', 'dots': 'ldots',
     'cdots': 'ldots', 'dotsc': 'ldots', 'dotsb': 'ldots',
     'to': 'rightarrow', 'gets': 'leftarrow', 'arcsinh': 'arsinh', 'lg': 'log',
-    'iff': 'Leftrightarrow', 'implies': 'Rightarrow', 'lbrace': '{',
+    'iff': 'Leftrightarrow', 'implies': 'Rightarrow', 'colon': ':', 'lbrace': '{',
     'rbrace': '}', 'lbrack': '[', 'rbrack': ']', 'lparen': '(',
     'rparen': ')', 'vert': '|', 'lvert': '|', 'rvert': '|', 'mid': '|',
     'wedge': 'land', 'vee': 'lor', 'tg': 'tan', 'ctg': 'cot'
@@ -110,6 +114,9 @@ def plain(text: str) -> str:
   if len(text) > LONGEST:
     return text
   text = _latex_of_signs(text)
+  if word := _NUMBER_WORD.fullmatch(text):
+    return str(_NUMBER_WORDS.index(word[1].lower()))
+  text = re.sub(r'\\mathbb\s+([A-Z])', r'\\mathbb{\1}', text)
   if r'\begin' not in text:
     text = re.sub(r'\\\\(?=[A-Za-z]{2})', r'\\', text)
   text = _NOTHING.sub('', text.replace(r',\!', ',').replace('{,}', ','))
@@ -177,6 +184,8 @@ def _rename(match: re.Match[str]) -> str:
 def _without_font(match: re.Match[str]) -> str:
   """Drops the font of numbers and signs; words keep it, as \\text."""
   inside = match[1]
+  if match[0] == match.string.strip() and inside.strip()[:1].isdigit():
+    return inside  # \\text{12 cm}
   if re.search('[A-Za-z]', inside):
     if match[0].startswith((r'\boldsymbol', r'\bm', r'\bold')):
       return inside

@@ -23,7 +23,7 @@ _SEPARATOR = re.compile(
     r'|(?P<sep>[,;]|\\(?:text|mathrm|mbox)\s*\{\s*,?\s*(?:and|or)\s*\}'
     r'|\\lor(?![A-Za-z])|(?<![A-Za-z\\])(?:and|or)(?![A-Za-z]))')
 _PAIRS = {'(': ')', '[': ']', r'\{': r'\}', r'\langle': r'\rangle'}
-_NAME = r'(?:[A-Za-z]|\\[A-Za-z]+)(?:_(?:\w|\{\w+\}))?(?:\([A-Za-z]\))?'
+_NAME = r'(?:[A-Za-z]|\\vec\s*\{\w\}|\\[A-Za-z]+)(?:_(?:\w|\{\w+\}))?(?:\([A-Za-z]\))?'
 _LABEL = re.compile(rf'\s*({_NAME})\s*=\s*(?=\S)')
 _MEMBER = re.compile(
     rf'\s*({_NAME}|\(\s*{_NAME}(?:\s*,\s*{_NAME})*\s*\))\s*(=|\\in(?![A-Za-z]))'
@@ -32,6 +32,9 @@ _MODULUS = re.compile(
     r'(?:\\pmod(?![A-Za-z])|\(?\s*(?:\\[bp]?mod|\\text\s*\{\s*\(?mod\s*\}'
     r'|\\operatorname\s*\{mod\}|\\mathrm\s*\{mod\}|(?<![A-Za-z\\])mod'
     r'|(?<![A-Za-z\\])modulo)(?![A-Za-z]))\s*(.+?)\s*\)?\s*$')
+_VALUE_OF = re.compile(rf"\s*{_NAME}'*(?:\([^()=]*\))?\s*=\s*(?=[^=]+$)")
+_ANGLES = {(('angle', 1),), (('radian', 1),)}
+_UNION = re.compile(r'\\cup(?![A-Za-z])')
 _RELATION = re.compile(r'[<>]|\\(?:le|ge|ne|in|cup|cap|setminus|mathbb|lt|gt)'
                        r'(?![A-Za-z])')
 
@@ -70,11 +73,14 @@ def same(gold: str, answer: str, equal: Equal) -> bool:
     alike = a.opened == b.opened or not (
         '[' in a.opened + b.opened or r'\emptyset' in (*a.items, *b.items))
     return alike and same(a.items[0], b.items[0], equal)
+  if _is_union(a, b):
+    return _in_any_order(_pieces(gold, a), _pieces(answer, b), equal)
   if _is_set_of_numbers(gold, a) != _is_set_of_numbers(answer, b):
     # (1,2) and 1 < x < 2
     return r'\{' not in (a.opened, b.opened) and all(
         len(x.items) == 1 or x.opened or _RELATION.search(x.items[0])
-        for x in (a, b)) and _leaf(gold, answer, equal)
+        for x in (a, b)) and (_leaf(gold, answer, equal)
+                              or _leaf(answer, gold, equal))
   return _same_items(a, b, equal)
 
 
@@ -98,9 +104,14 @@ def _leaf(gold: str, answer: str, equal: Equal) -> bool:
     return True
   if is_decimal(answer) and is_decimal(gold):
     return False
+  if '=' not in answer and (named := _VALUE_OF.match(gold)):
+    gold = gold[named.end():]
   (gold, unit), (answer, other) = units.split(gold), units.split(answer)
+  gold = units.in_degrees(gold, unit, other)
+  answer = units.in_degrees(answer, other, unit)
   if unit and other and unit.measures and other.measures:
-    if unit.measures != other.measures:
+    angles = {unit.measures, other.measures} == _ANGLES
+    if unit.measures != other.measures and not angles:
       return False
     ratio = other.factor / unit.factor
     if ratio != 1:
@@ -206,17 +217,33 @@ def _shared_label(items: Sequence[str]) -> list[str]:
   return list(items)
 
 
+def _is_union(a: _Items, b: _Items) -> bool:
+  """True for the inequalities x < 1, x > 3 beside a union of intervals."""
+  few, many = sorted((a, b), key=lambda x: len(x.items))
+  return len(few.items) == 1 and len(many.items) > 1 and (
+      not many.opened and bool(_UNION.search(few.items[0])) and all(
+          _RELATION.search(i) and not _UNION.search(i) for i in many.items))
+
+
+def _pieces(text: str, found: _Items) -> list[str]:
+  if len(found.items) > 1:
+    return found.items
+  return [part.strip() for part in _UNION.split(text)]
+
+
 def _is_set_of_numbers(text: str, found: _Items) -> bool:
   r"""True for 1 < x < 2 and unions of intervals, which are no lists."""
   return len(found.items) == 1 and bool(_RELATION.search(text)) or (
+      len(found.items) > 1 and
       not found.opened and all(_RELATION.search(i) for i in found.items))
 
 
 def _same_items(a: _Items, b: _Items, equal: Equal) -> bool:
   """Compares two lists, of which one at least has two elements."""
   gold, answer = a.items, b.items
-  if a.ordered and b.ordered and len(gold) == 2 and (
-      (a.opened, a.closed) != (b.opened, b.closed)):
+  ends, other_ends = (x.opened.replace(r'\langle', '(') + x.closed.replace(
+      r'\rangle', ')') for x in (a, b))
+  if a.ordered and b.ordered and len(gold) == 2 and ends != other_ends:
     return False  # intervals with other ends
   if a.ordered != b.ordered and r'\{' in (a.opened, b.opened):
     return False  # a set and a point
@@ -302,12 +329,10 @@ def _congruent(gold: str, answer: str,
     # 3 mod 7 is the number 3; n = 3 (mod 7) is a class.
     class_ = expected or given
     assert class_
-    rest, of = class_
-    if '=' in rest or r'\equiv' in rest:
+    rest, of = (x.replace(' ', '') for x in class_)
+    if not (re.fullmatch(r'\d{1,99}', rest) and re.fullmatch(r'[1-9]\d{0,99}', of)):
       return False
-    number = rest
-    if expected is None and rest.isdigit() and of.isdigit() and int(of):
-      number = str(int(rest) % int(of))
+    number = str(int(rest) % int(of))
     return same(number, answer, equal) if expected else same(
         gold, number, equal)
   (rest, of), (other_rest, other_of) = expected, given

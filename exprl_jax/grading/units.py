@@ -72,6 +72,8 @@ _WRAPPED = re.compile(
 _FACTOR = re.compile(r'([A-Za-z]+)\.?\s*(?:\^\s*\{?\s*(-?\d)\s*\}?)?')
 _ORDINAL = re.compile(
     r'(?<=\d)\s*\^?\s*\{?\s*(?:\\(?:text|mathrm)\s*\{)?(?:st|nd|rd|th)\}?\}?$')
+_NAMED = re.compile(r'\s*(?:[A-Za-z]|\\(?!text|sqrt|frac)[A-Za-z]+|\\text\s*\{[^{}]*\})'
+                    r'(?:_(?:\w|\{\w+\}))?\s*=\s*')
 _SIMPLE = re.compile(r'(?:[^A-Za-z]|\\(?:frac|sqrt|pi|times|cdot|circ|pm)'
                      r'(?![A-Za-z]))*')
 
@@ -101,11 +103,24 @@ def split(text: str) -> tuple[str, Unit | None]:
   named = found['unit']
   if value.endswith(r'\circ') and _WRAPPED.sub(r'\1', named).strip() in 'CFK':
     named = 'degrees' + _WRAPPED.sub(r'\1', named).strip()
-  elif not _SIMPLE.fullmatch(value) or not _is_unit(named,
+  elif not _SIMPLE.fullmatch(_NAMED.sub('', value, count=1)) or not _is_unit(named,
                                                     text[start - 1] == ' '):
     return text, None
   value = re.sub(r'\s*\^\{?\\circ\}?$', '', value)  # 25 degrees C
   return value, _read(_WRAPPED.sub(r' \1', named))
+
+
+def in_degrees(text: str, unit: Unit | None, other: Unit | None) -> str:
+  """Turns radians, which may stay unsaid beside pi, into degrees.
+
+  Only where the other side is in degrees. Its own unit then is degrees, too.
+  """
+  degrees, radians = (('angle', 1),), (('radian', 1),)
+  if other is None or other.measures != degrees:
+    return text
+  if unit and unit.measures == radians or not unit and r'\pi' in text:
+    return rf'({text})\cdot\frac{{180}}{{\pi}}'
+  return text
 
 
 def _is_unit(named: str, spaced: bool) -> bool:
@@ -113,7 +128,7 @@ def _is_unit(named: str, spaced: bool) -> bool:
   wrapped = bool(_WRAPPED.search(named))
   words = re.findall('[A-Za-z]+', _WRAPPED.sub(r' \1', named))
   if not 1 <= len(words) <= 4 or _NO_UNITS & {w.lower() for w in words}:
-    return set(words) == {'in'} and wrapped
+    return words == ['in']
   bare = re.findall('[A-Za-z]+', _WRAPPED.sub(' ', named))
   spaced = spaced or named[:1].isspace()
   if wrapped and len(bare) == 0:
