@@ -120,6 +120,8 @@ def _readable(parse: _Parse, gold: str, sentence: bool) -> bool:
     return parse(gold) is not None
   if meaningless(gold) or numerals.side_by_side(gold) or numerals.endless(gold):
     return False
+  if re.fullmatch(r'\d{1,2}:\d\d', gold):
+    return True  # a time of day
   return bool(_word(gold)) or all(
       number(part) is not None or bool(_word(part)) or r'\ldots' == part
       or parse(_anchor(part)) is not None for part in structure.parts(gold))
@@ -204,6 +206,12 @@ def _has_no_value(found: Any, sympy: Any) -> bool:
   if not isinstance(found, sympy.Basic):
     return False
   if found.has(sympy.nan, sympy.zoo):
+    return True
+  bases = [p.base for p in found.atoms(sympy.Pow) if p.exp.could_extract_minus_sign()]
+  if any(b.is_number and not b.has(sympy.Pow) and len(str(b)) < 40
+         and b.doit() == 0 for b in bases):
+    return True
+  if found.is_number and found.has(sympy.oo) and found.doit() is sympy.nan:
     return True
   functions = [getattr(sympy, name) for name in _NO_VALUE]
   return any(

@@ -38,15 +38,16 @@ _OTHERS = re.compile(
     r'(?:,\s*|\s*(?:or|and|/|&)\s+|\s*/\s*)?(?:(?:or|and)\s+)?[(\[]?[A-Za-z]'
     r'[)\].:,]*(?:\s*$|\s+(?:or|and)\b|\s*,)')
 _STATED = re.compile(
-    r'\b(?:answer|option|choice)\b(?P<is>[ \t]*(?:choice|option|letter)?[ \t*_]*'
-    r'(?:(?:would|should|must)[ \t]+be|is|=|:|\uff1a)[ \t*_]*:?)?[ \t]*(?P<said>\S.*)$',
-    re.I | re.M)
+    r'(?<![A-Za-z])(?:answer|option|choice)(?![A-Za-z])(?:[ \t]*(?:choice|option'
+    r'|letter)?[ \t*_]{0,20}(?:(?:(?:would|should|must)[ \t]+be|is)(?![A-Za-z])'
+    r'|[=:>\uff1a])[ \t*_]{0,20}:?|(?=[ \t]\(?[A-Z]\)))[ \t*_]{0,20}\s{0,9}'
+    r'(?=(?P<said>\S.{0,300}))', re.I)
 _SAID = re.compile(
     r'[\s*_$({\[`"\']*(?:(?:option|choice|letter)[ \t]+)?[\s*_$({\[`"\'<]*'
     r'([A-Za-z])(?![A-Za-z\d\'])[\s*_)}\]`"\'>$]*(.*)', re.I | re.S)
 # Behind a letter: nothing, a sign, a reason, or the text of the choice.
 _GOES_ON = re.compile(
-    r'$|[.;:!\u2014-]|,(?!\s*[A-Za-z]\b(?!\'))|because\b|since\b|as\b|with\b'
+    r'$|[.;:!<\u2014-]|,(?!\s*[A-Za-z]\b(?!\'))|because\b|since\b|as\b|with\b'
     r'|which\b|\(?not\b|[\d\\]')
 _HEDGE = re.compile(r'^\W*(?:or|and|/|&)\W|^\W*(?:or|and)\s+[A-Za-z]\b', re.I)
 
@@ -112,7 +113,6 @@ def choice_answer(text: str) -> str:
     return answer
   said = [
       found['said'] for found in _STATED.finditer(without_thinking(text))
-      if found['is']
   ]
   letters = [letter for x in said if (letter := _said_letter(x)) is not None]
   if letters and (letters[-1] or answer is None):
@@ -141,7 +141,7 @@ def choice_letter(answer: str) -> str:
 
 def _said_letter(said: str) -> str | None:
   """The letter that follows `the answer is`; '' for two; None without."""
-  said = unicodedata.normalize('NFKC', said[:_LONGEST_CHOICE])
+  said = re.sub('[\u201c\u201d]', '"', unicodedata.normalize('NFKC', said))
   for _ in range(3):
     said = _FONT.sub(r'\1', said)
   said = _SPACE.sub('  ', _SWITCH.sub(' ', _SIZE.sub('', said)))

@@ -45,10 +45,10 @@ def normal_form(answer: str) -> str | Fraction:
 
 def meaningless(gold: str) -> bool:
   """True for gold answers that no answer can equal: nan, null, ?, 1/0."""
-  text = plain(gold)
+  text = _FONT.sub(r'\1', plain(gold))
   return bool(
       re.fullmatch(
-          r'\W*|nan|null|n/a|#n/a|tbd|todo|unknown|\+?-?inf/inf|\\ldots',
+          r'\W*|nan|null|nil|n/a|#n/a|tbd|todo|unknown|\+?-?inf/inf|\\ldots',
           text.strip(), re.I) and not _MARK.search(text)
       or _ZERO_DIVISOR.search(text))
 

@@ -12,6 +12,7 @@ import unicodedata
 from exprl_jax.grading import numerals
 
 LONGEST = 4000  # characters; longer formulas stay as they are
+_DEEPEST = 8  # calls in each other
 
 _SIGNS = {
     '−': '-', '–': '-', '—': '-', '‐': '-', '‑': '-', '‒': '-', '﹣': '-',
@@ -113,7 +114,7 @@ def plain(text: str) -> str:
   """
   if len(text) > LONGEST:
     return text
-  text = _latex_of_signs(text)
+  text = re.sub(r'\s{2,}', '  ', _latex_of_signs(text)).strip()
   if word := _NUMBER_WORD.fullmatch(text):
     return str(_NUMBER_WORDS.index(word[1].lower()))
   text = re.sub(r'\\mathbb\s+([A-Z])', r'\\mathbb{\1}', text)
@@ -147,6 +148,17 @@ def closing(text: str, start: int, pair: str = '()') -> int:
       if not depth:
         return i
   return -1
+
+
+def _pairs(text: str) -> dict[int, int]:
+  """Where each ( is closed."""
+  opened, closed = [], {}
+  for found in re.finditer('[()]', text):
+    if found[0] == '(':
+      opened.append(found.start())
+    elif opened:
+      closed[opened.pop()] = found.start()
+  return closed
 
 
 def _latex_of_signs(text: str) -> str:
@@ -248,11 +260,12 @@ _RADICAND = re.compile(r'\\sqrt(\[\d\])? ?(\d+(?:\.\d+)?|[A-Za-z]'
 def _calls(text: str) -> str:
   """Gives the arguments of roots, powers and exp their braces."""
   text = re.sub(r'(?<![A-Za-z\\])sqrt(?= ?[\dA-Za-z\\])', r'\\sqrt', text)
-  for _ in range(20):  # nested calls; each pass is linear
+  for _ in range(_DEEPEST):  # nested calls; each pass is linear
     out, at, found = [], 0, False
+    ends = _pairs(text)
     for call in _CALL.finditer(text):
-      end = closing(text, call.end() - 1) if call.start() >= at else -1
-      if end < 0:
+      end = ends.get(call.end() - 1, -1)
+      if end < 0 or call.start() < at:
         continue
       inside = text[call.end():end]
       out += [text[at:call.start()], _called(call, inside)]

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 import re
 from typing import NamedTuple
+import unicodedata
 
 from jaxtyping import Float
 import numpy as np
@@ -143,7 +144,7 @@ def written(text: str, scale: str) -> Judgment:
 # A line that says nothing but the score, with the ornaments that models add:
 # '**Score:** 4', '### Score' and the number in the next line, '[4]', '4/5'.
 _NUMBER = (r'[\s*_\[("]*([-+]?\d[\d.,]*)[*_\])"]*'
-           r'(?:[ \t]*(?:/|out[ \t]+of)[ \t]*5(?:\.0)?)?[*_\])". \t]*$')
+           r'(?:[ \t]*\(?(?:/|out[ \t]+of)[ \t]*5(?:\.0)?)?[*_\])". \t]*$')
 _SCORE_LINE = re.compile(
     r'^[\s#>*_-]*(?:(?:final|overall|total)[ \t]+)?score[*_]*[ \t]*'
     rf'(?::|=|[ \t]is\b|(?=\n)|[ \t]){_NUMBER}'
@@ -161,7 +162,8 @@ def last_score(text: str) -> int | None:
   None if there is no such line, or if the last one is not 1, 2, 3, 4 or 5:
   earlier ones are thoughts or quotations.
   """
-  text = text.replace('\r\n', '\n').replace('\r', '\n').replace('\uff1a', ':')
+  text = unicodedata.normalize('NFKC', text)  # wide colons and digits
+  text = text.replace('\r\n', '\n').replace('\r', '\n')
   found = [a or b for a, b in _SCORE_LINE.findall(text)]
   last = found[-1].rstrip('.').removesuffix('.0') if found else ''
   return int(last) if last in ('1', '2', '3', '4', '5') else None
