@@ -11,7 +11,7 @@ import functools
 import re
 from typing import Any
 
-from exprl_jax.grading import notation, numerals, structure
+from exprl_jax.grading import numerals, structure
 from exprl_jax.grading.equality import meaningless, number
 
 _DIGITS = 30  # to which two values are computed
@@ -22,12 +22,12 @@ _PRIMED = re.compile(r"([A-Za-z])(?:_\{?(\w+)\}?)?\s*(?:('+)|\^\s*\{?\s*"
                      r"((?:\\prime(?![A-Za-z])\s*)+)\}?)")
 _DERIVATIVE = re.compile(r"(?<![A-Za-z])([fghyu])\^\{\((\d)\)\}")
 # Between two of these the library adds: 2(4) = 6, 3\\binom{10}{3} = 123.
-_FACTORS = (
-    re.compile(r'(?<![_\w\\.])((?:\d+(?:\.\d*)?|\.\d+)|\\pi)\s*'
-               r'(?=\(|\\(?:binom|lfloor|lceil)(?![A-Za-z]))'),
-    re.compile(r'(\))\s*(?=[\d(]|\\(?:frac|binom|sqrt)(?![A-Za-z]))'),
-    re.compile(r'(\\binom\{\w+\}\{\w+\})\s*(?=[\w(]|\\(?:frac|binom|sqrt)'
-               r'(?![A-Za-z]))'))
+_FACTORS = (re.compile(r'(?<![_\w\\.])((?:\d+(?:\.\d*)?|\.\d+)|\\pi)\s*'
+                       r'(?=\(|\\(?:binom|lfloor|lceil)(?![A-Za-z]))'),
+            re.compile(r'(\))\s*(?=[\d(]|\\(?:frac|binom|sqrt)(?![A-Za-z]))'),
+            re.compile(
+                r'(\\binom\{\w+\}\{\w+\})\s*(?=[\w(]|\\(?:frac|binom|sqrt)'
+                r'(?![A-Za-z]))'))
 _DESCENDING = re.compile(r'(>|\\ge(?![A-Za-z]))')
 _NO_VALUE = ('log', 'tan', 'cot', 'sec', 'csc', 'gamma', 'factorial')
 
@@ -86,8 +86,8 @@ def _grade(parse: _Parse, equal: _Equal, gold: str, answer: str | None,
   if not sentence:
     gold = structure.comparable(gold)
   if answer is None:
-    return ('correct' if _readable(parse, gold, sentence) else
-            'gold_unparsable'), '', ''
+    return ('correct'
+            if _readable(parse, gold, sentence) else 'gold_unparsable'), '', ''
   answer = structure.comparable(answer)
   if not _readable(parse, gold, sentence):
     return 'gold_unparsable', '', ''
@@ -100,9 +100,8 @@ def _grade(parse: _Parse, equal: _Equal, gold: str, answer: str | None,
             and not _other_base(b, a) and equal(expected, given))
 
   right = (percent or not _PERCENT.search(answer)) and (
-      alike(gold, answer) and not numerals.side_by_side(answer)
-      if sentence else _same_words(gold, answer) or
-      structure.same(gold, answer, alike))
+      alike(gold, answer) and not numerals.side_by_side(answer) if sentence else
+      _same_words(gold, answer) or structure.same(gold, answer, alike))
   if right:
     return 'correct', '', ''
   if word := _word(answer):
@@ -110,8 +109,8 @@ def _grade(parse: _Parse, equal: _Equal, gold: str, answer: str | None,
   given = parse(_anchor(answer))
   unread = given is None and any(
       parse(_anchor(part)) is None for part in structure.parts(answer))
-  return ('unparsable' if unread else 'wrong'), str(
-      answer if given is None else given)[:1000], ''
+  return ('unparsable' if unread else
+          'wrong'), str(answer if given is None else given)[:1000], ''
 
 
 def _readable(parse: _Parse, gold: str, sentence: bool) -> bool:
@@ -157,8 +156,8 @@ def _sentence(gold: str) -> bool:
   if not re.search(r'(?<!\\)\$[^$]*[^$\s][^$]*\$|\\\(|\\\[', gold):
     return False
   bare = gold.strip().rstrip('. ')
-  for opened, closed in (('$$', '$$'), ('$', '$'), (r'\(', r'\)'),
-                         (r'\[', r'\]')):
+  for opened, closed in (('$$', '$$'), ('$', '$'), (r'\(', r'\)'), (r'\[',
+                                                                    r'\]')):
     inside = bare[len(opened):-len(closed)]
     if bare.startswith(opened) and bare.endswith(closed) and (
         opened not in inside and '$' not in inside):
@@ -192,8 +191,9 @@ def _word(text: str) -> str:
   if bare != text:
     found = re.fullmatch(r"[^\W\d_]+(?:[\s',.-]+[^\W\d_]+)*", bare.strip())
   else:
-    found = re.fullmatch(r"[A-Z]{2,}|[A-Z][a-z]{2,}|[A-Za-z]{4,}|[A-Za-z]+(?: +[A-Za-z']+)+",
-                         bare)
+    found = re.fullmatch(
+        r"[A-Z]{2,}|[A-Z][a-z]{2,}|[A-Za-z]{4,}|[A-Za-z]+(?: +[A-Za-z']+)+",
+        bare)
     words = bare.split()
     if found and len(words) > 1 and (max(map(len, words)) < 3
                                      or {'and', 'or'} & set(words)):
@@ -207,17 +207,20 @@ def _has_no_value(found: Any, sympy: Any) -> bool:
     return False
   if found.has(sympy.nan, sympy.zoo):
     return True
-  bases = [p.base for p in found.atoms(sympy.Pow) if p.exp.could_extract_minus_sign()]
+  bases = [
+      p.base
+      for p in found.atoms(sympy.Pow)
+      if p.exp.could_extract_minus_sign()
+  ]
   if any(b.is_number and not b.has(sympy.Pow) and len(str(b)) < 40
          and b.doit() == 0 for b in bases):
     return True
   if found.is_number and found.has(sympy.oo) and found.doit() is sympy.nan:
     return True
   functions = [getattr(sympy, name) for name in _NO_VALUE]
-  return any(
-      not atom.free_symbols and atom.args[0].is_number
-      and len(str(atom)) < 40 and atom.doit() in (sympy.zoo, sympy.nan)
-      for atom in found.atoms(*functions))
+  return any(not atom.free_symbols and atom.args[0].is_number
+             and len(str(atom)) < 40 and atom.doit() in (sympy.zoo, sympy.nan)
+             for atom in found.atoms(*functions))
 
 
 def _shared_symbols(a: Any, b: Any, sympy: Any) -> tuple[Any, Any]:

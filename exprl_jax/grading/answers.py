@@ -111,9 +111,7 @@ def choice_answer(text: str) -> str:
   answer = final_answer(text)
   if answer is not None and choice_letter(answer):
     return answer
-  said = [
-      found['said'] for found in _STATED.finditer(without_thinking(text))
-  ]
+  said = [found['said'] for found in _STATED.finditer(without_thinking(text))]
   letters = [letter for x in said if (letter := _said_letter(x)) is not None]
   if letters and (letters[-1] or answer is None):
     return letters[-1] or said[-1][:LONGEST]
@@ -131,7 +129,8 @@ def choice_letter(answer: str) -> str:
   text = unicodedata.normalize('NFKC', answer)
   for _ in range(3):  # fonts in fonts
     text = _FONT.sub(r'\1', text)
-  text = _SPACE.sub('  ', _SWITCH.sub(' ', _SIZE.sub('', text))).strip(_ORNAMENTS)
+  text = _SPACE.sub('  ', _SWITCH.sub(' ', _SIZE.sub('',
+                                                     text))).strip(_ORNAMENTS)
   found = _LETTER.match(text)
   if not found:
     return ''
@@ -149,7 +148,8 @@ def _said_letter(said: str) -> str | None:
   if not found:
     return None
   letter, rest = found[1], found[2].strip()
-  if _HEDGE.match(rest) or re.match(r',\s*(?:or\s+)?[(\[]?[A-Za-z]\b(?!\')', rest):
+  if _HEDGE.match(rest) or re.match(r',\s*(?:or\s+)?[(\[]?[A-Za-z]\b(?!\')',
+                                    rest):
     return ''
   if letter in 'aI' and rest[:1].isalnum():
     return None  # the answer is a number

@@ -8,8 +8,9 @@ from exprl_jax.grading.notation import plain
 
 LONG_ANSWER = 1000  # characters; longer answers are not read as numbers
 
-_FONT = re.compile(r'\\(?:text|textbf|textit|textrm|textnormal|mathrm|mathbf|mbox)'
-                   r'\s*\{([^{}]*)\}')
+_FONT = re.compile(
+    r'\\(?:text|textbf|textit|textrm|textnormal|mathrm|mathbf|mbox)'
+    r'\s*\{([^{}]*)\}')
 _ZERO_DIVISOR = re.compile(
     r'/\s*\{?0+(?:\.0*)?\}?(?![\d.!^])|\\frac\s*(?:\{[^{}]*\}|\w)\s*'
     r'(?:\{\s*0+(?:\.0*)?\s*\}|0(?!\d))')

@@ -32,22 +32,24 @@ _SIGNS = {
     '∫': r'\int ', '²': '^{2}', '\u200b': '', '\u200c': '', '\u200d': '',
     '\u2060': '', '\ufeff': '', '\u2061': '', '\u2062': ''
 }  # yapf: disable
-_GREEK = ('alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu '
-          'xi omicron pi rho ? sigma tau upsilon phi chi psi omega').split()
+_GREEK = (
+    'alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu '
+    'xi omicron pi rho ? sigma tau upsilon phi chi psi omega').split()
 _SIGNS |= {chr(0x3b1 + i): rf'\{n} ' for i, n in enumerate(_GREEK) if n != '?'}
 _SIGNS |= {
     c: rf'\{n} ' for c, n in zip(
-        'ΓΔΘΛΞΠΣΦΨΩ', 'Gamma Delta Theta Lambda Xi Pi Sigma Phi Psi Omega'
-        .split())
+        'ΓΔΘΛΞΠΣΦΨΩ',
+        'Gamma Delta Theta Lambda Xi Pi Sigma Phi Psi Omega'.split())
 }
 _RAISED = dict(zip('⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿⁱ⁽⁾', '0123456789+-ni()'))
 _LOWERED = dict(zip('₀₁₂₃₄₅₆₇₈₉₊₋ₙ', '0123456789+-n'))
 _VULGAR = re.compile('[¼½¾⅐-⅞]')
 
 # Left and right of thin spaces, digits may belong to one number.
-_THIN = re.compile(r' ?(?:(?<!\\)\\[,;:> ]|~|\\(?:thinspace|enspace|space|medspace'
-                   r'|thickspace)(?![A-Za-z])|\\[hm](?:space|skip)\{[^{}]*\}'
-                   r'|\{ \}|\{\\,\}) ?')
+_THIN = re.compile(
+    r' ?(?:(?<!\\)\\[,;:> ]|~|\\(?:thinspace|enspace|space|medspace'
+    r'|thickspace)(?![A-Za-z])|\\[hm](?:space|skip)\{[^{}]*\}'
+    r'|\{ \}|\{\\,\}) ?')
 _NOTHING = re.compile(
     r'\\!|\\(?:left|right)\.|\\(?:left|right|[bB]ig+[lrm]?|displaystyle'
     r'|textstyle|limits|nolimits|mathstrut|strut|rm|bf|it)(?![A-Za-z])|\{\}')
@@ -58,12 +60,15 @@ _FONT = re.compile(
 _NUMBER_WORDS = ('zero one two three four five six seven eight nine ten eleven '
                  'twelve').split()
 _NUMBER_WORD = re.compile(
-    rf'\s*(?:\\text\s*\{{)?\s*({"|".join(_NUMBER_WORDS)})\s*\}}?\s*\.?\s*', re.I)
+    rf'\s*(?:\\text\s*\{{)?\s*({"|".join(_NUMBER_WORDS)})\s*\}}?\s*\.?\s*',
+    re.I)
 _DEGREE = re.compile(r'\^?\s*\{?\s*\\degree(?![A-Za-z])\s*\}?')
 _EMPTY_INDEX = re.compile(r'\\log_(?:e(?![A-Za-z])|\{e\})\s*')
-_MONEY = re.compile(r'^\s*\$?(?:\\\$|\\text\s*\{\s*\\\$\s*\})\s*(\d[\d.,\s]*?)\s*\$?\s*$')
-_AROUND = re.compile(r'\\(?:boldsymbol|bm|mathbf|textbf|mathrm|text|underline)\s*\{(?=[^{}]*'
-                     r'[\\{])')
+_MONEY = re.compile(
+    r'^\s*\$?(?:\\\$|\\text\s*\{\s*\\\$\s*\})\s*(\d[\d.,\s]*?)\s*\$?\s*$')
+_AROUND = re.compile(
+    r'\\(?:boldsymbol|bm|mathbf|textbf|mathrm|text|underline)\s*\{(?=[^{}]*'
+    r'[\\{])')
 _QUAD = re.compile(r'\s*\\q?quad(?![A-Za-z])\s*')
 _NAMES = {
     'dfrac': 'frac', 'tfrac': 'frac', 'cfrac': 'frac', 'dbinom': 'binom',
@@ -189,8 +194,8 @@ def _rename(match: re.Match[str]) -> str:
   if name not in _NAMES:
     return match[0]
   new = _NAMES[name]
-  return new if not new[0].isalpha() and name not in _KEPT_BRACES else (
-      '\\' + new)
+  return new if not new[0].isalpha() and name not in _KEPT_BRACES else ('\\' +
+                                                                        new)
 
 
 def _without_font(match: re.Match[str]) -> str:
@@ -221,13 +226,15 @@ def _quad(match: re.Match[str]) -> str:
   text, at, end = match.string, match.start(), match.end()
   left = text[at - 1] if at else ','
   listed = left.isalnum() or left in ')}]'
-  right = re.match(r'[-+(]?(?:\d|\\frac|\\sqrt|[A-Za-z]\s*=)', text[end:end + 40])
+  right = re.match(r'[-+(]?(?:\d|\\frac|\\sqrt|[A-Za-z]\s*=)',
+                   text[end:end + 40])
   return ', ' if listed and right else ' '
 
 
 def _outside_text(text: str, change: Callable[[str], str]) -> str:
-  parts = re.split(r'(\\(?:text|mathrm|mbox|textbf|textit|operatorname)\s*'
-                   r'\{[^{}]*\})', text)
+  parts = re.split(
+      r'(\\(?:text|mathrm|mbox|textbf|textit|operatorname)\s*'
+      r'\{[^{}]*\})', text)
   return ''.join(
       part if i % 2 else change(part) for i, part in enumerate(parts))
 

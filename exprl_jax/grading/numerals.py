@@ -12,9 +12,10 @@ _BIGGEST = 300  # exponent of ten that is written out
 _BRACKETS = re.compile(r'\\[{}]|[()\[\]]')
 _COMMAS = re.compile(r'(?<![\d.,\w])\d{1,3}(?:,\d{3})+(?![\d,])'
                      r'|(?<![\d.,\w])\d{1,2}(?:,\d{2})+,\d{3}(?![\d,])')
-_SPACES = re.compile(r"(?<![\d.,_^\w] )(?<![\d.,_\w^])[1-9]\d{0,2}"
-                     r"(?:(?: \d{3})+|(?:'\d{3})+|(?:\\_\d{3})+|(?:\.\d{3}){2,})"
-                     r"(?! ?[\d'])")
+_SPACES = re.compile(
+    r"(?<![\d.,_^\w] )(?<![\d.,_\w^])[1-9]\d{0,2}"
+    r"(?:(?: \d{3})+|(?:'\d{3})+|(?:\\_\d{3})+|(?:\.\d{3}){2,})"
+    r"(?! ?[\d'])")
 _DECIMALS = re.compile(r'(?<=\.)\d{3}(?: \d{3})+(?: \d{1,2})?(?! ?\d)')
 _TENS = re.compile(
     r'(?<![\w.}/^])(\d+(?:\.\d*)?|\.\d+)(?:[eE]([-+]?\d+)(?![\w.])'
@@ -44,7 +45,8 @@ def rewrite(text: str) -> str:
   text = _TENS.sub(_tens, text)
   text = _REPEATED.sub(_repeated, text)
   text = _ENDLESS.sub(_endless, text)
-  text = _POWER.sub(lambda m: '^{' + m[1] + _fraction(Fraction(m[2])) + '}', text)
+  text = _POWER.sub(lambda m: '^{' + m[1] + _fraction(Fraction(m[2])) + '}',
+                    text)
   return _MIXED.sub(_mixed, text)
 
 
@@ -103,8 +105,7 @@ def _repeating(whole: str, fixed: str, period: str) -> str:
     return f'{whole}.{fixed}' + r'\overline' + f'{{{period}}}'
   scale = 10**len(fixed)
   value = Fraction(int((whole + fixed) or '0'), scale)
-  return _fraction(value + Fraction(int(period), scale *
-                                    (10**len(period) - 1)))
+  return _fraction(value + Fraction(int(period), scale * (10**len(period) - 1)))
 
 
 def _repeated(match: re.Match[str]) -> str:

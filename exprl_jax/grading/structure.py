@@ -70,8 +70,8 @@ def same(gold: str, answer: str, equal: Equal) -> bool:
   if len(a.items) == len(b.items) == 1:
     if not {a.opened, b.opened} & {r'\{', '['}:
       return _leaf(gold, answer, equal)
-    alike = a.opened == b.opened or not (
-        '[' in a.opened + b.opened or r'\emptyset' in (*a.items, *b.items))
+    alike = a.opened == b.opened or not ('[' in a.opened + b.opened or
+                                         r'\emptyset' in (*a.items, *b.items))
     return alike and same(a.items[0], b.items[0], equal)
   if _is_union(a, b):
     return _in_any_order(_pieces(gold, a), _pieces(answer, b), equal)
@@ -152,7 +152,7 @@ def _items(text: str) -> _Items:
   if outward := re.fullmatch(r'([\[\]])([^\[\](){}]*)([\[\]])', text):
     items = _split(outward[2])
     if len(items) == 2:  # ]1,2[ is (1,2)
-      return _Items('([' [outward[1] == '['], items, ')]' [outward[3] == ']'])
+      return _Items('(['[outward[1] == '['], items, ')]'[outward[3] == ']'])
   items = _split(text)
   return _Items('', _shared_label(items), '')
 
@@ -192,8 +192,9 @@ def _split(text: str) -> list[str]:
 def _has_groups(text: str) -> bool:
   """True for p = 5, q = 2; p = 7, q = 2."""
   return ';' in text and any(
-      text.count(',', 0, i) for i in (text.index(';'), len(text))
-  ) and '=' in text and not re.search(r'[(\[]', text)
+      text.count(',', 0, i)
+      for i in (text.index(';'),
+                len(text))) and '=' in text and not re.search(r'[(\[]', text)
 
 
 def _signs(item: str) -> list[str]:
@@ -203,16 +204,17 @@ def _signs(item: str) -> list[str]:
   plus = re.sub(r'\\pm(?![A-Za-z])', '+', item)
   minus = re.sub(r'\\pm(?![A-Za-z])', '-', item)
   return [
-      re.sub(r'\\mp(?![A-Za-z])', other, x).replace('=+', '=').replace(
-          '= +', '= ').lstrip('+') for x, other in ((plus, '-'), (minus, '+'))
+      re.sub(r'\\mp(?![A-Za-z])', other,
+             x).replace('=+', '=').replace('= +', '= ').lstrip('+')
+      for x, other in ((plus, '-'), (minus, '+'))
   ]
 
 
 def _shared_label(items: Sequence[str]) -> list[str]:
   """Drops the name of `x = 1, 2`, which all elements share."""
   first = _LABEL.match(items[0])
-  if len(items) > 1 and first and not any(
-      '=' in item or _RELATION.search(item) for item in items[1:]):
+  if len(items) > 1 and first and not any('=' in item or _RELATION.search(item)
+                                          for item in items[1:]):
     return [items[0][first.end():], *items[1:]]
   return list(items)
 
@@ -221,8 +223,8 @@ def _is_union(a: _Items, b: _Items) -> bool:
   """True for the inequalities x < 1, x > 3 beside a union of intervals."""
   few, many = sorted((a, b), key=lambda x: len(x.items))
   return len(few.items) == 1 and len(many.items) > 1 and (
-      not many.opened and bool(_UNION.search(few.items[0])) and all(
-          _RELATION.search(i) and not _UNION.search(i) for i in many.items))
+      not many.opened and bool(_UNION.search(few.items[0]))
+      and all(_RELATION.search(i) and not _UNION.search(i) for i in many.items))
 
 
 def _pieces(text: str, found: _Items) -> list[str]:
@@ -234,21 +236,22 @@ def _pieces(text: str, found: _Items) -> list[str]:
 def _is_set_of_numbers(text: str, found: _Items) -> bool:
   r"""True for 1 < x < 2 and unions of intervals, which are no lists."""
   return len(found.items) == 1 and bool(_RELATION.search(text)) or (
-      len(found.items) > 1 and
-      not found.opened and all(_RELATION.search(i) for i in found.items))
+      len(found.items) > 1 and not found.opened
+      and all(_RELATION.search(i) for i in found.items))
 
 
 def _same_items(a: _Items, b: _Items, equal: Equal) -> bool:
   """Compares two lists, of which one at least has two elements."""
   gold, answer = a.items, b.items
-  ends, other_ends = (x.opened.replace(r'\langle', '(') + x.closed.replace(
-      r'\rangle', ')') for x in (a, b))
+  ends, other_ends = (x.opened.replace(r'\langle', '(') +
+                      x.closed.replace(r'\rangle', ')') for x in (a, b))
   if a.ordered and b.ordered and len(gold) == 2 and ends != other_ends:
     return False  # intervals with other ends
   if a.ordered != b.ordered and r'\{' in (a.opened, b.opened):
     return False  # a set and a point
   if len(gold) == 2 and a.opened != b.opened and '' in (
-      a.opened, b.opened) and ({*'[]'} & {a.opened, b.opened, a.closed, b.closed}):
+      a.opened,
+      b.opened) and ({*'[]'} & {a.opened, b.opened, a.closed, b.closed}):
     return False  # (1,2] and 1, 2
   points = all(_items(x).ordered for x in (*gold, *answer))
   if a.opened == b.opened == r'\{' or points:
@@ -276,8 +279,7 @@ def _distinct(items: Sequence[str]) -> list[str]:
   return list({normal_form(item): item for item in items}.values())
 
 
-def _in_order(gold: Sequence[str], answer: Sequence[str],
-              equal: Equal) -> bool:
+def _in_order(gold: Sequence[str], answer: Sequence[str], equal: Equal) -> bool:
   return all(_same_item(g, a, equal) for g, a in zip(gold, answer))
 
 
@@ -315,13 +317,14 @@ def _modulus(text: str) -> tuple[str, str] | None:
   found = _MODULUS.search(text)
   if not found:
     return None
-  of = re.sub(r'^\{(.*)\}$', r'\1', found[1].strip().rstrip(')}.').strip(
-      ) if found[1].count('{') < found[1].count('}') else found[1].strip())
+  of = re.sub(
+      r'^\{(.*)\}$', r'\1', found[1].strip().rstrip(')}.').strip()
+      if found[1].count('{') < found[1].count('}') else found[1].strip())
   return text[:found.start()].strip().rstrip(',(').strip(), of
 
 
-def _congruent(gold: str, answer: str,
-               moduli: tuple[tuple[str, str] | None, tuple[str, str] | None],
+def _congruent(gold: str, answer: str, moduli: tuple[tuple[str, str] | None,
+                                                     tuple[str, str] | None],
                equal: Equal) -> bool:
   """Compares residues of one modulus, as classes."""
   expected, given = moduli
@@ -330,7 +333,8 @@ def _congruent(gold: str, answer: str,
     class_ = expected or given
     assert class_
     rest, of = (x.replace(' ', '') for x in class_)
-    if not (re.fullmatch(r'\d{1,99}', rest) and re.fullmatch(r'[1-9]\d{0,99}', of)):
+    if not (re.fullmatch(r'\d{1,99}', rest)
+            and re.fullmatch(r'[1-9]\d{0,99}', of)):
       return False
     number = str(int(rest) % int(of))
     return same(number, answer, equal) if expected else same(

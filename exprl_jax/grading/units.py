@@ -72,8 +72,9 @@ _WRAPPED = re.compile(
 _FACTOR = re.compile(r'([A-Za-z]+)\.?\s*(?:\^\s*\{?\s*(-?\d)\s*\}?)?')
 _ORDINAL = re.compile(
     r'(?<=\d)\s*\^?\s*\{?\s*(?:\\(?:text|mathrm)\s*\{)?(?:st|nd|rd|th)\}?\}?$')
-_NAMED = re.compile(r'\s*(?:[A-Za-z]|\\(?!text|sqrt|frac)[A-Za-z]+|\\text\s*\{[^{}]*\})'
-                    r'(?:_(?:\w|\{\w+\}))?\s*=\s*')
+_NAMED = re.compile(
+    r'\s*(?:[A-Za-z]|\\(?!text|sqrt|frac)[A-Za-z]+|\\text\s*\{[^{}]*\})'
+    r'(?:_(?:\w|\{\w+\}))?\s*=\s*')
 _SIMPLE = re.compile(r'(?:[^A-Za-z]|\\(?:frac|sqrt|pi|times|cdot|circ|pm)'
                      r'(?![A-Za-z]))*')
 
@@ -93,8 +94,8 @@ def split(text: str) -> tuple[str, Unit | None]:
     return bare, None
   if text.endswith(r'^\circ') or text.endswith(r'^{\circ}'):
     value = re.sub(r'\s*\^\{?\\circ\}?$', '', text)
-    return (value, Unit((('angle', 1),), Fraction(1))) if value else (text,
-                                                                     None)
+    return (value, Unit(
+        (('angle', 1),), Fraction(1))) if value else (text, None)
   found = _SPLIT.search(text[-80:])
   if not found:
     return text, None
@@ -103,8 +104,8 @@ def split(text: str) -> tuple[str, Unit | None]:
   named = found['unit']
   if value.endswith(r'\circ') and _WRAPPED.sub(r'\1', named).strip() in 'CFK':
     named = 'degrees' + _WRAPPED.sub(r'\1', named).strip()
-  elif not _SIMPLE.fullmatch(_NAMED.sub('', value, count=1)) or not _is_unit(named,
-                                                    text[start - 1] == ' '):
+  elif not _SIMPLE.fullmatch(_NAMED.sub('', value, count=1)) or not _is_unit(
+      named, text[start - 1] == ' '):
     return text, None
   value = re.sub(r'\s*\^\{?\\circ\}?$', '', value)  # 25 degrees C
   return value, _read(_WRAPPED.sub(r' \1', named))
