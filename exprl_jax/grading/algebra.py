@@ -11,7 +11,7 @@ import functools
 import re
 from typing import Any
 
-from exprl_jax.grading import numerals, structure
+from exprl_jax.grading import numerals, structure, words
 from exprl_jax.grading.equality import meaningless, number
 
 _DIGITS = 30  # to which two values are computed
@@ -30,13 +30,6 @@ _FACTORS = (re.compile(r'(?<![_\w\\.])((?:\d+(?:\.\d*)?|\.\d+)|\\pi)\s*'
                 r'(?![A-Za-z]))'))
 _DESCENDING = re.compile(r'(>|\\ge(?![A-Za-z]))')
 _NO_VALUE = ('log', 'tan', 'cot', 'sec', 'csc', 'gamma', 'factorial')
-
-# Other ways to say it; all in lower case, without spaces.
-_SYNONYMS = {
-    'dne': 'doesnotexist', 'nosolutions': 'nosolution',
-    'norealsolution': 'nosolution', 'norealsolutions': 'nosolution',
-    'therearenosolutions': 'nosolution', 'emptyset': 'nosolution'
-}  # yapf: disable
 
 _Reply = tuple[str, str, str]  # status, answer, note
 _Parse = Callable[[str], Any]
@@ -93,7 +86,7 @@ def _grade(parse: _Parse, equal: _Equal, gold: str, answer: str | None,
     return 'gold_unparsable', '', ''
 
   def alike(a: str, b: str) -> bool:
-    if (right := _same_words(a, b)) is not None:
+    if (right := words.same(a, b)) is not None:
       return right
     expected, given = parse(a if sentence else _anchor(a)), parse(_anchor(b))
     return (expected is not None and given is not None
@@ -101,10 +94,10 @@ def _grade(parse: _Parse, equal: _Equal, gold: str, answer: str | None,
 
   right = (percent or not _PERCENT.search(answer)) and (
       alike(gold, answer) and not numerals.side_by_side(answer) if sentence else
-      _same_words(gold, answer) or structure.same(gold, answer, alike))
+      words.same(gold, answer) or structure.same(gold, answer, alike))
   if right:
     return 'correct', '', ''
-  if word := _word(answer):
+  if word := words.word(answer):
     return 'wrong', word, ''
   given = parse(_anchor(answer))
   unread = given is None and any(
@@ -121,8 +114,8 @@ def _readable(parse: _Parse, gold: str, sentence: bool) -> bool:
     return False
   if re.fullmatch(r'\d{1,2}:\d\d', gold):
     return True  # a time of day
-  return bool(_word(gold)) or all(
-      number(part) is not None or bool(_word(part)) or r'\ldots' == part
+  return bool(words.word(gold)) or all(
+      number(part) is not None or bool(words.word(part)) or r'\ldots' == part
       or parse(_anchor(part)) is not None for part in structure.parts(gold))
 
 
@@ -163,42 +156,6 @@ def _sentence(gold: str) -> bool:
         opened not in inside and '$' not in inside):
       return False
   return bool(re.search('[A-Za-z]{2}', re.sub(r'\$[^$]*\$', ' ', gold)))
-
-
-def _same_words(gold: str, answer: str) -> bool | None:
-  """Compares words in any case; None if algebra has to."""
-  word, gold_word = _word(answer), _word(gold)
-  if word and gold_word:
-    return word == gold_word
-  if gold_word and r'\text' in gold:
-    return answer.lower() == gold_word
-  return None
-
-
-def _word(text: str) -> str:
-  """Returns a name or words in lower case without spaces; '' for formulas.
-
-  The library reads letters as factors, by which AB = BA and no = on. Leaves two
-  or three lower-case letters to it: ab = ba.
-  """
-  text = text.replace('$', ' ').strip(' .')
-  bare = re.sub(
-      r'\\(?:text|mathrm|mbox|textbf|textit|textrm|mathbf|operatorname)\s*'
-      r'\{\s*\(?([^{}()]*)\)?\s*\}', r'\1', text)
-  if text in (r'\emptyset', r'\{\}', r'\{ \}'):
-    return 'nosolution'
-  joined = ''.join(c for c in bare if c.isalpha()).lower()
-  if bare != text:
-    found = re.fullmatch(r"[^\W\d_]+(?:[\s',.-]+[^\W\d_]+)*", bare.strip())
-  else:
-    found = re.fullmatch(
-        r"[A-Z]{2,}|[A-Z][a-z]{2,}|[A-Za-z]{4,}|[A-Za-z]+(?: +[A-Za-z']+)+",
-        bare)
-    words = bare.split()
-    if found and len(words) > 1 and (max(map(len, words)) < 3
-                                     or {'and', 'or'} & set(words)):
-      found = None  # a b is a product, x and y a list
-  return _SYNONYMS.get(joined, joined) if found else ''
 
 
 def _has_no_value(found: Any, sympy: Any) -> bool:

@@ -12,11 +12,12 @@ _GAP = r'(?:[\s$,;&]|\\[()\[\],;! ]|\\q?quad|\\text\s*\{\s*(?:and|or)\s*\})*'
 _LISTED = re.compile(
     rf'{_GAP}(?:(?:[^.\n]{{0,50}}\W)?(?:and|or)\b\W{{0,5}})?{_GAP}'
     rf'(?:[\w{{}}()]{{1,12}}\s*=)?{_GAP}')
-_LONGEST_CHOICE = 2000  # characters of an answer that are searched for its letter
+_LONGEST_CHOICE = 2000  # characters that are searched for a letter
 _LONGEST_GAP = 100  # characters between two boxes of a list
 # A box without braces has one number, letter or command.
 _BRACES = re.compile(
-    r'(\\(?:boxed|fbox)\s*\{)|\\(?:boxed|fbox)[ \t]{0,20}(?:(?<=[ \t])|(?=[\d\\-]))'
+    r'(\\(?:boxed|fbox)\s*\{)'
+    r'|\\(?:boxed|fbox)[ \t]{0,20}(?:(?<=[ \t])|(?=[\d\\-]))'
     r'(-?\d[\d.,]*(?<![.,])|\\[A-Za-z]+(?![A-Za-z{])|[A-Za-z](?![A-Za-z]))'
     r'|(?<!\\)\\[{}]|([{}])')
 
@@ -38,8 +39,9 @@ _OTHERS = re.compile(
     r'(?:,\s*|\s*(?:or|and|/|&)\s+|\s*/\s*)?(?:(?:or|and)\s+)?[(\[]?[A-Za-z]'
     r'[)\].:,]*(?:\s*$|\s+(?:or|and)\b|\s*,)')
 _STATED = re.compile(
-    r'(?<![A-Za-z])(?:answer|option|choice)(?![A-Za-z])(?:[ \t]*(?:choice|option'
-    r'|letter)?[ \t*_]{0,20}(?:(?:(?:would|should|must)[ \t]+be|is)(?![A-Za-z])'
+    r'(?<![A-Za-z])(?:answer|option|choice)(?![A-Za-z])'
+    r'(?:[ \t]*(?:choice|option|letter)?[ \t*_]{0,20}'
+    r'(?:(?:(?:would|should|must)[ \t]+be|is)(?![A-Za-z])'
     r'|[=:>\uff1a])[ \t*_]{0,20}:?|(?=[ \t]\(?[A-Z]\)))[ \t*_]{0,20}\s{0,9}'
     r'(?=(?P<said>\S.{0,300}))', re.I)
 _SAID = re.compile(

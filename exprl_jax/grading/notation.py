@@ -76,7 +76,8 @@ _NAMES = {
     'leqslant': 'le', 'geqslant': 'ge', 'neq': 'ne', 'dots': 'ldots',
     'cdots': 'ldots', 'dotsc': 'ldots', 'dotsb': 'ldots',
     'to': 'rightarrow', 'gets': 'leftarrow', 'arcsinh': 'arsinh', 'lg': 'log',
-    'iff': 'Leftrightarrow', 'implies': 'Rightarrow', 'colon': ':', 'lbrace': '{',
+    'iff': 'Leftrightarrow', 'implies': 'Rightarrow', 'colon': ':',
+    'lbrace': '{',
     'rbrace': '}', 'lbrack': '[', 'rbrack': ']', 'lparen': '(',
     'rparen': ')', 'vert': '|', 'lvert': '|', 'rvert': '|', 'mid': '|',
     'wedge': 'land', 'vee': 'lor', 'tg': 'tan', 'ctg': 'cot'
@@ -170,11 +171,7 @@ def _latex_of_signs(text: str) -> str:
   """Writes signs beyond ASCII in LaTeX."""
   if text.isascii():
     return text
-  for table, sign in ((_RAISED, '^'), (_LOWERED, '_')):
-    run = re.compile('[' + ''.join(table) + ']+')
-    text = run.sub(
-        lambda m: sign + '{' + ''.join(map(table.__getitem__, m[0])) + '}',
-        text)
+  text = _scripts(_scripts(text, _RAISED, '^'), _LOWERED, '_')
   text = _VULGAR.sub(_vulgar, text)
   text = ''.join(_SIGNS.get(c, c) for c in text)
   # Wide and compatibility forms of digits, letters, brackets and spaces.
@@ -182,6 +179,12 @@ def _latex_of_signs(text: str) -> str:
   text = ''.join(_SIGNS.get(c, c) for c in text)
   text = re.sub('[€£¥₹]', '', text)
   return re.sub(r'[^\S\n\t]', ' ', text)
+
+
+def _scripts(text: str, table: dict[str, str], sign: str) -> str:
+  """Writes runs of raised or lowered digits as ^{...} or _{...}."""
+  run = re.compile('[' + ''.join(table) + ']+')
+  return run.sub(lambda m: f'{sign}{{{"".join(table[c] for c in m[0])}}}', text)
 
 
 def _vulgar(match: re.Match[str]) -> str:

@@ -1,4 +1,4 @@
-r"""Numbers in the many ways to write them: 10 000, 1.5e3, 11 5/6, 0.\overline{3}.
+r"""Numbers in many notations: 10 000, 1.5e3, 11 5/6, 0.\overline{3}.
 
 Every one becomes a decimal or a fraction. Numbers that stand side by side
 without a sign are none.

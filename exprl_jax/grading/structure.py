@@ -7,9 +7,8 @@ single elements; by itself it would take all of these for sets.
 
 from collections.abc import Callable, Sequence
 import re
-from typing import NamedTuple
 
-from exprl_jax.grading import numerals, units
+from exprl_jax.grading import lists, numerals, units
 from exprl_jax.grading.equality import is_decimal, normal_form
 from exprl_jax.grading.notation import plain
 
@@ -17,36 +16,16 @@ _MOST = 60  # elements that algebra compares with each other
 
 Equal = Callable[[str, str], bool]
 
-_SEPARATOR = re.compile(
-    r'(?P<open>\\\{|\\langle(?![A-Za-z])|[{(\[])'
-    r'|(?P<close>\\\}|\\rangle(?![A-Za-z])|[})\]])'
-    r'|(?P<sep>[,;]|\\(?:text|mathrm|mbox)\s*\{\s*,?\s*(?:and|or)\s*\}'
-    r'|\\lor(?![A-Za-z])|(?<![A-Za-z\\])(?:and|or)(?![A-Za-z]))')
-_PAIRS = {'(': ')', '[': ']', r'\{': r'\}', r'\langle': r'\rangle'}
-_NAME = r'(?:[A-Za-z]|\\vec\s*\{\w\}|\\[A-Za-z]+)(?:_(?:\w|\{\w+\}))?(?:\([A-Za-z]\))?'
-_LABEL = re.compile(rf'\s*({_NAME})\s*=\s*(?=\S)')
 _MEMBER = re.compile(
-    rf'\s*({_NAME}|\(\s*{_NAME}(?:\s*,\s*{_NAME})*\s*\))\s*(=|\\in(?![A-Za-z]))'
+    rf'\s*({lists.NAME}|\(\s*{lists.NAME}(?:\s*,\s*{lists.NAME})*\s*\))\s*(=|\\in(?![A-Za-z]))'
     r'\s*(?=[(\[\]]|\\\{|\\langle|\\emptyset|\\mathbb|\\varnothing)')
 _MODULUS = re.compile(
     r'(?:\\pmod(?![A-Za-z])|\(?\s*(?:\\[bp]?mod|\\text\s*\{\s*\(?mod\s*\}'
     r'|\\operatorname\s*\{mod\}|\\mathrm\s*\{mod\}|(?<![A-Za-z\\])mod'
     r'|(?<![A-Za-z\\])modulo)(?![A-Za-z]))\s*(.+?)\s*\)?\s*$')
-_VALUE_OF = re.compile(rf"\s*{_NAME}'*(?:\([^()=]*\))?\s*=\s*(?=[^=]+$)")
+_VALUE_OF = re.compile(rf"\s*{lists.NAME}'*(?:\([^()=]*\))?\s*=\s*(?=[^=]+$)")
 _ANGLES = {(('angle', 1),), (('radian', 1),)}
 _UNION = re.compile(r'\\cup(?![A-Za-z])')
-_RELATION = re.compile(r'[<>]|\\(?:le|ge|ne|in|cup|cap|setminus|mathbb|lt|gt)'
-                       r'(?![A-Za-z])')
-
-
-class _Items(NamedTuple):
-  opened: str  # '' for a list without brackets
-  items: list[str]
-  closed: str
-
-  @property
-  def ordered(self) -> bool:
-    return self.opened not in ('', r'\{')
 
 
 def same(gold: str, answer: str, equal: Equal) -> bool:
@@ -66,7 +45,7 @@ def same(gold: str, answer: str, equal: Equal) -> bool:
   name, answer = _member(answer)
   if gold_name and name and normal_form(gold_name) != normal_form(name):
     return False
-  a, b = _items(gold), _items(answer)
+  a, b = lists.split(gold), lists.split(answer)
   if len(a.items) == len(b.items) == 1:
     if not {a.opened, b.opened} & {r'\{', '['}:
       return _leaf(gold, answer, equal)
@@ -78,7 +57,7 @@ def same(gold: str, answer: str, equal: Equal) -> bool:
   if _is_set_of_numbers(gold, a) != _is_set_of_numbers(answer, b):
     # (1,2) and 1 < x < 2
     return r'\{' not in (a.opened, b.opened) and all(
-        len(x.items) == 1 or x.opened or _RELATION.search(x.items[0])
+        len(x.items) == 1 or x.opened or lists.RELATION.search(x.items[0])
         for x in (a, b)) and (_leaf(gold, answer, equal)
                               or _leaf(answer, gold, equal))
   return _same_items(a, b, equal)
@@ -91,7 +70,7 @@ def parts(text: str) -> list[str]:
     rest, of = modulus
     residues = re.split(r'\\equiv|=', rest)
     return [of, *(p for r in residues for p in parts(r))]
-  found = _items(text)
+  found = lists.split(text)
   if len(found.items) == 1 and not found.opened:
     return [units.split(text)[0]]
   return [p for item in found.items for p in parts(item)]
@@ -115,7 +94,8 @@ def _leaf(gold: str, answer: str, equal: Equal) -> bool:
       return False
     ratio = other.factor / unit.factor
     if ratio != 1:
-      answer = rf'({answer})\cdot\frac{{{ratio.numerator}}}{{{ratio.denominator}}}'
+      over, under = ratio.as_integer_ratio()
+      answer = rf'({answer})\cdot\frac{{{over}}}{{{under}}}'
   if normal_form(gold) == normal_form(answer):
     return True
   if is_decimal(answer) and is_decimal(gold):
@@ -132,115 +112,34 @@ def _member(text: str) -> tuple[str, str]:
 
 
 def _is_bracketed(text: str) -> bool:
-  return bool(_items(text).opened) or bool(
+  return bool(lists.split(text).opened) or bool(
       re.match(r'\s*(?:\\emptyset|\\mathbb)|.*\\cup', text))
 
 
-def _items(text: str) -> _Items:
-  """Splits a list at its outer commas, without its brackets."""
-  text = text.strip().rstrip('.').strip()
-  if text[:1] == '{' and (ends := _ends_of(text)) and ends[1] == len(text):
-    return _items(text[1:-1])  # braces that only group
-  for opened, closed in _PAIRS.items():
-    if text.startswith(opened) and len(text) > len(opened):
-      ends = _ends_of(text)
-      if ends and ends[1] == len(text):
-        inside, last = text[ends[0]:ends[2]], text[ends[2]:].strip()
-        items = _split(inside)
-        if len(items) > 1 or (opened == r'\{' and inside.strip()):
-          return _Items(opened, items, last)
-  if outward := re.fullmatch(r'([\[\]])([^\[\](){}]*)([\[\]])', text):
-    items = _split(outward[2])
-    if len(items) == 2:  # ]1,2[ is (1,2)
-      return _Items('(['[outward[1] == '['], items, ')]'[outward[3] == ']'])
-  items = _split(text)
-  return _Items('', _shared_label(items), '')
-
-
-def _ends_of(text: str) -> tuple[int, int, int] | None:
-  """Ends of the first opening bracket, of its closing one, and its start."""
-  depth, first = 0, 0
-  for found in _SEPARATOR.finditer(text):
-    if found['open']:
-      depth += 1
-      first = first or found.end()
-    elif found['close']:
-      depth -= 1
-      if not depth:
-        return first, found.end(), found.start()
-  return None
-
-
-def _split(text: str) -> list[str]:
-  """Splits at commas, semicolons, `and` and `or` outside of brackets."""
-  if r'\begin' in text:
-    return [text.strip()]
-  depth, at, items = 0, 0, []
-  groups = _has_groups(text)
-  for found in _SEPARATOR.finditer(text):
-    if found['sep']:
-      if depth == 0 and (not groups or found['sep'] == ';'):
-        items.append(text[at:found.start()])
-        at = found.end()
-    else:
-      depth += 1 if found['open'] else -1
-  items.append(text[at:])
-  kept = [item.strip() for item in items if item.strip()]
-  return [x for item in kept for x in _signs(item)] or ['']
-
-
-def _has_groups(text: str) -> bool:
-  """True for p = 5, q = 2; p = 7, q = 2."""
-  return ';' in text and any(
-      text.count(',', 0, i)
-      for i in (text.index(';'),
-                len(text))) and '=' in text and not re.search(r'[(\[]', text)
-
-
-def _signs(item: str) -> list[str]:
-  r"""Splits \pm into its two values."""
-  if not re.search(r'\\(?:pm|mp)(?![A-Za-z])', item):
-    return [item]
-  plus = re.sub(r'\\pm(?![A-Za-z])', '+', item)
-  minus = re.sub(r'\\pm(?![A-Za-z])', '-', item)
-  return [
-      re.sub(r'\\mp(?![A-Za-z])', other,
-             x).replace('=+', '=').replace('= +', '= ').lstrip('+')
-      for x, other in ((plus, '-'), (minus, '+'))
-  ]
-
-
-def _shared_label(items: Sequence[str]) -> list[str]:
-  """Drops the name of `x = 1, 2`, which all elements share."""
-  first = _LABEL.match(items[0])
-  if len(items) > 1 and first and not any('=' in item or _RELATION.search(item)
-                                          for item in items[1:]):
-    return [items[0][first.end():], *items[1:]]
-  return list(items)
-
-
-def _is_union(a: _Items, b: _Items) -> bool:
+def _is_union(a: lists.Items, b: lists.Items) -> bool:
   """True for the inequalities x < 1, x > 3 beside a union of intervals."""
   few, many = sorted((a, b), key=lambda x: len(x.items))
-  return len(few.items) == 1 and len(many.items) > 1 and (
-      not many.opened and bool(_UNION.search(few.items[0]))
-      and all(_RELATION.search(i) and not _UNION.search(i) for i in many.items))
+  return len(few.items) == 1 and len(
+      many.items) > 1 and (not many.opened and bool(_UNION.search(few.items[0]))
+                           and all(
+                               lists.RELATION.search(i) and not _UNION.search(i)
+                               for i in many.items))
 
 
-def _pieces(text: str, found: _Items) -> list[str]:
+def _pieces(text: str, found: lists.Items) -> list[str]:
   if len(found.items) > 1:
     return found.items
   return [part.strip() for part in _UNION.split(text)]
 
 
-def _is_set_of_numbers(text: str, found: _Items) -> bool:
+def _is_set_of_numbers(text: str, found: lists.Items) -> bool:
   r"""True for 1 < x < 2 and unions of intervals, which are no lists."""
-  return len(found.items) == 1 and bool(_RELATION.search(text)) or (
+  return len(found.items) == 1 and bool(lists.RELATION.search(text)) or (
       len(found.items) > 1 and not found.opened
-      and all(_RELATION.search(i) for i in found.items))
+      and all(lists.RELATION.search(i) for i in found.items))
 
 
-def _same_items(a: _Items, b: _Items, equal: Equal) -> bool:
+def _same_items(a: lists.Items, b: lists.Items, equal: Equal) -> bool:
   """Compares two lists, of which one at least has two elements."""
   gold, answer = a.items, b.items
   ends, other_ends = (x.opened.replace(r'\langle', '(') +
@@ -253,7 +152,7 @@ def _same_items(a: _Items, b: _Items, equal: Equal) -> bool:
       a.opened,
       b.opened) and ({*'[]'} & {a.opened, b.opened, a.closed, b.closed}):
     return False  # (1,2] and 1, 2
-  points = all(_items(x).ordered for x in (*gold, *answer))
+  points = all(lists.split(x).ordered for x in (*gold, *answer))
   if a.opened == b.opened == r'\{' or points:
     gold, answer = _distinct(gold), _distinct(answer)
   if len(gold) != len(answer):
@@ -270,7 +169,7 @@ def _same_items(a: _Items, b: _Items, equal: Equal) -> bool:
 
 def _labels(items: Sequence[str]) -> list[str]:
   """Names of x = 1, y = 2 if all have one and they differ; else none."""
-  found = [_LABEL.match(item) for item in items]
+  found = [lists.LABEL.match(item) for item in items]
   names = [m[1] for m in found if m]
   return names if len(set(names)) == len(items) > 1 else []
 
@@ -299,10 +198,10 @@ def _in_any_order(gold: Sequence[str], answer: Sequence[str],
   if len(open_) > _MOST:
     return False
   for g in open_:
-    i = next((i for i, a in enumerate(left) if _same_item(g, a, equal)), None)
-    if i is None:
+    met = next((i for i, a in enumerate(left) if _same_item(g, a, equal)), None)
+    if met is None:
       return False
-    del left[i]
+    del left[met]
   return True
 
 
@@ -355,7 +254,7 @@ def _residues(text: str) -> tuple[str, list[str]]:
   name, equiv, rest = text.rpartition(r'\equiv')
   if not equiv:
     name, _, rest = text.rpartition('=')
-  return name.strip(), _split(rest)
+  return name.strip(), lists.elements(rest)
 
 
 def _reduced(residues: Sequence[str], of: int) -> list[str]:
