@@ -30,8 +30,8 @@ def lines(name):
 
 
 CASES = lines('grading_cases.jsonl')
-# Each entry: kind, grader, gold, right texts, wrong texts; refused: the check of
-# gold answers reports it.
+# Each entry: kind, grader, gold, right texts, wrong texts; refused: the check
+# of gold answers reports it.
 TABLE = lines('grading_table.jsonl')
 
 

@@ -157,7 +157,8 @@ class Grader:
                        problem=fields)
     # 2. There must be two answers to compare.
     gold = answers.gold_answer(problem.answer)
-    if not gold or grader == 'math' and meaningless(gold):
+    if not gold or (grader == 'math' and number(gold) is None
+                    and meaningless(gold)):
       return Grade('gold_unparsable', '')
     if grader == 'choice':
       return _choice(text, gold)
@@ -168,8 +169,7 @@ class Grader:
     form, gold_form = normal_form(answer), normal_form(gold)
     if form == gold_form:
       return Grade('correct', str(gold_form))
-    if grader == 'text' or is_decimal(plain(answer)) and is_decimal(
-        plain(gold)):
+    if grader == 'text' or _are_decimals(answer, gold):
       return Grade('wrong', str(form))
     if len(answer) > LONG_ANSWER + 2 * len(gold):
       return Grade('unparsable', answer[:LONG_ANSWER])
@@ -221,6 +221,11 @@ def _check_containment(cfg: Grading) -> None:
     logging.warning(
         'grading: programs that a grader runs can still reach: %s '
         '(docs/grading.md)', reached)
+
+
+def _are_decimals(a: str, b: str) -> bool:
+  return is_decimal(a) and is_decimal(b) or is_decimal(plain(a)) and is_decimal(
+      plain(b))
 
 
 def _question(grader: str, **args: Any) -> str:
