@@ -49,7 +49,7 @@ _VULGAR = re.compile('[¼½¾⅐-⅞]')
 _THIN = re.compile(
     r' ?(?:(?<!\\)\\[,;:> ]|~|\\(?:thinspace|enspace|space|medspace'
     r'|thickspace)(?![A-Za-z])|\\[hm](?:space|skip)\{[^{}]*\}'
-    r'|\{ \}|\{\\,\}) ?')
+    r'|(?<=\d)\{(?: |\\,)\}) ?')
 _NOTHING = re.compile(
     r'\\!|\\(?:left|right)\.|\\(?:left|right|[bB]ig+[lrm]?|displaystyle'
     r'|textstyle|limits|nolimits|mathstrut|strut|rm|bf|it)(?![A-Za-z])|\{\}')
@@ -121,6 +121,7 @@ def plain(text: str) -> str:
   if len(text) > LONGEST:
     return text
   text = re.sub(r'\s{2,}', '  ', _latex_of_signs(text)).strip()
+  text = re.sub(r'(?<!\\)\\$', '', text)  # of a space behind it
   if word := _NUMBER_WORD.fullmatch(text):
     return str(_NUMBER_WORDS.index(word[1].lower()))
   text = re.sub(r'\\mathbb\s+([A-Z])', r'\\mathbb{\1}', text)
@@ -134,11 +135,12 @@ def plain(text: str) -> str:
   text = _THIN.sub(' ', text.replace('\n', '  ').replace('\t', '  '))
   text = _FONT.sub(_without_font, _unwrapped(text)).strip().strip('`').strip()
   text = text.strip('*_').strip() if text[:2] == '**' else text
-  text = _QUAD.sub(_quad, text)
+  text = _RATE.sub(r'\\text{\1/\2}', _QUAD.sub(_quad, text))
   for sign, latex in _SIGNS_OF_PROGRAMS:
     text = text.replace(sign, latex)
   text = re.sub(r'\\text\s*\{\s*infinity\s*\}', r'\\infty ', text)
   text = _outside_text(text, _functions)
+  text = _ANGLE.sub(r'\\\1(\\frac{\2\\pi}{180})', text)
   text = numerals.rewrite(_fractions(text))
   return re.sub(r'\\frac\{(\d+)\}\{1\}', r'\1', text).strip()
 
@@ -245,6 +247,8 @@ def _outside_text(text: str, change: Callable[[str], str]) -> str:
 def _functions(text: str) -> str:
   """Reads the notation of programs: sqrt(2), exp(x), C(10,3), 2*pi."""
   text = _CHOICES.sub(lambda m: _chosen(m, 'binom'), text)
+  text = re.sub(r'(?<![\w\\}])C\(([nmN]), ?([kr]|\d)\)', r'\\binom{\1}{\2}',
+                text)
   text = _RAISED_CHOICE.sub(r'\\binom{\2}{\1}', text)
   text = _ORDERED.sub(lambda m: _chosen(m, 'ordered'), text)
   text = _calls(text)
@@ -263,8 +267,13 @@ def _chosen(match: re.Match[str], kind: str) -> str:
 
 _CALL = re.compile(r'(?<![A-Za-z\\])(sqrt|cbrt|abs|exp|log_?\{?(?:2|10)\}?) ?\('
                    r'|\\sqrt(\[\d\])? ?\(|(?<!\^)\^ ?\(')
-_RADICAND = re.compile(r'\\sqrt(\[\d\])? ?(\d+(?:\.\d+)?|[A-Za-z]'
-                       r'(?![A-Za-z])|\\(?!sqrt)[A-Za-z]+(?!\s*\{))')
+_RADICAND = re.compile(r'\\sqrt(\[\d\])? ?(\d+(?:\.\d+)?|[A-Za-z](?![A-Za-z])'
+                       r'|\\frac\{\d+\}\{\d+\}'
+                       r'|\\(?!sqrt|frac)[A-Za-z]+(?![A-Za-z]|\s*\{))')
+_RATE = re.compile(r'\\frac\s*\{\s*\\(?:text|mathrm)\{([A-Za-z ]+)\}\s*\}\s*'
+                   r'\{\s*\\(?:text|mathrm)\{([A-Za-z ]+)\}\s*\}')
+_ANGLE = re.compile(r'\\(sin|cos|tan|cot|sec|csc)\s*\(?\s*(\d+(?:\.\d+)?)\s*'
+                    r'\^\s*\{?\s*\\circ\s*\}?\s*\)?')
 
 
 def _calls(text: str) -> str:
@@ -298,7 +307,7 @@ def _called(call: re.Match[str], inside: str) -> str:
     return f'e^{{{inside}}}'
   if name:
     base = re.sub(r'\D', '', name)
-    return rf'\log_{{{base}}}\left({inside}\right)'
+    return rf'\log_{{{base}}}({inside})'
   return f'^{{{inside}}}' if not inside.isdigit() else f'^{{({inside})}}'
 
 

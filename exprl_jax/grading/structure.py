@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import re
 
 from exprl_jax.grading import lists, numerals, units
-from exprl_jax.grading.equality import is_decimal, normal_form
+from exprl_jax.grading.equality import is_decimal, normal_form, number
 from exprl_jax.grading.notation import plain
 
 _MOST = 60  # elements that algebra compares with each other
@@ -38,6 +38,8 @@ def same(gold: str, answer: str, equal: Equal) -> bool:
   """
   if numerals.side_by_side(answer) or numerals.side_by_side(gold):
     return False
+  if max(gold.count(':'), answer.count(':')) > 1 and '=' not in gold + answer:
+    return _proportional(gold.split(':'), answer.split(':'))
   moduli = _modulus(gold), _modulus(answer)
   if any(moduli):
     return _congruent(gold, answer, moduli, equal)
@@ -100,6 +102,19 @@ def _leaf(gold: str, answer: str, equal: Equal) -> bool:
   if is_decimal(answer) and is_decimal(gold):
     return False
   return equal(gold, answer)
+
+
+def _proportional(gold: Sequence[str], answer: Sequence[str]) -> bool:
+  """Compares 1:2:3 with 2:4:6; the library would divide from the left."""
+  a, b = list(map(number, gold)), list(map(number, answer))
+  if len(a) != len(b):
+    return False
+  numbers = [(x, y) for x, y in zip(a, b) if x is not None and y is not None]
+  if len(numbers) < len(a):
+    return list(map(normal_form, gold)) == list(map(normal_form, answer))
+  first, other = numbers[0]
+  return any(y for _, y in numbers) and all(
+      x * other == y * first for x, y in numbers)
 
 
 def _member(text: str) -> tuple[str, str]:

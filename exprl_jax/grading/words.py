@@ -8,6 +8,7 @@ _SYNONYMS = {
     'norealsolution': 'nosolution', 'norealsolutions': 'nosolution',
     'therearenosolutions': 'nosolution', 'emptyset': 'nosolution'
 }  # yapf: disable
+_SHORT = frozenset(('yes', 'no', 'odd'))  # no products
 
 
 def same(gold: str, answer: str) -> bool | None:
@@ -15,7 +16,7 @@ def same(gold: str, answer: str) -> bool | None:
   given, expected = word(answer), word(gold)
   if given and expected:
     return given == expected
-  if expected and r'\text' in gold:
+  if expected and (r'\text' in gold or expected in _SHORT):
     return answer.lower() == expected
   return None
 
@@ -32,6 +33,8 @@ def word(text: str) -> str:
       r'\{\s*\(?([^{}()]*)\)?\s*\}', r'\1', text)
   if text in (r'\emptyset', r'\{\}', r'\{ \}'):
     return 'nosolution'
+  if text.lower() in _SHORT:
+    return text.lower()
   joined = ''.join(c for c in bare if c.isalpha()).lower()
   if bare != text:
     found = re.fullmatch(r"[^\W\d_]+(?:[\s',.-]+[^\W\d_]+)*", bare.strip())
