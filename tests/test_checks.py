@@ -68,7 +68,7 @@ def kinds(problems, grader=None, needs=('solution',), **more):
     (dict(answer=r'252 \text{ or equivalently } 2 \cdot 126'),
      'gold_alternatives'),
     (dict(solution=r'So it is \boxed{4}.'), 'gold_not_in_solution'),
-    (dict(answer='98 values'), 'gold_in_words'),
+    (dict(answer='98 of the values'), 'gold_in_words'),
     (dict(answer='The limit exists and is equal to 2/3'), 'gold_in_words'),
 ], ids=str)
 def test_a_bad_row_is_found(grader, fields, kind):

@@ -4,9 +4,17 @@ from fractions import Fraction
 import re
 
 from exprl_jax.grading.answers import final_answer
+from exprl_jax.grading.notation import plain
 
 LONG_ANSWER = 1000  # characters; longer answers are not read as numbers
 
+_FONT = re.compile(
+    r'\\(?:text|textbf|textit|textrm|textnormal|mathrm|mathbf|mbox)'
+    r'\s*\{([^{}]*)\}')
+_ZERO_DIVISOR = re.compile(
+    r'/\s*\{?0+(?:\.0*)?\}?(?![\d.!^])|\\frac\s*(?:\{[^{}]*\}|\w)\s*'
+    r'(?:\{\s*0+(?:\.0*)?\s*\}|0(?!\d))')
+_MARK = re.compile(r'\\(?:emptyset|infty|\{)')
 _DECIMAL = r'[-+]?(?:\d{1,3}(?:,\d{3})+|\d+(?=\D|$)|(?=\.\d))(?:\.\d*)?'
 
 
@@ -21,15 +29,29 @@ def grade(text: str, gold: str) -> bool:
 
 
 def normal_form(answer: str) -> str | Fraction:
-  """Returns the value of a number, else a text; equal answers have one form.
+  r"""Returns the value of a number, else a text; equal answers have one form.
 
-  Drops spaces, dollar signs, sizes of brackets and fractions, and a last dot.
+  Reads all notations that `notation.plain` knows. Drops spaces, dollar signs,
+  fonts and a last dot.
   """
   value = number(answer)
   if value is not None:
     return value
-  text = re.sub(r'[\s$]|\\left|\\right|\\[,;! ]', '', answer).rstrip('.')
-  return re.sub(r'\\[dt]frac', r'\\frac', text)
+  formula = plain(answer)
+  value = number(formula)
+  if value is not None:
+    return value
+  return re.sub(r'\s', '', _FONT.sub(r'\1', formula)).rstrip('.')
+
+
+def meaningless(gold: str) -> bool:
+  """True for gold answers that no answer can equal: nan, null, ?, 1/0."""
+  text = _FONT.sub(r'\1', plain(gold))
+  return bool(
+      re.fullmatch(
+          r'\W*|nan|null|nil|n/a|#n/a|tbd|todo|unknown|\+?-?inf/inf|\\ldots',
+          text.strip(), re.I) and not _MARK.search(text)
+      or _ZERO_DIVISOR.search(text))
 
 
 def is_decimal(answer: str) -> bool:
@@ -58,5 +80,6 @@ def _digits(answer: str) -> str:
   """Drops the dollar signs and LaTeX spaces around and within a number."""
   # A comma before a space separates a list, unless LaTeX undoes the space.
   text = re.sub(r',\s*\\!\s*|\{,\}', ',', answer.replace('\u2212', '-'))
-  text = re.sub(r'\\?\$|\\[,;! ]', '', text).strip().rstrip('.')
+  text = re.sub(r'\\?\$|\\[,;! ]', '', text).strip()
+  text = re.sub(r'(?<!\.)\.$', '', text)  # 0.333... is another number
   return re.sub(r'^([-+])\s+', r'\1', text)

@@ -18,9 +18,11 @@ from exprl_jax.grading import answers, sandbox
 from exprl_jax.grading.equality import (
     LONG_ANSWER,
     is_decimal,
+    meaningless,
     normal_form,
     number,
 )
+from exprl_jax.grading.notation import plain
 from exprl_jax.grading.pool import Pool, Reply
 from exprl_jax.runtime import mesh
 from exprl_jax.types import InputError, Problem, printable
@@ -141,6 +143,8 @@ class Grader:
       return bool(answers.choice_letter(gold))
     if not gold or grader == 'text' or number(gold) is not None:
       return bool(gold)
+    if meaningless(gold):
+      return False
     return _math_question(problem)
 
   def _decide(self, text: str, problem: Problem) -> Grade | str:
@@ -153,7 +157,8 @@ class Grader:
                        problem=fields)
     # 2. There must be two answers to compare.
     gold = answers.gold_answer(problem.answer)
-    if not gold:
+    if not gold or (grader == 'math' and number(gold) is None
+                    and meaningless(gold)):
       return Grade('gold_unparsable', '')
     if grader == 'choice':
       return _choice(text, gold)
@@ -164,7 +169,7 @@ class Grader:
     form, gold_form = normal_form(answer), normal_form(gold)
     if form == gold_form:
       return Grade('correct', str(gold_form))
-    if grader == 'text' or is_decimal(answer) and is_decimal(gold):
+    if grader == 'text' or _are_decimals(answer, gold):
       return Grade('wrong', str(form))
     if len(answer) > LONG_ANSWER + 2 * len(gold):
       return Grade('unparsable', answer[:LONG_ANSWER])
@@ -218,6 +223,11 @@ def _check_containment(cfg: Grading) -> None:
         '(docs/grading.md)', reached)
 
 
+def _are_decimals(a: str, b: str) -> bool:
+  return is_decimal(a) and is_decimal(b) or is_decimal(plain(a)) and is_decimal(
+      plain(b))
+
+
 def _question(grader: str, **args: Any) -> str:
   return json.dumps({'grader': grader, 'args': args}, sort_keys=True)
 
@@ -229,9 +239,9 @@ def _math_question(problem: Problem, answer: str | None = None) -> str:
 
 
 def _choice(text: str, gold: str) -> Grade:
+  expected = answers.choice_letter(gold)
   answer = answers.choice_answer(text)
   given = answers.choice_letter(answer)
-  expected = answers.choice_letter(gold)
   if not expected:
     return Grade('gold_unparsable', given)
   if not given:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 import re
 from typing import NamedTuple
+import unicodedata
 
 from jaxtyping import Float
 import numpy as np
@@ -142,20 +143,29 @@ def written(text: str, scale: str) -> Judgment:
 
 # A line that says nothing but the score, with the ornaments that models add:
 # '**Score:** 4', '### Score' and the number in the next line, '[4]', '4/5'.
+_NUMBER = (r'[\s*_\[("]*([-+]?\d[\d.,]*)[*_\])"]*'
+           r'(?:[ \t]*\(?(?:/|out[ \t]+of)[ \t]*5(?:\.0)?)?[*_\])". \t]*$')
 _SCORE_LINE = re.compile(
-    r'^[\s#>*_-]*(?:final\s+)?score[*_]*[ \t]*(?::|=|[ \t]is\b|(?=\n)|[ \t])'
-    r'[\s*_\[("]*([-+]?\d[\d.,]*)[*_\])"]*(?:[ \t]*/[ \t]*5)?[*_\])". \t]*$',
+    r'^[\s#>*_-]*(?:(?:final|overall|total)[ \t]+)?score[*_]*[ \t]*'
+    rf'(?::|=|[ \t]is\b|(?=\n)|[ \t]){_NUMBER}'
+    # Behind the reasons, on their line; in quotation marks it is a quotation.
+    r'|^[\s#>*_-]*(?:reasoning|rationale|reason|explanation|analysis|judgment)'
+    r'[*_]*[ \t]*:[^\n"\u201c`]*[.!?;][*_]*[ \t]+[*_]*'
+    rf'(?:(?:final|overall)[ \t]+)?score[*_]*[ \t]*[:=]{_NUMBER}',
     re.IGNORECASE | re.MULTILINE)
 
 
 def last_score(text: str) -> int | None:
   """The number of the last line that is a score and nothing else.
 
+  Reasons may stand before it on the line, `4.0`, `4/5` and `4 out of 5` are 4.
   None if there is no such line, or if the last one is not 1, 2, 3, 4 or 5:
   earlier ones are thoughts or quotations.
   """
-  found = _SCORE_LINE.findall(text)
-  last = found[-1].rstrip('.') if found else ''
+  text = unicodedata.normalize('NFKC', text)  # wide colons and digits
+  text = text.replace('\r\n', '\n').replace('\r', '\n')
+  found = [a or b for a, b in _SCORE_LINE.findall(text)]
+  last = found[-1].rstrip('.').removesuffix('.0') if found else ''
   return int(last) if last in ('1', '2', '3', '4', '5') else None
 
 
