@@ -4,7 +4,8 @@
   each tensor | the tensors
 
 Reading ranges, rather than mapping the file into memory, keeps the memory small
-and works on gs:// as well.
+and works on gs:// as well. A file is read only if the safetensors library would
+read it: the tensors follow each other without gap or overlap and fill the file.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -18,11 +19,19 @@ from etils import epath
 import ml_dtypes
 import numpy as np
 
+from exprl_jax.runtime import inputs
 from exprl_jax.types import InputError
 
 _DTYPES = {'F32': np.float32, 'F16': np.float16, 'BF16': ml_dtypes.bfloat16}
+# The name of a file in the folder or below it: no /NAME, C:NAME or gs://NAME.
+_IN_FOLDER = re.compile(r'[^/\\:\x00-\x1f][^\\:\x00-\x1f]{0,250}')
 _POINTER = b'version https://git-lfs'
 _NAMES = {np.dtype(v): k for k, v in _DTYPES.items()}
+_LONGEST_HEADER = 10**8  # bytes; the library's limit
+# Bits of an exponent: with all of them set, a number is infinite or none.
+_EXPONENT = {'F32': 0x7f800000, 'F16': 0x7c00, 'BF16': 0x7f80}
+_MAX_AXES = 8  # of a tensor
+_CHUNK = 2**16  # numbers that are checked at a time, within a core's cache
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +48,7 @@ class Tensor:
     """Reads rows [start, stop) of the first axis.
 
     Raises:
-      InputError: the file is shorter than it says.
+      InputError: the file is shorter than it says, or a number is not finite.
     """
     row = math.prod(self.shape[1:]) * self.dtype.itemsize
     # Aligned, so that JAX on CPUs takes the memory as it is, without a copy.
@@ -49,7 +58,16 @@ class Tensor:
       file.seek(self.start + start * row)
       if file.readinto(data) != data.size:
         raise InputError(f'{self}: cut short; copy the file again')
-    return data.view(self.dtype).reshape(-1, *self.shape[1:])
+    self._require_finite(data)
+    return data.view(self.dtype).reshape(stop - start, *self.shape[1:])
+
+  def _require_finite(self, data: np.ndarray) -> None:
+    mask = _EXPONENT[_NAMES[self.dtype]]
+    bits = data.view(f'u{self.dtype.itemsize}')
+    for start in range(0, bits.size, _CHUNK):
+      if (bits[start:start + _CHUNK] & mask).max() == mask:
+        raise InputError(f'{self}: a weight is NaN or infinite; copy the file '
+                         'again, or take weights from before training failed')
 
   def __str__(self) -> str:
     return f'{self.path}: tensor {self.name}'
@@ -63,27 +81,41 @@ def open_folder(folder: epath.Path) -> dict[str, Tensor]:
 
   Raises:
     InputError: there is no file, a file or tensor that the index names is
-      missing, or a file is corrupt or cut short; says how to convert other
-      formats.
+      missing or in several files, or a file is corrupt or cut short; says how
+      to convert other formats.
   """
   index = folder / 'model.safetensors.index.json'
-  files: dict[str, str] = {}  # of each tensor
-  if index.exists():
-    try:
-      files = json.loads(index.read_text())['weight_map']
-    except (json.JSONDecodeError, KeyError, TypeError) as e:
-      raise InputError(f'{index}: not an index of tensors ({e})') from None
-    paths = [folder / name for name in sorted(set(files.values()))]
-  else:
-    paths = _unindexed(folder)
+  files = _read_index(index) if index.exists() else {}  # of each tensor
+  paths = ([folder / name for name in sorted(set(files.values()))]
+           if index.exists() else _unindexed(folder))
   tensors: dict[str, Tensor] = {}
   for path in paths:
-    tensors |= open_file(path)
+    found = open_file(path)
+    if twice := tensors.keys() & found.keys():
+      name = min(twice)
+      raise InputError(f'{tensors[name]} is in {path.name}, too; remove the '
+                       'file that is not of the model')
+    tensors |= found
   for name, file in files.items():
-    if name not in tensors:
+    if name not in tensors or tensors[name].path != folder / file:
       raise InputError(f'{folder / file}: tensor {name} is missing, which '
                        f'{index.name} says is in it')
   return tensors
+
+
+def _read_index(path: epath.Path) -> dict[str, str]:
+  """Reads the file of each tensor from model.safetensors.index.json."""
+  files = inputs.read_object(path, unique=True).get('weight_map')
+  if not files or not isinstance(files, dict):
+    raise InputError(f'{path}: not an index of tensors (no weight_map); copy '
+                     'it again')
+  for tensor, name in files.items():
+    # Links are fine: the Hub's cache is made of them.
+    if (not isinstance(name, str) or not _IN_FOLDER.fullmatch(name)
+        or '..' in name.split('/')):
+      raise InputError(f'{path}: tensor {tensor} is in {name!r}, which is no '
+                       'file of this folder; copy the index again')
+  return files
 
 
 def _unindexed(folder: epath.Path) -> list[epath.Path]:
@@ -154,42 +186,82 @@ def open_file(path: epath.Path) -> dict[str, Tensor]:
     InputError: there is no such file, or it is corrupt or cut short.
   """
   try:
-    size = path.stat().length
+    size = inputs.require_file(path)
+    size = path.stat().length if size is None else size
     _refuse_pointer(path)
     with path.open('rb') as file:
       length = int.from_bytes(file.read(8), 'little')
-      if length > size - 8:
-        raise ValueError(f'a header of {length} bytes in {size}')
-      header = json.loads(file.read(length))
-    header.pop('__metadata__', None)
-    end = 8 + length + max(
-        (v['data_offsets'][1] for v in header.values()), default=0)
-    if end != size:
-      raise ValueError(f'{size} bytes, should be {end}')
-    return {
-        name: _tensor(path, name, 8 + length, v) for name, v in header.items()
-    }
+      if size < 8 or not 2 <= length <= min(size - 8, _LONGEST_HEADER):
+        raise _corrupt(path, f'a header of {length} bytes in {size}')
+      data = file.read(length)
   except FileNotFoundError:
     raise InputError(f'{path}: no such file; the index names it') from None
-  except (ValueError, KeyError, TypeError) as e:
-    if isinstance(e, InputError):
-      raise
-    raise InputError(
-        f'{path}: corrupt or cut short ({e}); copy it again') from None
+  try:
+    header = inputs.parse(data, f'{path}: header', unique=True)
+  except InputError as e:
+    raise InputError(f'{e}; corrupt or cut short, copy it again') from None
+  if not isinstance(header, dict):
+    raise _corrupt(path, 'the header is not an object')
+  header.pop('__metadata__', None)
+  end = _check_layout(path, header)
+  if 8 + length + end != size:
+    raise _corrupt(path, f'{size} bytes, should be {8 + length + end}')
+  return {
+      name: Tensor(name, path, tuple(entry['shape']),
+                   np.dtype(_DTYPES[entry['dtype']]),
+                   8 + length + entry['data_offsets'][0])
+      for name, entry in header.items()
+  }
 
 
-def _tensor(path: epath.Path, name: str, offset: int,
-            entry: dict[str, Any]) -> Tensor:
-  """Parses an entry of a header; data begins at `offset` of the file."""
+def _corrupt(path: epath.Path, why: str) -> InputError:
+  return InputError(f'{path}: corrupt or cut short ({why}); copy it again')
+
+
+def _check_layout(path: epath.Path, header: dict[str, Any]) -> int:
+  """Checks that the tensors of a header follow each other, without a gap.
+
+  Returns:
+    Where the last one ends, in bytes behind the header.
+
+  Raises:
+    InputError: names file and tensor.
+  """
+  for name, entry in header.items():
+    _check_entry(path, name, entry)
+  end = 0
+  for name, entry in sorted(header.items(), key=lambda x: x[1]['data_offsets']):
+    start, stop = entry['data_offsets']
+    if start != end:
+      what = 'overlaps the tensor before it' if start < end else (
+          'leaves a gap before it')
+      raise _corrupt(path, f'tensor {name} {what}: byte {start}, not {end}')
+    end = stop
+  return end
+
+
+def _check_entry(path: epath.Path, name: str, entry: Any) -> None:
+  """Checks one tensor's dtype, shape and number of bytes."""
+  if not (isinstance(entry, dict) and isinstance(entry.get('dtype'), str)
+          and _are_sizes(entry.get('shape'))
+          and _are_sizes(entry.get('data_offsets'))
+          and len(entry['data_offsets']) == 2):
+    raise _corrupt(path, f'tensor {name} lacks a dtype, a shape or offsets, or '
+                   'one of them is not as it should be')
   if entry['dtype'] not in _DTYPES:
     raise InputError(f'{path}: tensor {name} is stored as {entry["dtype"]}; '
                      f'only {", ".join(_DTYPES)} are implemented')
   start, stop = entry['data_offsets']
-  shape, dtype = tuple(entry['shape']), np.dtype(_DTYPES[entry['dtype']])
-  if stop - start != math.prod(shape) * dtype.itemsize:
-    raise InputError(f'{path}: tensor {name}: {stop - start} bytes for '
-                     f'{entry["dtype"]}{list(shape)}')
-  return Tensor(name, path, shape, dtype, offset + start)
+  itemsize = np.dtype(_DTYPES[entry['dtype']]).itemsize
+  if stop - start != math.prod(entry['shape']) * itemsize:
+    raise _corrupt(path, f'tensor {name} has {stop - start} bytes for '
+                   f'{entry["dtype"]}{entry["shape"]}')
+
+
+def _are_sizes(value: Any) -> bool:
+  """Whether a value of JSON is a list of a few numbers that count something."""
+  return isinstance(value, list) and len(value) <= _MAX_AXES and all(
+      type(x) is int and 0 <= x < 2**63 for x in value)
 
 
 def write_folder(folder: epath.Path, shapes: Mapping[str, tuple[int, ...]],
