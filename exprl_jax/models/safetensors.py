@@ -200,9 +200,12 @@ def open_file(path: epath.Path) -> dict[str, Tensor]:
     header = inputs.parse(data, f'{path}: header', unique=True)
   except InputError as e:
     raise InputError(f'{e}; corrupt or cut short, copy it again') from None
-  if not isinstance(header, dict):
+  if not data.startswith(b'{') or not isinstance(header, dict):
     raise _corrupt(path, 'the header is not an object')
-  header.pop('__metadata__', None)
+  metadata = header.pop('__metadata__', None) or {}
+  if not isinstance(metadata, dict) or not all(
+      isinstance(v, str) for v in metadata.values()):
+    raise _corrupt(path, '__metadata__ are not texts')
   end = _check_layout(path, header)
   if 8 + length + end != size:
     raise _corrupt(path, f'{size} bytes, should be {8 + length + end}')
@@ -243,19 +246,20 @@ def _check_layout(path: epath.Path, header: dict[str, Any]) -> int:
 def _check_entry(path: epath.Path, name: str, entry: Any) -> None:
   """Checks one tensor's dtype, shape and number of bytes."""
   if not (isinstance(entry, dict) and isinstance(entry.get('dtype'), str)
-          and _are_sizes(entry.get('shape'))
-          and _are_sizes(entry.get('data_offsets'))
-          and len(entry['data_offsets']) == 2):
-    raise _corrupt(path, f'tensor {name} lacks a dtype, a shape or offsets, or '
-                   'one of them is not as it should be')
+          and _are_sizes(entry.get('shape')) and _are_sizes(
+              entry.get('data_offsets')) and len(entry['data_offsets']) == 2):
+    raise _corrupt(
+        path, f'tensor {name} lacks a dtype, a shape or offsets, or '
+        'one of them is not as it should be')
   if entry['dtype'] not in _DTYPES:
     raise InputError(f'{path}: tensor {name} is stored as {entry["dtype"]}; '
                      f'only {", ".join(_DTYPES)} are implemented')
   start, stop = entry['data_offsets']
   itemsize = np.dtype(_DTYPES[entry['dtype']]).itemsize
   if stop - start != math.prod(entry['shape']) * itemsize:
-    raise _corrupt(path, f'tensor {name} has {stop - start} bytes for '
-                   f'{entry["dtype"]}{entry["shape"]}')
+    raise _corrupt(
+        path, f'tensor {name} has {stop - start} bytes for '
+        f'{entry["dtype"]}{entry["shape"]}')
 
 
 def _are_sizes(value: Any) -> bool:

@@ -19,8 +19,8 @@ from exprl_jax.types import InputError
 
 LONGEST = 2**27  # bytes of a line or of a JSON file
 DEEPEST = 100  # lists and objects inside each other
-_KINDS = ((stat.S_ISDIR, 'a folder'), (stat.S_ISFIFO, 'a pipe'),
-          (stat.S_ISSOCK, 'a socket'))
+_KINDS = ((stat.S_ISDIR, 'a folder'), (stat.S_ISFIFO, 'a pipe'), (stat.S_ISSOCK,
+                                                                  'a socket'))
 
 
 def require_file(path: epath.PathLike) -> int | None:
@@ -91,8 +91,8 @@ def parse(data: bytes | str, where: str, unique: bool = False) -> Any:
     raise InputError(f'{where}: longer than {LONGEST} bytes')
   text = decode(data, where) if isinstance(data, bytes) else data
   try:
-    value = json.loads(text, object_pairs_hook=_Unique(where).made
-                       if unique else None)
+    value = json.loads(
+        text, object_pairs_hook=_Unique(where).made if unique else None)
   except (ValueError, RecursionError) as e:
     raise not_json(e, where) from None
   check(value, text, where)
@@ -153,8 +153,8 @@ def _is_deep(value: Any) -> bool:
 
 
 def _inner(value: Any) -> Iterable[Any]:
-  return value.values() if isinstance(value, dict) else value if isinstance(
-      value, list) else ()
+  return value.values() if isinstance(
+      value, dict) else value if isinstance(value, list) else ()
 
 
 def _check_texts(value: Any, where: str) -> None:

@@ -25,7 +25,7 @@ def read(path: epath.Path) -> Iterator[tuple[int, Any]]:
         for i in range(len(batch)):  # a row at a time: batches may be large
           number += 1
           yield number, batch.slice(i, 1).to_pylist()[0]
-    except (pa.ArrowException, OSError) as e:
+    except (pa.ArrowException, OSError, ValueError, OverflowError) as e:
       raise InputError(f'{path}: not Arrow, or damaged behind row {number} '
                        f'({base.first_line(e)})') from None
 

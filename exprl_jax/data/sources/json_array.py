@@ -10,6 +10,7 @@ from typing import Any
 from etils import epath
 
 from exprl_jax.data.sources import base, jsonl
+from exprl_jax.runtime import inputs
 from exprl_jax.types import InputError
 
 _CHUNK = 2**20  # characters read at a time
@@ -48,6 +49,9 @@ def _items(path: epath.Path) -> Iterator[tuple[int, Any]]:
         raise InputError(f'{path}:{number}: not JSON (want , or ] before it)')
       # 2. The item, with as much of the file as it takes.
       while not (found := _item(buffer, at, f'{path}:{number}')):
+        if len(buffer) - at > inputs.LONGEST:
+          raise InputError(f'{path}:{number}: not JSON, or longer than '
+                           f'{inputs.LONGEST} characters')
         longer = _more(text, buffer[at:], path, number)
         if len(longer) == len(buffer) - at:
           raise InputError(f'{path}:{number}: not JSON, or the file ends in it')
@@ -61,12 +65,15 @@ def _item(text: str, at: int, where: str) -> tuple[Any, int] | None:
   """Parses a value and finds where it ends; None: the text is too short."""
   try:
     row, end = _DECODER.raw_decode(text, at)
-  except RecursionError:
-    raise InputError(f'{where}: JSON is nested too deep') from None
-  except ValueError:
+  except json.JSONDecodeError:
     return None
+  except (ValueError, RecursionError) as e:
+    raise inputs.not_json(e, where) from None
   # Something must follow: a number may go on, and the list has to end.
-  return (row, end) if _skip(text, end) < len(text) else None
+  if _skip(text, end) == len(text):
+    return None
+  inputs.check(row, text[at:end], where)
+  return row, end
 
 
 def _skip(text: str, at: int) -> int:

@@ -29,7 +29,7 @@ def read(path: epath.Path) -> Iterator[tuple[int, Any]]:
         for row in batch.to_pylist():
           number += 1
           yield number, row
-    except (pa.ArrowException, OSError) as e:
+    except (pa.ArrowException, OSError, ValueError, OverflowError) as e:
       raise InputError(f'{path}: not Parquet, or damaged behind row {number} '
                        f'({base.first_line(e)})') from None
 
