@@ -2,10 +2,9 @@
 
 import codecs
 from collections.abc import Iterator
-import io
 import json
 import re
-from typing import Any
+from typing import Any, BinaryIO
 
 from etils import epath
 
@@ -37,8 +36,8 @@ def read(path: epath.Path) -> Iterator[tuple[int, Any]]:
 
 def _items(path: epath.Path) -> Iterator[tuple[int, Any]]:
   with base.open_bytes(path) as file:
-    text = io.TextIOWrapper(file, 'utf-8-sig', newline='')
-    buffer, at, number = _more(text, '', path, 1), 0, 1
+    text = _Text(path, file)
+    buffer, at, number = text.more('', 1), 0, 1
     while True:
       # 1. '[' or ',' before an item, ']' behind the last one.
       at = _skip(buffer, at)
@@ -52,7 +51,7 @@ def _items(path: epath.Path) -> Iterator[tuple[int, Any]]:
         if len(buffer) - at > inputs.LONGEST:
           raise InputError(f'{path}:{number}: not JSON, or longer than '
                            f'{inputs.LONGEST} characters')
-        longer = _more(text, buffer[at:], path, number)
+        longer = text.more(buffer[at:], number)
         if len(longer) == len(buffer) - at:
           raise InputError(f'{path}:{number}: not JSON, or the file ends in it')
         buffer, at = longer, 0
@@ -81,14 +80,30 @@ def _skip(text: str, at: int) -> int:
   return match.end() if match else at
 
 
-def _more(text: io.TextIOWrapper, rest: str, path: epath.Path,
-          number: int) -> str:
-  """Returns `rest` with what follows, at least as much again."""
-  try:
-    return rest + text.read(max(_CHUNK, len(rest)))
-  except UnicodeDecodeError as e:
-    raise InputError(f'{path}: not UTF-8 ({e.reason}; in item {number} or '
-                     'later)') from None
+class _Text:
+  """The characters of a file, up to bytes that are none."""
+
+  def __init__(self, path: epath.Path, file: BinaryIO) -> None:
+    self._path, self._file, self._bad = path, file, ''
+    self._decoder = codecs.getincrementaldecoder('utf-8-sig')()
+
+  def more(self, rest: str, number: int) -> str:
+    """Returns `rest` with what follows, at least as much again.
+
+    Raises:
+      InputError: bytes that are not UTF-8 follow; they are in item `number`.
+    """
+    text, data = '', b' '
+    while not text and data and not self._bad:
+      data = self._file.read(max(_CHUNK, len(rest)))
+      try:
+        text = self._decoder.decode(data, final=not data)
+      except UnicodeDecodeError as e:
+        self._bad = f'byte {e.object[e.start]:#04x}'
+        text = e.object[:e.start].decode()
+    if self._bad and not text:
+      raise InputError(f'{self._path}:{number}: not UTF-8 ({self._bad})')
+    return rest + text
 
 
 FORMATS = {'.json': read}
