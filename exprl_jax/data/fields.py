@@ -46,14 +46,12 @@ class Fields:
         _source(function) if function else ''
     ]
 
-  def apply(self, row: Any, where: str) -> Any:
+  def apply(self, row: dict[str, Any], where: str) -> Any:
     """Returns the row with our field names; None: it is not used.
 
     Raises:
       InputError: data.convert raises.
     """
-    if not isinstance(row, dict):
-      return row  # validation names it
     if function := _convert(self):
       try:
         row = function(row)

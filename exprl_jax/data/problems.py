@@ -102,6 +102,8 @@ def _problem(row: Any, fields: fields_lib.Fields, where: str, name: int | str,
   """Makes the problem of a row; None: it is not used."""
   if isinstance(row, InputError):
     raise row
+  if not isinstance(row, dict):  # null, too: only a converter may say None
+    raise InputError(f'{where}: want an object, got {type(row).__name__}')
   row = fields.apply(row, where)
   if row is None:
     return None

@@ -85,7 +85,13 @@ def text(value: Any, where: str, may_be_number: bool = False) -> str:
 
 def _rubric_items(value: Any, where: str) -> tuple[RubricItem, ...]:
   try:
-    return rubrics.from_list(value)
+    items = rubrics.from_list(value)
+    for i, row in enumerate(value, 1):  # as given: \f counts as a blank
+      for key in rubrics.TEXTS:
+        text(row.get(key) or '', f'{where}: rubric item {i}')
+    return items
+  except InputError:
+    raise
   except ValueError as e:
     raise InputError(f'{where}: rubric should be text or a list of {{text, '
                      f'points}} ({e})') from None

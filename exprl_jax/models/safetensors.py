@@ -154,6 +154,7 @@ def _gguf_remedy(folder: epath.Path, name: str) -> str:
 
 def _refuse_pointer(path: epath.Path) -> None:
   """Refuses what git leaves in place of a file that git-lfs holds."""
+  inputs.require_file(path)
   with path.open('rb') as file:
     if file.read(len(_POINTER)) == _POINTER:
       raise InputError(f'{path}: a pointer of git-lfs, not the file; run '

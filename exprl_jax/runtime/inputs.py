@@ -140,7 +140,7 @@ def check(value: Any, text: str, where: str) -> None:
   if text.count('[') + text.count('{') > DEEPEST and _is_deep(value):
     raise not_json(RecursionError(), where)
   if '\\ud' in text or '\\uD' in text:
-    _check_texts(value, where)
+    _check_texts(value, f'{where}: it' if isinstance(value, str) else where)
 
 
 def _is_deep(value: Any) -> bool:

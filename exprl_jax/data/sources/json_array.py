@@ -14,7 +14,8 @@ from exprl_jax.types import InputError
 
 _CHUNK = 2**20  # characters read at a time
 _DECODER = json.JSONDecoder()
-_SPACE = re.compile(r'\s*')
+_BLANKS = ' \t\r\n'  # of JSON, not of Unicode
+_SPACE = re.compile(f'[{_BLANKS}]*')
 
 
 def read(path: epath.Path) -> Iterator[tuple[int, Any]]:
@@ -42,7 +43,10 @@ def _items(path: epath.Path) -> Iterator[tuple[int, Any]]:
       # 1. '[' or ',' before an item, ']' behind the last one.
       at = _skip(buffer, at)
       mark, at = buffer[at:at + 1], _skip(buffer, at + 1)
-      if mark == ']' or number == 1 and buffer[at:at + 1] == ']':
+      if mark == '[' and number == 1 and buffer[at:at + 1] == ']':
+        mark, at = ']', at + 1
+      if mark == ']':
+        text.require_end(buffer[at:], number)
         return
       if mark != (',' if number > 1 else '['):
         raise InputError(f'{path}:{number}: not JSON (want , or ] before it)')
@@ -104,6 +108,13 @@ class _Text:
     if self._bad and not text:
       raise InputError(f'{self._path}:{number}: not UTF-8 ({self._bad})')
     return rest + text
+
+  def require_end(self, rest: str, number: int) -> None:
+    """Raises InputError unless only blanks follow the list."""
+    while not rest.strip(_BLANKS):
+      if not (rest := self.more('', number)):
+        return
+    raise InputError(f'{self._path}:{number}: not JSON (more behind the list)')
 
 
 FORMATS = {'.json': read}
