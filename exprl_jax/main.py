@@ -22,7 +22,7 @@ from exprl_jax import config as config_lib
 from exprl_jax.config import files
 from exprl_jax.config.loading import RENAMED
 from exprl_jax.runtime import failures, stopping, watchdog, xla_flags
-from exprl_jax.types import InputError, StartAgain, Unfinished
+from exprl_jax.types import InputError, StartAgain, Unfinished, printable
 
 if TYPE_CHECKING:
   from exprl_jax.runtime import report
@@ -277,7 +277,7 @@ def command(argv: list[str]) -> int:
     return failures.DONE
   except (InputError, StartAgain, Unfinished) as e:  # one line, no trace
     kind = 'stopped' if isinstance(e, StartAgain) else 'error'
-    print(f'{kind}: {e}', file=sys.stderr, flush=True)
+    print(printable(f'{kind}: {e}'), file=sys.stderr, flush=True)
     return failures.exit_code(e)
   except Exception as e:
     code = failures.exit_code(e)
@@ -286,7 +286,7 @@ def command(argv: list[str]) -> int:
     if code == failures.AGAIN:
       print('this may pass; the same command resumes the run', file=sys.stderr)
     elif code == failures.INPUT:
-      print(f'error: {failures.brief(e)}; {failures.remedy(e)}',
+      print(printable(f'error: {failures.brief(e)}; {failures.remedy(e)}'),
             file=sys.stderr)
     sys.stderr.flush()
     _leave_at_once(code)

@@ -21,7 +21,7 @@ from exprl_jax.data import chat_template
 from exprl_jax.data.sentencepiece import SentencePiece
 from exprl_jax.data.tokenizer_json import Piece, TokenizerJson
 from exprl_jax.runtime import inputs
-from exprl_jax.types import InputError
+from exprl_jax.types import InputError, printable
 
 # What a text becomes depends on them.
 _FILES = ('tokenizer.json', 'tokenizer.model', 'tokenizer_config.json',
@@ -107,8 +107,8 @@ class Tokenizer:
 
   def describe_ends(self) -> str:
     """The end tokens, to be read by a person."""
-    return ', '.join(
-        f'{self.decode([i], special=True)} ({i})' for i in self.eos_ids)
+    return printable(', '.join(
+        f'{self.decode([i], special=True)} ({i})' for i in self.eos_ids))
 
   def other_ends(self) -> dict[int, str]:
     """Special tokens that look like the end of a turn and are none here."""

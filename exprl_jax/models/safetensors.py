@@ -203,9 +203,9 @@ def open_file(path: epath.Path) -> dict[str, Tensor]:
     raise InputError(f'{e}; corrupt or cut short, copy it again') from None
   if not data.startswith(b'{') or not isinstance(header, dict):
     raise _corrupt(path, 'the header is not an object')
-  metadata = header.pop('__metadata__', None) or {}
-  if not isinstance(metadata, dict) or not all(
-      isinstance(v, str) for v in metadata.values()):
+  metadata = header.pop('__metadata__', None)
+  if metadata is not None and not (isinstance(metadata, dict) and all(
+      isinstance(v, str) for v in metadata.values())):
     raise _corrupt(path, '__metadata__ are not texts')
   end = _check_layout(path, header)
   if 8 + length + end != size:

@@ -122,7 +122,8 @@ def _parse(row: dict[str, Any], number: int,
            where: str) -> tuple[str, str, Any]:
   """Parses a line; returns its id, the kind of prompt and the prompt."""
   id_ = row.get('id')
-  id_ = validation.text(number if id_ in (None, '') else id_, f'{where}: id', True)
+  id_ = validation.text(number if id_ in (None, '') else id_, f'{where}: id',
+                        may_be_number=True)
   kinds = [k for k in ('prompt', 'messages', 'tokens') if k in row]
   if len(kinds) != 1:
     raise InputError(f'{where}: has {kinds or "none"} of prompt, messages '
