@@ -14,7 +14,15 @@ import pytest
 from safetensors.numpy import load_file
 
 from exprl_jax.data.tokenizer import Tokenizer
-from exprl_jax.models import config, hf, lora, peft, references, safetensors
+from exprl_jax.models import (
+    config,
+    hf,
+    lora,
+    peft,
+    references,
+    safetensors,
+    safetensors_header,
+)
 from exprl_jax.models.safetensors import Tensor
 from exprl_jax.types import InputError
 from tests import fuzzing
@@ -315,7 +323,7 @@ def test_a_weight_that_is_not_finite_is_named(small, folders, tmp_path,
 
 def test_the_largest_numbers_are_finite(tmp_path):
   """Of every dtype, and across the borders of what is checked at a time."""
-  for dtype in safetensors._DTYPES.values():
+  for dtype in safetensors_header.DTYPES.values():
     most = ml_dtypes.finfo(dtype).max
     array = np.full((3, 2**16 - 1), most, dtype)
     array[1] = -most

@@ -46,7 +46,7 @@ class Fields:
         _source(function) if function else ''
     ]
 
-  def apply(self, row: dict[str, Any], where: str) -> Any:
+  def apply(self, row: Any, where: str) -> Any:
     """Returns the row with our field names; None: it is not used.
 
     Raises:

@@ -4,8 +4,7 @@
   each tensor | the tensors
 
 Reading ranges, rather than mapping the file into memory, keeps the memory small
-and works on gs:// as well. A file is read only if the safetensors library would
-read it: the tensors follow each other without gap or overlap and fill the file.
+and works on gs:// as well.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -16,21 +15,19 @@ import re
 from typing import Any
 
 from etils import epath
-import ml_dtypes
 import numpy as np
 
+from exprl_jax.models import safetensors_header
 from exprl_jax.runtime import inputs
 from exprl_jax.types import InputError
 
-_DTYPES = {'F32': np.float32, 'F16': np.float16, 'BF16': ml_dtypes.bfloat16}
+_DTYPES = safetensors_header.DTYPES
 # The name of a file in the folder or below it: no /NAME, C:NAME or gs://NAME.
 _IN_FOLDER = re.compile(r'[^/\\:\x00-\x1f][^\\:\x00-\x1f]{0,250}')
 _POINTER = b'version https://git-lfs'
 _NAMES = {np.dtype(v): k for k, v in _DTYPES.items()}
-_LONGEST_HEADER = 10**8  # bytes; the library's limit
 # Bits of an exponent: with all of them set, a number is infinite or none.
 _EXPONENT = {'F32': 0x7f800000, 'F16': 0x7c00, 'BF16': 0x7f80}
-_MAX_AXES = 8  # of a tensor
 _CHUNK = 2**16  # numbers that are checked at a time, within a core's cache
 
 
@@ -190,83 +187,15 @@ def open_file(path: epath.Path) -> dict[str, Tensor]:
     size = inputs.require_file(path)
     size = path.stat().length if size is None else size
     _refuse_pointer(path)
-    with path.open('rb') as file:
-      length = int.from_bytes(file.read(8), 'little')
-      if size < 8 or not 2 <= length <= min(size - 8, _LONGEST_HEADER):
-        raise _corrupt(path, f'a header of {length} bytes in {size}')
-      data = file.read(length)
+    start, entries = safetensors_header.read(path, size)
   except FileNotFoundError:
     raise InputError(f'{path}: no such file; the index names it') from None
-  try:
-    header = inputs.parse(data, f'{path}: header', unique=True)
-  except InputError as e:
-    raise InputError(f'{e}; corrupt or cut short, copy it again') from None
-  if not data.startswith(b'{') or not isinstance(header, dict):
-    raise _corrupt(path, 'the header is not an object')
-  metadata = header.pop('__metadata__', None)
-  if metadata is not None and not (isinstance(metadata, dict) and all(
-      isinstance(v, str) for v in metadata.values())):
-    raise _corrupt(path, '__metadata__ are not texts')
-  end = _check_layout(path, header)
-  if 8 + length + end != size:
-    raise _corrupt(path, f'{size} bytes, should be {8 + length + end}')
   return {
       name: Tensor(name, path, tuple(entry['shape']),
                    np.dtype(_DTYPES[entry['dtype']]),
-                   8 + length + entry['data_offsets'][0])
-      for name, entry in header.items()
+                   start + entry['data_offsets'][0])
+      for name, entry in entries.items()
   }
-
-
-def _corrupt(path: epath.Path, why: str) -> InputError:
-  return InputError(f'{path}: corrupt or cut short ({why}); copy it again')
-
-
-def _check_layout(path: epath.Path, header: dict[str, Any]) -> int:
-  """Checks that the tensors of a header follow each other, without a gap.
-
-  Returns:
-    Where the last one ends, in bytes behind the header.
-
-  Raises:
-    InputError: names file and tensor.
-  """
-  for name, entry in header.items():
-    _check_entry(path, name, entry)
-  end = 0
-  for name, entry in sorted(header.items(), key=lambda x: x[1]['data_offsets']):
-    start, stop = entry['data_offsets']
-    if start != end:
-      what = 'overlaps the tensor before it' if start < end else (
-          'leaves a gap before it')
-      raise _corrupt(path, f'tensor {name} {what}: byte {start}, not {end}')
-    end = stop
-  return end
-
-
-def _check_entry(path: epath.Path, name: str, entry: Any) -> None:
-  """Checks one tensor's dtype, shape and number of bytes."""
-  if not (isinstance(entry, dict) and isinstance(entry.get('dtype'), str)
-          and _are_sizes(entry.get('shape')) and _are_sizes(
-              entry.get('data_offsets')) and len(entry['data_offsets']) == 2):
-    raise _corrupt(
-        path, f'tensor {name} lacks a dtype, a shape or offsets, or '
-        'one of them is not as it should be')
-  if entry['dtype'] not in _DTYPES:
-    raise InputError(f'{path}: tensor {name} is stored as {entry["dtype"]}; '
-                     f'only {", ".join(_DTYPES)} are implemented')
-  start, stop = entry['data_offsets']
-  itemsize = np.dtype(_DTYPES[entry['dtype']]).itemsize
-  if stop - start != math.prod(entry['shape']) * itemsize:
-    raise _corrupt(
-        path, f'tensor {name} has {stop - start} bytes for '
-        f'{entry["dtype"]}{entry["shape"]}')
-
-
-def _are_sizes(value: Any) -> bool:
-  """Whether a value of JSON is a list of a few numbers that count something."""
-  return isinstance(value, list) and len(value) <= _MAX_AXES and all(
-      type(x) is int and 0 <= x < 2**63 for x in value)
 
 
 def write_folder(folder: epath.Path, shapes: Mapping[str, tuple[int, ...]],
