@@ -112,7 +112,7 @@ def test_a_file_without_recipes_may_take_any_argument(tmp_path):
                   '  return ConfigDict(dict(steps=int(steps)))\n')
   assert config_lib.load(str(path)).steps == 7
   assert config_lib.load(f'{path}:12').steps == 12
-  with pytest.raises(InputError, match="c.py:many: ValueError: .*'many'"):
+  with pytest.raises(InputError, match="c.py:many: line 3: ValueError: .*'many'"):
     config_lib.load(f'{path}:many')
 
 
@@ -123,7 +123,7 @@ def test_a_file_that_fails_or_has_no_get_config_is_named(tmp_path):
     files.read(str(path))
   path.write_text('import nothing_of_that_name\n')
   for name in (path, tmp_path / 'c_grpo.py'):
-    with pytest.raises(InputError, match='c.py: ModuleNotFoundError'):
+    with pytest.raises(InputError, match='c.py: line 1: ModuleNotFoundError'):
       files.read(str(name))
 
 

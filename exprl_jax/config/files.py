@@ -89,11 +89,11 @@ def _execute(file: pathlib.Path) -> types.ModuleType:
   return module
 
 
-def _failed(path: str, file: pathlib.Path,
-            error: BaseException) -> InputError:
+def _failed(path: str, file: pathlib.Path, error: BaseException) -> InputError:
   """Makes the error of a file that fails: the line in it, and what is wrong."""
   lines = [
-      frame.lineno for frame in traceback.extract_tb(error.__traceback__)
+      frame.lineno
+      for frame in traceback.extract_tb(error.__traceback__)
       if frame.filename == str(file)
   ]
   line: int | None = lines[-1] if lines else None
@@ -101,7 +101,7 @@ def _failed(path: str, file: pathlib.Path,
     line = error.lineno
   text = error.msg if isinstance(error, SyntaxError) else ' '.join(
       str(error).split())[:500]
-  return InputError(f'--config={path}: {f"{file}:{line}: " if line else ""}'
+  return InputError(f'--config={path}: {f"line {line}: " if line else ""}'
                     f'{type(error).__name__}: {text}')
 
 
