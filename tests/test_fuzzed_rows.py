@@ -19,6 +19,7 @@ from exprl_jax.grading.grader import Grade
 from exprl_jax.runs import sample
 from exprl_jax.types import Problem
 from tests import fuzzing
+from tests.problem_files import WRITE as WRITE_ALL
 
 GOOD = {'question': 'wie viel ist 2 ± 1 ?'}
 PROBLEM = {
@@ -221,6 +222,31 @@ def fuzz(fuzzers, folder, cases, seed):
       refused += 1
     (folder / name).unlink()
   return refused
+
+
+def fuzz_formats(folder, cases, seed):
+  """Damages files of all formats; their values may change unseen."""
+  rng, whole = random.Random(seed), {}
+  rows = [dict(PROBLEM, id=str(i), solution='s' * i) for i in range(9)]
+  rows = [{k: str(v) for k, v in row.items()} for row in rows]
+  for name in WRITE_ALL.keys() - {'saved'}:  # which is a folder
+    WRITE_ALL[name](folder / name, rows)
+    whole[name] = (folder / name).read_bytes()
+  for i in range(cases):
+    name = rng.choice(sorted(whole))
+    (folder / name).write_bytes(fuzzing.damage(rng, whole[name]))
+    read = functools.partial(data.read_problems, folder / name)
+    _, error = fuzzing.outcome(read, (name, i))
+    assert not error or error.startswith(str(folder / name)), error
+
+
+def test_damaged_files_of_all_formats_are_read_or_named(tmp_path):
+  fuzz_formats(tmp_path, 200, seed=0)
+
+
+@pytest.mark.slow
+def test_many_damaged_files_of_all_formats(tmp_path):
+  fuzz_formats(tmp_path, 5000, seed=1)
 
 
 def test_damaged_lines_are_read_rightly_or_named(fuzzers, tmp_path):

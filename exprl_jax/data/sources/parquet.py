@@ -26,6 +26,7 @@ def read(path: epath.Path) -> Iterator[tuple[int, Any]]:
       # columns are read whole.
       table = pq.ParquetFile(file, pre_buffer=False, buffer_size=2**20)
       for batch in table.iter_batches(_ROWS):
+        batch.validate(full=True)
         for row in batch.to_pylist():
           number += 1
           yield number, row
