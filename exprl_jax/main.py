@@ -20,7 +20,6 @@ from ml_collections import config_flags
 
 from exprl_jax import config as config_lib
 from exprl_jax.config import files
-from exprl_jax.config import help as config_help
 from exprl_jax.config.loading import RENAMED
 from exprl_jax.runtime import failures, stopping, watchdog, xla_flags
 from exprl_jax.types import InputError, StartAgain, Unfinished, printable
@@ -73,6 +72,7 @@ def parse(
   flags.DEFINE_bool('verbose', False, 'Log what the libraries do.',
                     flag_values=known)
   if {'--help', '-help', '-h'} & set(argv):
+    from exprl_jax.config import help as config_help
     print(f'{__doc__}\n{known.get_help()}\n{config_help.text()}')
     sys.exit(0)
   path, rest = _take_config(argv)

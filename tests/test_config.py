@@ -127,6 +127,27 @@ def test_a_file_that_fails_or_has_no_get_config_is_named(tmp_path):
       files.read(str(name))
 
 
+@pytest.mark.parametrize('flag', ['-h', '--help'])
+def test_help_lists_every_key_with_its_comment(flag, capsys):
+  with pytest.raises(SystemExit) as e:
+    main.main([flag])
+  assert not e.value.code
+  lines = capsys.readouterr().out.split('\n')
+  shown = [x.strip() for x in lines if x.startswith('  --config.')]
+  assert [x.partition('=')[0] for x in shown] == [
+      f'--config.{name}' for name, _ in loading.hints(config_lib.Config)
+  ]
+  for key, comment in (
+      ('policy.init', 'model folder, ORG/NAME[@REVISION] of the Hub, adapters '
+       'of PEFT, workdir, WORKDIR@STEP, asset:NAME'),  # goes on below
+      ('policy.remat', 'Layers that the backward pass recomputes.'),  # above
+      ('rollout.oversampling',
+       'extra samples per problem, so that none waits for the longest')):
+    at = next(
+        i for i, x in enumerate(lines) if x.startswith(f'  --config.{key}='))
+    assert lines[at + 1].strip() == comment
+
+
 def test_runs_are_named_by_file_and_argument():
   assert files.title('configs/tiny.py') == 'tiny'
   assert files.title('configs/tiny.py:grpo') == 'tiny:grpo'
@@ -277,24 +298,3 @@ def test_keeping_the_first_to_end_has_to_be_meant(rng):
     assert kept.mean() / lengths.mean() == pytest.approx(length, abs=0.01)
     assert np.take_along_axis(right, first, axis=1).mean() == pytest.approx(
         accuracy, abs=0.01)
-
-
-@pytest.mark.parametrize('flag', ['-h', '--help'])
-def test_help_lists_every_key_with_its_comment(flag, capsys):
-  with pytest.raises(SystemExit) as e:
-    main.main([flag])
-  assert not e.value.code
-  lines = capsys.readouterr().out.split('\n')
-  shown = [x.strip() for x in lines if x.startswith('  --config.')]
-  assert [x.partition('=')[0] for x in shown] == [
-      f'--config.{name}' for name, _ in loading.hints(config_lib.Config)
-  ]
-  for key, comment in (
-      ('policy.init', 'model folder, ORG/NAME[@REVISION] of the Hub, adapters '
-       'of PEFT, workdir, WORKDIR@STEP, asset:NAME'),  # goes on below
-      ('policy.remat', 'Layers that the backward pass recomputes.'),  # above
-      ('rollout.oversampling',
-       'extra samples per problem, so that none waits for the longest')):
-    at = next(
-        i for i, x in enumerate(lines) if x.startswith(f'  --config.{key}='))
-    assert lines[at + 1].strip() == comment
