@@ -282,10 +282,13 @@ def command(argv: list[str]) -> int:
     return failures.exit_code(e)
   except Exception as e:
     code = failures.exit_code(e)
-    if code != failures.INPUT or logging.get_verbosity() >= logging.INFO:
+    plain = code == failures.INPUT or failures.unreachable(e)
+    if not plain or logging.get_verbosity() >= logging.INFO:
       traceback.print_exc()
     if code == failures.AGAIN:
-      print('this may pass; the same command resumes the run', file=sys.stderr)
+      print(
+          printable(f'stopped: {failures.brief(e)}; this may pass; the same '
+                    'command resumes the run'), file=sys.stderr)
     elif code == failures.INPUT:
       print(printable(f'error: {failures.brief(e)}; {failures.remedy(e)}'),
             file=sys.stderr)
