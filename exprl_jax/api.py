@@ -31,6 +31,7 @@ from exprl_jax.rollout.sampler import Sampler
 from exprl_jax.runs import dry_run as dry_run_lib
 from exprl_jax.runs import recipes
 from exprl_jax.runs import sample as sample_lib
+from exprl_jax.runtime import inputs
 from exprl_jax.runtime import mesh as mesh_lib
 from exprl_jax.runtime.report import Result
 from exprl_jax.types import FinishReason, InputError, Params, Problem
@@ -260,7 +261,7 @@ def _split(config: Config, problems: Sequence[Problem],
                      f'traces; there are {len(traces)}')
   for problem, texts in zip(problems, traces):
     for text in texts:
-      validation.encodable(text, f'score: a trace of problem {problem.id!r}')
+      inputs.encodable(text, f'score: a trace of problem {problem.id!r}')
   segment = steps_lib.segmenter(config.judge, _judge_tokenizer(config),
                                 config.reward == 'process')
   return [

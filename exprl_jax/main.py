@@ -23,7 +23,7 @@ from exprl_jax import config as config_lib
 from exprl_jax.config import files, loading
 from exprl_jax.config.loading import RENAMED
 from exprl_jax.runtime import failures, stopping, watchdog, xla_flags
-from exprl_jax.types import InputError, StartAgain, Unfinished
+from exprl_jax.types import InputError, StartAgain, Unfinished, printable
 
 if TYPE_CHECKING:
   from exprl_jax.runtime import report
@@ -72,8 +72,9 @@ def parse(
       flag_values=known)
   flags.DEFINE_bool('verbose', False, 'Log what the libraries do.',
                     flag_values=known)
-  if '--help' in argv:
-    print(f'{__doc__}\n{known.get_help()}')
+  if {'--help', '-help', '-h'} & set(argv):
+    from exprl_jax.config import help as config_help
+    print(f'{__doc__}\n{known.get_help()}\n{config_help.text()}')
     sys.exit(0)
   path, rest = _take_config(argv)
   _check_lists(rest)
@@ -319,16 +320,19 @@ def command(argv: list[str]) -> int:
     return failures.DONE
   except (InputError, StartAgain, Unfinished) as e:  # one line, no trace
     kind = 'stopped' if isinstance(e, StartAgain) else 'error'
-    print(f'{kind}: {e}', file=sys.stderr, flush=True)
+    print(printable(f'{kind}: {e}'), file=sys.stderr, flush=True)
     return failures.exit_code(e)
   except Exception as e:
     code = failures.exit_code(e)
-    if code != failures.INPUT or logging.get_verbosity() >= logging.INFO:
+    plain = code == failures.INPUT or failures.unreachable(e)
+    if not plain or logging.get_verbosity() >= logging.INFO:
       traceback.print_exc()
     if code == failures.AGAIN:
-      print('this may pass; the same command resumes the run', file=sys.stderr)
+      print(
+          printable(f'stopped: {failures.brief(e)}; this may pass; the same '
+                    'command resumes the run'), file=sys.stderr)
     elif code == failures.INPUT:
-      print(f'error: {failures.brief(e)}; {failures.remedy(e)}',
+      print(printable(f'error: {failures.brief(e)}; {failures.remedy(e)}'),
             file=sys.stderr)
     sys.stderr.flush()
     _leave_at_once(code)

@@ -113,7 +113,7 @@ def test_a_file_without_recipes_may_take_any_argument(tmp_path):
                   '  return ConfigDict(dict(steps=int(steps)))\n')
   assert config_lib.load(str(path)).steps == 7
   assert config_lib.load(f'{path}:12').steps == 12
-  with pytest.raises(InputError, match="c.py:many: ValueError: .*'many'"):
+  with pytest.raises(InputError, match="c.py:many: line 3: .*'many'"):
     config_lib.load(f'{path}:many')
 
 
@@ -124,8 +124,29 @@ def test_a_file_that_fails_or_has_no_get_config_is_named(tmp_path):
     files.read(str(path))
   path.write_text('import nothing_of_that_name\n')
   for name in (path, tmp_path / 'c_grpo.py'):
-    with pytest.raises(InputError, match='c.py: ModuleNotFoundError'):
+    with pytest.raises(InputError, match='c.py: line 1: ModuleNotFoundError'):
       files.read(str(name))
+
+
+@pytest.mark.parametrize('flag', ['-h', '--help'])
+def test_help_lists_every_key_with_its_comment(flag, capsys):
+  with pytest.raises(SystemExit) as e:
+    main.main([flag])
+  assert not e.value.code
+  lines = capsys.readouterr().out.split('\n')
+  shown = [x.strip() for x in lines if x.startswith('  --config.')]
+  assert [x.partition('=')[0] for x in shown] == [
+      f'--config.{name}' for name, _ in loading.hints(config_lib.Config)
+  ]
+  for key, comment in (
+      ('policy.init', 'model folder, ORG/NAME[@REVISION] of the Hub, adapters '
+       'of PEFT, workdir, WORKDIR@STEP, asset:NAME'),  # goes on below
+      ('policy.remat', 'Layers that the backward pass recomputes.'),  # above
+      ('rollout.oversampling',
+       'extra samples per problem, so that none waits for the longest')):
+    at = next(
+        i for i, x in enumerate(lines) if x.startswith(f'  --config.{key}='))
+    assert lines[at + 1].strip() == comment
 
 
 def test_runs_are_named_by_file_and_argument():

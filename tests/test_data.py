@@ -88,7 +88,7 @@ def test_a_rubric_joins_its_problem(tmp_path):
 
 @pytest.mark.parametrize('rows, message', [
     ([], 'no rubrics in it'),
-    ([WRITTEN, '{"id": "b", "check'], r'p\.jsonl:2: not a rubric'),
+    ([WRITTEN, '{"id": "b", "check'], r'p\.jsonl:2: not JSON'),
     ([ROW], r'p\.jsonl:1: not a rubric \(not an object of id, digest and'),
     ([dict(WRITTEN, id=3)], 'not a rubric'),
     ([{'id': 'a', 'digest': '', 'checkpoints': []}

@@ -222,6 +222,8 @@ def test_a_bad_table_is_named(tmp_path, text, message):
     ('[{"question": "q"},]', r'p\.json:2: not JSON'),
     ('[{"question": "q"} {"question": "q"}]', r'p\.json:2: not JSON \(want ,'),
     ('[{"question": "q"}', r'p\.json:1: not JSON, or the file ends'),
+    ('[{"question": "q"}]]', r'p\.json:2: not JSON \(more behind the list'),
+    ('[] []', r'p\.json:1: not JSON \(more behind the list'),
     ('[12, 3]', r'p\.json:1: want an object, got int'),
     ('[' * 10**5, r'p\.json:1: JSON is nested too deep'),
     ('{"data": []}', 'row has no question'),

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import os
 import shutil
 
 import jax
@@ -16,6 +17,7 @@ from exprl_jax.models import config, hf, transformer
 from exprl_jax.models.rope import Rope
 from exprl_jax.runtime import mesh as mesh_lib
 from exprl_jax.types import InputError
+from tests import fuzzing
 from tests.conftest import POLICY, SMALL_JSON
 
 
@@ -128,6 +130,13 @@ def edit_config(folder, **values):
      r"keys \['new_switch', 'other'\] are unknown .* if they are metadata"),
     (dict(quantization_config={'bits': 4}),
      r'quantized \(quantization_config\), .* the model that they were made'),
+    (dict(num_hidden_layers=10**12),
+     'num_hidden_layers=1000000000000 should be'),
+    (dict(hidden_size=2**20, intermediate_size=2**20), r'9.9e\+12 parameters'),
+    (dict(vocab_size=-1), 'vocab_size=-1 should be a number from 1 to'),
+    (dict(rms_norm_eps=float('nan')), 'norm_eps=nan should be a number'),
+    (dict(tie_word_embeddings='no'), "tied_embedding='no' should be bool"),
+    (dict(rope_theta=0), 'a rope with theta=0.0'),
     (dict(num_hidden_layers=4), 'model.layers.3.*is missing'),
     (dict(num_hidden_layers=2), 'the model of config.json does not have it'),
     (dict(intermediate_size=128), r'down_proj.weight: shape \(80, 256\)'),
@@ -174,6 +183,77 @@ def test_missing_and_corrupt_files_are_named(folder, one_device):
   fails('model.safetensors: tensor a is missing')
   index.write_text('{}')
   fails('not an index of tensors')
+
+
+@pytest.mark.parametrize('name, change, message', [
+    ('model.norm.weight', lambda a, b: [a - 64, b - 64],
+     r'tensor model\.\S+ overlaps the tensor before it'),
+    ('model.norm.weight', lambda a, b: [a + 64, b + 64],
+     r'tensor model\.\S+ (leaves a gap|overlaps)'),
+    ('model.norm.weight', lambda a, b: [-b, -a],
+     'norm.weight lacks a dtype, a'),
+    ('model.norm.weight', lambda a, b: [b, a], 'model.norm.weight has -'),
+    ('model.norm.weight', lambda a, b: [a, b - 4], r'\d bytes for F32\['),
+])
+def test_offsets_that_the_library_refuses_are_named(folder, one_device, name,
+                                                    change, message):
+  path = folder / 'model.safetensors'
+  data = path.read_bytes()
+  length = int.from_bytes(data[:8], 'little')
+  header = json.loads(data[8:8 + length])
+  header[name]['data_offsets'] = change(*header[name]['data_offsets'])
+  text = json.dumps(header).encode()
+  path.write_bytes(len(text).to_bytes(8, 'little') + text + data[8 + length:])
+  with pytest.raises(safetensors.SafetensorError):
+    safetensors.numpy.load_file(path)
+  with pytest.raises(InputError, match=f'model.safetensors: .*{message}'):
+    hf.load(folder, one_device)
+
+
+def test_names_that_stand_there_twice_are_named(small, small_folder, one_device,
+                                                tmp_path):
+  path = small_folder / 'model.safetensors'
+  data = path.read_bytes()
+  length = int.from_bytes(data[:8], 'little')
+  header = json.loads(data[8:8 + length])
+  again = json.dumps({'lm_head.weight': header['lm_head.weight']})[1:-1]
+  text = (json.dumps(header)[:-1] + f', {again}}}').encode()
+  path.write_bytes(len(text).to_bytes(8, 'little') + text + data[8 + length:])
+  with pytest.raises(InputError, match="'lm_head.weight' stands there twice"):
+    hf.load(small_folder, one_device)
+  path.write_bytes(data)
+  hf.save(tmp_path / 'm', *small, small_folder, max_bytes=6000)
+  (tmp_path / 'm/model.safetensors.index.json').unlink()
+  files = sorted((tmp_path / 'm').glob('*.safetensors'))
+  shutil.copy(files[0], files[-1])
+  with pytest.raises(InputError, match=r'tensor \S+ is in \S+, too; remove'):
+    hf.load(tmp_path / 'm', one_device)
+
+
+@pytest.mark.parametrize('name', [
+    '../model.safetensors', '/etc/passwd', 'a/../x', 'gs://bucket/x', '', '..',
+    3
+])
+def test_an_index_that_leaves_the_folder_is_named(folder, one_device, name):
+  index = folder / 'model.safetensors.index.json'
+  index.write_text(json.dumps({'weight_map': {'a': name}}))
+  with pytest.raises(InputError,
+                     match='index.json: tensor a is in .* no file of'):
+    hf.load(folder, one_device)
+
+
+@pytest.mark.parametrize(
+    'name',
+    ['model.safetensors', 'config.json', 'model.safetensors.index.json'])
+@pytest.mark.parametrize(
+    'kind, message',
+    [(os.mkfifo, 'a pipe, not a file'), (os.mkdir, 'a folder, not a file'),
+     (lambda path: path.symlink_to('/dev/zero'), 'a device, not a file')])
+def test_what_is_no_file_is_named(folder, one_device, name, kind, message):
+  (folder / name).unlink(missing_ok=True)
+  kind(folder / name)
+  with fuzzing.alarm(), pytest.raises(InputError, match=f'{name}: {message}'):
+    hf.load(folder, one_device)
 
 
 def test_a_stored_type_that_is_not_implemented_is_named(folder, one_device):

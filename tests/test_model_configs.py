@@ -113,7 +113,7 @@ LONGROPE = {
      {'use_sliding_window': True, 'sliding_window': 8}, 'max_window_layers'),
     (GEMMA2_9B | {'sliding_window_size': 5}, 'sliding_window_size=5: only'),
     (GEMMA2_9B | {'hidden_activation': 'gelu'}, "hidden_activation='gelu'"),
-    (QWEN3_4B | {'num_attention_heads': 'x'}, 'wrong type'),
+    (QWEN3_4B | {'num_attention_heads': 'x'}, 'should be a number from 1'),
 ])
 def test_what_would_change_the_function_is_an_error(raw, message):
   with pytest.raises(InputError, match=message):

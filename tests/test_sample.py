@@ -71,11 +71,12 @@ def test_an_interrupted_run_goes_on(tmp_path, capsys):
     ({'messages': [{'role': 'user'}]}, '`messages` should be a list of'),
     ({'tokens': [10**6]}, '`tokens` should be token ids below'),
     ({'tokens': [1] * 65}, '65 tokens; config.rollout.max_prompt_tokens=64'),
-    ([1], 'not a JSON object'),
+    ([1], r'in\.jsonl:1: want an object, got list'),
 ])
 def test_bad_lines_are_named(tmp_path, line, message):
-  with pytest.raises(InputError, match=message):
-    sample(tmp_path, [line])
+  for flags in ((), ('--dry_run',)):
+    with pytest.raises(InputError, match=message):
+      sample(tmp_path, [line], *flags)
 
 
 def test_other_mistakes_are_named(tmp_path):

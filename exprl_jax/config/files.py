@@ -13,6 +13,7 @@ import difflib
 import importlib.util
 import inspect
 import pathlib
+import traceback
 import types
 from typing import Any
 
@@ -65,7 +66,7 @@ def read(path: str) -> Any:
                       if renamed else 'no such file; try configs/tiny.py'))
   module = _execute(file)
   get_config = getattr(module, 'get_config', None)
-  if get_config is None:
+  if not callable(get_config):
     raise InputError(f'--config={path}: {file} has no get_config')
   if hasattr(module, 'RECIPES'):
     _check_argument(path, file, argument, module.RECIPES)
@@ -73,8 +74,8 @@ def read(path: str) -> Any:
     raise InputError(f'--config={path}: {file} takes no argument')
   try:
     return get_config(argument) if argument else get_config()
-  except Exception as e:
-    raise InputError(f'--config={path}: {type(e).__name__}: {e}') from e
+  except (Exception, SystemExit) as e:
+    raise _failed(path, file, e) from e
 
 
 def arguments(file: pathlib.Path) -> tuple[str, ...]:
@@ -92,9 +93,25 @@ def _execute(file: pathlib.Path) -> types.ModuleType:
   module = importlib.util.module_from_spec(spec)
   try:
     spec.loader.exec_module(module)
-  except Exception as e:
-    raise InputError(f'--config={file}: {type(e).__name__}: {e}') from e
+  except (Exception, SystemExit) as e:
+    raise _failed(str(file), file, e) from e
   return module
+
+
+def _failed(path: str, file: pathlib.Path, error: BaseException) -> InputError:
+  """Makes the error of a file that fails: the line in it, and what is wrong."""
+  lines = [
+      frame.lineno
+      for frame in traceback.extract_tb(error.__traceback__)
+      if frame.filename == str(file)
+  ]
+  line: int | None = lines[-1] if lines else None
+  if isinstance(error, SyntaxError) and error.filename == str(file):
+    line = error.lineno
+  text = error.msg if isinstance(error, SyntaxError) else ' '.join(
+      str(error).split())[:500]
+  return InputError(f'--config={path}: {f"line {line}: " if line else ""}'
+                    f'{type(error).__name__}: {text}')
 
 
 def _check_argument(path: str, file: pathlib.Path, argument: str,

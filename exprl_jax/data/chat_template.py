@@ -21,6 +21,7 @@ import jinja2.ext
 import jinja2.parser
 import jinja2.sandbox
 
+from exprl_jax.runtime import inputs
 from exprl_jax.types import InputError
 
 SECONDS = 10.0  # that a template may take for one chat
@@ -98,11 +99,8 @@ def read(folder: epath.Path, config: Mapping[str, Any],
     InputError: the file is not UTF-8, or the source is not Jinja.
   """
   path = folder / 'chat_template.jinja'
-  try:
-    source = (path.read_text(
-        encoding='utf-8') if path.exists() else config.get('chat_template'))
-  except UnicodeDecodeError as e:
-    raise InputError(f'{path}: not UTF-8 ({e})') from None
+  source = (inputs.decode(inputs.read_bytes(path), str(path))
+            if path.exists() else config.get('chat_template'))
   if isinstance(source, list):  # several templates with names
     source = {t['name']: t['template'] for t in source}.get('default')
   return None if source is None else ChatTemplate(folder, source, special)

@@ -52,8 +52,6 @@ class Fields:
     Raises:
       InputError: data.convert raises.
     """
-    if not isinstance(row, dict):
-      return row  # validation names it
     if function := _convert(self):
       try:
         row = function(row)

@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent import futures
 import glob
-import json
 import os
 import posixpath
 import re
@@ -13,7 +12,7 @@ from etils import epath
 
 from exprl_jax.config import resolve
 from exprl_jax.data import hub, sources
-from exprl_jax.runtime import failures
+from exprl_jax.runtime import failures, inputs
 from exprl_jax.types import InputError
 
 # Of `datasets` and the Hub; they hold no rows.
@@ -82,16 +81,22 @@ def _of_folder(folder: epath.Path) -> Sequence[epath.Path]:
     raise InputError(f'{folder}: choose a split of it: ' + ', '.join(
         f'{folder}/{s}' for s in _described(splits, 'splits')))
   if (state := folder / 'state.json').is_file():  # by save_to_disk, in order
-    return [folder / f['filename'] for f in _described(state, '_data_files')]
+    return [folder / name for name in _described(state, '_data_files')]
   return _with_rows(str(folder), _below(folder))
 
 
 def _described(path: epath.Path, key: str) -> Sequence[Any]:
-  try:
-    return json.loads(path.read_text())[key]
-  except (ValueError, KeyError):
+  """Reads the names of splits or files that save_to_disk has written."""
+  found = inputs.read_object(path).get(key)
+  names = found and [
+      f.get('filename') if isinstance(f, dict) else f for f in found
+  ] if isinstance(found, list) else None
+  if not names or not all(
+      isinstance(n, str) and n not in ('', '.', '..') and '/' not in n
+      for n in names):
     raise InputError(f'{path}: not as save_to_disk writes it (no {key}); save '
-                     'the data set again') from None
+                     'the data set again')
+  return names
 
 
 def _below(folder: epath.Path) -> Iterator[epath.Path]:
@@ -129,7 +134,10 @@ def _stat(path: epath.Path) -> tuple[int, int] | None:
   try:
     if '://' not in str(path):
       own = os.stat(path)
-      return None if path.is_dir() else (own.st_size, own.st_mtime_ns)
+      if path.is_dir():
+        return None
+      inputs.require_file(path)
+      return own.st_size, own.st_mtime_ns
     stat = path.stat()
     return None if stat.is_directory else (stat.length, int(stat.mtime))
   except OSError as e:

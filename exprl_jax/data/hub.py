@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 from etils import epath
 
+from exprl_jax.runtime import inputs
 from exprl_jax.types import InputError
 
 PREFIX = 'hf:'
@@ -66,8 +67,9 @@ def find(text: str) -> tuple[epath.Path, list[str]]:
   name = parse(text)
   folder = hub.snapshot(name.repo, name.revision, ('README.md',), 'dataset')
   readme = folder / 'README.md'
-  patterns = choose(_configs(readme.read_text() if readme.is_file() else ''),
-                    name, text)
+  described = inputs.decode(inputs.read_bytes(readme),
+                            str(readme)) if readme.is_file() else ''
+  patterns = choose(_configs(described), name, text)
   return hub.snapshot(name.repo, name.revision, patterns, 'dataset'), patterns
 
 
@@ -135,7 +137,8 @@ def _configs(readme: str) -> list[dict[str, Any]]:
   match = re.match(r'---\s*\n(.*?)\n---\s*(\n|$)', readme, re.DOTALL)
   try:
     head = yaml.safe_load(match[1]) if match else {}
-  except yaml.YAMLError:
+  except (yaml.YAMLError, ValueError, RecursionError):
     head = {}
   configs = head.get('configs') if isinstance(head, dict) else None
-  return [c for c in configs or () if isinstance(c, dict)]
+  configs = configs if isinstance(configs, list) else []
+  return [c for c in configs if isinstance(c, dict)]

@@ -4,7 +4,6 @@ from collections.abc import Iterator, Sequence
 import dataclasses
 import functools
 import itertools
-import json
 from typing import Any
 
 from absl import logging
@@ -17,6 +16,7 @@ from exprl_jax.data import fields as fields_lib
 from exprl_jax.data import files as files_lib
 from exprl_jax.data import mixture, rubrics, sources, stored, validation
 from exprl_jax.data.lazy import Lazy, Mapped, digest
+from exprl_jax.data.sources import jsonl
 from exprl_jax.data.validation import Rejects
 from exprl_jax.types import InputError, Problem
 
@@ -102,6 +102,8 @@ def _problem(row: Any, fields: fields_lib.Fields, where: str, name: int | str,
   """Makes the problem of a row; None: it is not used."""
   if isinstance(row, InputError):
     raise row
+  if not isinstance(row, dict):  # null, too: only a converter may say None
+    raise InputError(f'{where}: want an object, got {type(row).__name__}')
   row = fields.apply(row, where)
   if row is None:
     return None
@@ -201,18 +203,15 @@ def _read_rubrics(path: epath.Path) -> dict[str, tuple[str, rubrics.Written]]:
     raise InputError(f"config.data.rubrics={path}: no such file; run='rubrics' "
                      'writes it')
   written: dict[str, tuple[str, rubrics.Written]] = {}
-  with path.open(encoding='utf-8') as file:
-    for number, line in enumerate(file, 1):
-      if line.strip():
-        where = f'{path}:{number}'
-        try:
-          row = rubrics.from_row(json.loads(line))
-        except ValueError as e:
-          raise InputError(f'{where}: not a rubric ({e})') from None
-        if row.id in written:
-          raise InputError(f'{where}: id {row.id!r} stands already in '
-                           f'{written[row.id][0]}')
-        written[row.id] = where, row
+  for _, where, line in jsonl.objects(path):
+    try:
+      row = rubrics.from_row(line)
+    except ValueError as e:
+      raise InputError(f'{where}: not a rubric ({e})') from None
+    if row.id in written:
+      raise InputError(f'{where}: id {row.id!r} stands already in '
+                       f'{written[row.id][0]}')
+    written[row.id] = where, row
   if not written:
     raise InputError(f'{path}: no rubrics in it')
   return written

@@ -8,8 +8,10 @@ from typing import Any, NamedTuple
 
 from exprl_jax.types import Problem, RubricItem
 
+TEXTS = ('text', 'title', 'desc')  # keys of an item's text
 MIN_ITEMS, MAX_ITEMS = 2, 10
-MAX_POINTS, MAX_CHARACTERS = 100, 400  # of one item
+MAX_POINTS, MAX_CHARACTERS = 100, 400  # of one item that a model wrote
+_MOST_POINTS = 1e9  # of one item that anyone wrote: sums stay finite
 
 _NUMBER = r'([-+]?\d+(?:\.\d+)?)'
 _UNIT = r'(?:points?|pts?\b\.?|marks?)'
@@ -84,14 +86,15 @@ def from_list(rows: Any) -> tuple[RubricItem, ...]:
 def _from_entry(number: int, row: Any) -> RubricItem:
   if not isinstance(row, Mapping):
     raise ValueError(f'item {number} is not an object of text and points')
-  parts = [row[k] for k in ('text', 'title', 'desc') if row.get(k)]
+  parts = [row[k] for k in TEXTS if row.get(k)]
   if not parts or not all(isinstance(p, str) and p.strip() for p in parts):
     raise ValueError(f'item {number} has no text')
   points = row.get('points')
   if isinstance(points, bool) or not isinstance(
-      points, int | float) or (not 0 < points < float('inf')):
-    raise ValueError(f'item {number}: points={points!r}, want a positive '
-                     'number')
+      points, int | float) or not 0 < points <= _MOST_POINTS:
+    shown = f'{points!r}'[:40]
+    raise ValueError(f'item {number}: points={shown}, want a positive number '
+                     f'of at most {_MOST_POINTS:g}')
   return RubricItem(_line(': '.join(parts)), float(points))
 
 

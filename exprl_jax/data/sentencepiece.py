@@ -9,6 +9,7 @@ from etils import epath
 import sentencepiece
 
 from exprl_jax.data.tokenizer_json import Piece
+from exprl_jax.runtime import inputs
 from exprl_jax.types import InputError
 
 # Appended to a serialized ModelProto, protobuf merges it into its
@@ -170,9 +171,9 @@ class SentencePiece:
 
 def _load(path: epath.Path,
           settings: bytes = b'') -> sentencepiece.SentencePieceProcessor:
+  data = inputs.read_bytes(path) + settings
   try:
-    return sentencepiece.SentencePieceProcessor(model_proto=path.read_bytes() +
-                                                settings)
+    return sentencepiece.SentencePieceProcessor(model_proto=data)
   except RuntimeError as e:
     raise InputError(f'{path}: not a sentencepiece model ({e})') from None
 

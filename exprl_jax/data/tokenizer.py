@@ -8,9 +8,8 @@ put a blank before a text (the dummy prefix) and strip it when they decode; for
 continuations that is switched off, also in tokenizer.json.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import hashlib
-import json
 import os
 import re
 from typing import Any
@@ -21,7 +20,8 @@ import numpy as np
 from exprl_jax.data import chat_template
 from exprl_jax.data.sentencepiece import SentencePiece
 from exprl_jax.data.tokenizer_json import Piece, TokenizerJson
-from exprl_jax.types import InputError
+from exprl_jax.runtime import inputs
+from exprl_jax.types import InputError, printable
 
 # What a text becomes depends on them.
 _FILES = ('tokenizer.json', 'tokenizer.model', 'tokenizer_config.json',
@@ -59,8 +59,8 @@ class Tokenizer:
         what its name says.
     """
     self.folder = epath.Path(folder)
-    config = _read_json(self.folder / 'tokenizer_config.json')
-    special_map = _read_json(self.folder / 'special_tokens_map.json')
+    config = _read_config(self.folder / 'tokenizer_config.json')
+    special_map = _read_config(self.folder / 'special_tokens_map.json')
     named = _named(special_map) | _named(config)
     self._tokenizer = _load(self.folder, special_map | config,
                             {*named.values()})
@@ -87,9 +87,13 @@ class Tokenizer:
     if token and own is None:
       raise InputError(f'{self.folder}: eos_token {token!r} is not in the '
                        'vocabulary')
-    generation = _read_json(self.folder / 'generation_config.json')
-    ids = generation.get('eos_token_id')
+    path = self.folder / 'generation_config.json'
+    ids = _read_json(path).get('eos_token_id')
     ids = ids if isinstance(ids, list) else [ids]
+    for i in ids:
+      if i is not None and (type(i) is not int or not 0 <= i < self.vocab_size):
+        raise InputError(f'{path}: eos_token_id={i!r} is not a token of the '
+                         f'{self.vocab_size} in the vocabulary')
     found = [i for i in (own, *ids, *stop_ids) if i is not None]
     if not found:
       raise InputError(f'{self.folder}: no eos_token in tokenizer_config.json, '
@@ -103,8 +107,8 @@ class Tokenizer:
 
   def describe_ends(self) -> str:
     """The end tokens, to be read by a person."""
-    return ', '.join(
-        f'{self.decode([i], special=True)} ({i})' for i in self.eos_ids)
+    return printable(', '.join(
+        f'{self.decode([i], special=True)} ({i})' for i in self.eos_ids))
 
   def other_ends(self) -> dict[int, str]:
     """Special tokens that look like the end of a turn and are none here."""
@@ -186,18 +190,64 @@ def _load(folder: epath.Path, config: dict[str, Any],
     return TokenizerJson(path)
   if (path := folder / 'tokenizer.model').exists():
     more = config.get('additional_special_tokens') or ()
-    return SentencePiece(path, special | {_text_of(t) for t in more},
-                         _read_json(folder / 'added_tokens.json'),
+    added = _read_json(folder / 'added_tokens.json')
+    if not all(type(i) is int and 0 <= i < 10**9 for i in added.values()):
+      raise InputError(f'{folder}/added_tokens.json: want ids by text; copy it '
+                       'again')
+    return SentencePiece(path, special | {_text_of(t) for t in more}, added,
                          config.get('added_tokens_decoder') or {})
   raise InputError(f'{folder}: neither tokenizer.json nor tokenizer.model')
 
 
 def _read_json(path: epath.Path) -> dict[str, Any]:
   """Reads a JSON object; {} if there is no such file."""
-  try:
-    return json.loads(path.read_bytes()) if path.exists() else {}
-  except ValueError as e:
-    raise InputError(f'{path}: not JSON ({e})') from None
+  return inputs.read_object(path) if path.exists() else {}
+
+
+def _read_config(path: epath.Path) -> dict[str, Any]:
+  """Reads tokenizer_config.json or special_tokens_map.json.
+
+  Raises:
+    InputError: what is read of it has another form; names file and key.
+  """
+  config = _read_json(path)
+  for key, value in config.items():
+    is_good = _FORMS.get(key, _is_role if key.endswith('_token') else None)
+    if is_good and value is not None and not is_good(value):
+      raise InputError(f'{path}: {key} is not as transformers writes it; copy '
+                       'the file again')
+  return config
+
+
+def _is_token(value: Any) -> bool:
+  return isinstance(value, str) or isinstance(value, dict) and isinstance(
+      value.get('content'), str)
+
+
+def _is_role(value: Any) -> bool:
+  """Of 'eos_token' and the like, among which are switches: add_bos_token."""
+  return isinstance(value, bool) or _is_token(value)
+
+
+def _are_added(value: Any) -> bool:
+  return isinstance(value, dict) and all(
+      re.fullmatch('[0-9]{1,9}', i) and isinstance(t, dict) and _is_token(t)
+      for i, t in value.items())
+
+
+def _is_template(value: Any) -> bool:
+  """A template, or several with names."""
+  return isinstance(value, str) or isinstance(value, list) and all(
+      isinstance(t, dict) and isinstance(t.get('name'), str)
+      and isinstance(t.get('template'), str) for t in value)
+
+
+# Keys of the files that something depends on.
+_FORMS: Mapping[str, Callable[[Any], bool]] = {
+    'additional_special_tokens': lambda x: isinstance(x, list) and all(
+        map(_is_token, x)), 'added_tokens_decoder': _are_added,
+    'chat_template': _is_template
+}
 
 
 def _text_of(token: str | dict[str, Any]) -> str:

@@ -1,6 +1,7 @@
 """A tokenizer.json, run by the tokenizers library."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+import contextlib
 import functools
 import json
 import re
@@ -10,6 +11,7 @@ from typing import Any, NamedTuple
 from etils import epath
 import tokenizers
 
+from exprl_jax.runtime import inputs
 from exprl_jax.types import InputError
 
 
@@ -18,6 +20,18 @@ class Piece(NamedTuple):
 
   text: str
   trusted: bool = True  # '<|im_end|>' and the like in it are special tokens
+
+
+@contextlib.contextmanager
+def _library(path: epath.Path) -> Iterator[None]:
+  """Within it the library runs; what it objects to is the file's fault."""
+  try:
+    yield
+  except (KeyboardInterrupt, SystemExit):
+    raise
+  # It raises bare Exception; its panics are not even that.
+  except BaseException as e:  # pylint: disable=broad-exception-caught
+    raise InputError(f'{path}: not a tokenizer ({e})') from None
 
 
 class TokenizerJson:
@@ -40,21 +54,21 @@ class TokenizerJson:
     self.named: dict[str, str] = {}
     self._path = path
     self._model = self._load(keep_blanks=True)
-    self.vocab_size = max(self._model.get_vocab().values()) + 1
+    self.vocab_size = max(self._model.get_vocab().values(), default=-1) + 1
+    if not 0 < self.vocab_size < 2**24:
+      raise InputError(f'{path}: not a tokenizer (ids up to {self.vocab_size})')
     added = self._model.get_added_tokens_decoder()
     self._added = [t for _, t in sorted(added.items()) if t.special]
     self.special_tokens = tuple(t.content for t in self._added)
     self.separator = ' ' if self._model.decoder is None else ''
 
   def _load(self, keep_blanks: bool) -> tokenizers.Tokenizer:
-    try:
-      spec = json.loads(self._path.read_bytes())
+    spec = inputs.read_object(self._path)
+    with _library(self._path):
       if keep_blanks:
         for part in ('normalizer', 'pre_tokenizer', 'decoder'):
           spec[part] = _keep_blanks(spec.get(part))
       model = tokenizers.Tokenizer.from_str(json.dumps(spec))
-    except Exception as e:  # the library raises bare Exception
-      raise InputError(f'{self._path}: not a tokenizer ({e})') from None
     model.no_truncation()
     model.no_padding()
     return model
@@ -66,9 +80,10 @@ class TokenizerJson:
   def bos_ids(self, config: Mapping[str, Any]) -> tuple[int, ...]:
     """Returns what the file's post-processor puts before a text."""
     del config  # tokenizer.json has it
-    ids = self._model.encode('a', add_special_tokens=True).ids
-    plain = self._model.encode('a', add_special_tokens=False).ids
-    return tuple(ids[:ids.index(plain[0])] if plain else ())
+    with _library(self._path):
+      ids = self._model.encode('a', add_special_tokens=True).ids
+      plain = self._model.encode('a', add_special_tokens=False).ids
+      return tuple(ids[:ids.index(plain[0])] if plain else ())
 
   def encode(self, text: str, special: bool) -> list[int]:
     """Encodes a continuation; see Tokenizer.encode."""

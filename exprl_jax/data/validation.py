@@ -4,7 +4,6 @@ An error is one line that names file, line or row, and field.
 """
 
 from collections.abc import Iterable, Sequence
-import json
 import math
 import re
 from typing import Any
@@ -17,42 +16,6 @@ FIELDS = ('id', 'question', 'solution', 'answer', 'domain', 'rubric')
 _BAD = re.compile('[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]')
 
 
-def parse_row(line: str, where: str, number: int | str,
-              needs: Sequence[str]) -> Problem:
-  """Reads the problem of a line of JSON.
-
-  Args:
-    line: a JSON object.
-    where: file and line, for errors.
-    number: of the line; the id of a row that has none.
-    needs: fields that must not be empty, beside `question`.
-
-  Raises:
-    InputError: it is not a problem, or a field of `needs` is empty.
-  """
-  return check_row(parse_json(line, where), where, number, needs)
-
-
-def parse_json(text: str | bytes, where: str) -> Any:
-  """Parses JSON.
-
-  Args:
-    text: in UTF-8, if bytes.
-    where: file and line, for errors.
-
-  Raises:
-    InputError: it is not JSON, nested too deep, or not UTF-8.
-  """
-  try:
-    return json.loads(text.decode() if isinstance(text, bytes) else text)
-  except UnicodeDecodeError as e:
-    raise InputError(f'{where}: not UTF-8 ({e.reason} at {e.start})') from None
-  except RecursionError:
-    raise InputError(f'{where}: JSON is nested too deep') from None
-  except ValueError as e:  # also a number of thousands of digits
-    raise InputError(f'{where}: not JSON ({e})') from None
-
-
 def check_row(row: Any, where: str, number: int | str, needs: Sequence[str],
               domain: str = 'math') -> Problem:
   """Makes a problem of an object, whatever file it was read from.
@@ -63,9 +26,9 @@ def check_row(row: Any, where: str, number: int | str, needs: Sequence[str],
   Args:
     row: a dict with `question` and perhaps id, solution, answer, domain, and
       rubric (a text, or a list of {text, points}).
-    where: as for `parse_row`, like the arguments that follow.
-    number: see there.
-    needs: see there.
+    where: file and line, for errors.
+    number: of the line; the id of a row that has none.
+    needs: fields that must not be empty, beside `question`.
     domain: of a row that has none.
 
   Raises:
@@ -82,7 +45,7 @@ def check_row(row: Any, where: str, number: int | str, needs: Sequence[str],
     items = _rubric_items(values['rubric'], where)
     values['rubric'] = rubrics.as_text(items)
   for name, value in values.items():
-    values[name] = _text(value, f'{where}: {name}', name in ('id', 'answer'))
+    values[name] = text(value, f'{where}: {name}', name in ('id', 'answer'))
   for name in dict.fromkeys(('question', 'id', 'domain', *needs)):
     if not is_visible(values.get(name, '')):
       own = ', '.join(str(k) for k, v in row.items() if v is not None)
@@ -91,30 +54,19 @@ def check_row(row: Any, where: str, number: int | str, needs: Sequence[str],
   return Problem(**values, rubric_items=items)
 
 
-def encodable(text: str, where: str) -> str:
-  """Returns the text if UTF-8, and so a tokenizer, can encode it.
+def is_visible(value: str) -> bool:
+  """Whether a text has more than white space and zero-width characters."""
+  if value[:1].isalnum():  # most are, and this is fast
+    return True
+  return any(c.isprintable() and c != ' ' for c in value)
+
+
+def text(value: Any, where: str, may_be_number: bool = False) -> str:
+  """Returns a field as text.
 
   Raises:
-    InputError: it has a lone surrogate, which JSON can write.
+    InputError: it is none, or has a control character or half of a pair.
   """
-  try:
-    text.encode()
-  except UnicodeEncodeError as e:
-    raise InputError(
-        f'{where} has the lone surrogate U+{ord(text[e.start]):04X}'
-        f' at {e.start}') from None
-  return text
-
-
-def is_visible(text: str) -> bool:
-  """Whether a text has more than white space and zero-width characters."""
-  if text[:1].isalnum():  # most are, and this is fast
-    return True
-  return any(c.isprintable() and c != ' ' for c in text)
-
-
-def _text(value: Any, where: str, may_be_number: bool) -> str:
-  """Returns a field as text."""
   if isinstance(value, str):
     if bad := _BAD.search(value):
       kind = 'control character' if bad[0] < '\x80' else 'lone surrogate'
@@ -133,7 +85,13 @@ def _text(value: Any, where: str, may_be_number: bool) -> str:
 
 def _rubric_items(value: Any, where: str) -> tuple[RubricItem, ...]:
   try:
-    return rubrics.from_list(value)
+    items = rubrics.from_list(value)
+    for i, row in enumerate(value, 1):  # as given: \f counts as a blank
+      for key in rubrics.TEXTS:
+        text(row.get(key) or '', f'{where}: rubric item {i}')
+    return items
+  except InputError:
+    raise
   except ValueError as e:
     raise InputError(f'{where}: rubric should be text or a list of {{text, '
                      f'points}} ({e})') from None

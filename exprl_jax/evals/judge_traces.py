@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 import dataclasses
-import json
 from typing import Any, NamedTuple
 
 from etils import epath
@@ -13,6 +12,7 @@ import numpy as np
 from exprl_jax.config import Config, resolve
 from exprl_jax.data import chat, problems, validation
 from exprl_jax.data import steps as steps_lib
+from exprl_jax.data.sources import jsonl as lines
 from exprl_jax.data.tokenizer import Tokenizer
 from exprl_jax.grading import grader as grading
 from exprl_jax.judge import readouts
@@ -64,11 +64,8 @@ def read_traces(config: Config, tokenizer: Tokenizer,
   grader = grader or grading.Grader(config.grading)
   traces: list[Trace] = []
   ungraded: list[tuple[int, str]] = []  # (number of the trace, its text)
-  lines = epath.Path(path).read_text(encoding='utf-8').split('\n')
-  for number, line in enumerate(lines, 1):
-    if not line.strip():
-      continue
-    problem, text, correct = _parse(line, f'{path}:{number}', number)
+  for number, where, row in lines.objects(path):
+    problem, text, correct = _parse(row, where, number)
     if correct is None and problem.answer:
       ungraded.append((len(traces), text))
     traces.append(Trace(problem.id, problem, segment.split(text), correct))
@@ -80,16 +77,14 @@ def read_traces(config: Config, tokenizer: Tokenizer,
   return traces
 
 
-def _parse(line: str, where: str,
+def _parse(row: dict[str, Any], where: str,
            number: int) -> tuple[Problem, str, bool | None]:
-  """Reads (problem, trace, correct) from a line."""
-  problem = validation.parse_row(line, where, number, ('solution',))
-  row = json.loads(line)
+  """Reads (problem, trace, correct) from the object of a line."""
+  problem = validation.check_row(row, where, number, ('solution',))
   text, correct = row.get('trace'), row.get('correct')
   if not isinstance(text, str):
     raise InputError(f'{where}: row has no trace, a text')
-  validation.encodable(text, f'{where}: trace')
-  if correct not in (None, True, False):
+  if correct is not None and not isinstance(correct, bool):
     raise InputError(f'{where}: correct={correct!r} should be true or false')
   return problem, text, correct
 

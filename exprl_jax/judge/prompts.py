@@ -37,6 +37,7 @@ from exprl_jax.config import Judge
 from exprl_jax.data import chat
 from exprl_jax.data.tokenizer import Tokenizer
 from exprl_jax.data.tokenizer_json import Piece
+from exprl_jax.runtime import inputs
 from exprl_jax.types import InputError, Problem
 
 _FOLDER = pathlib.Path(__file__).parent / 'templates'
@@ -152,7 +153,7 @@ def load(cfg: Judge, tokenizer: Tokenizer, task: str,
   parts = _render(tokenizer, messages,
                   chat.template_options(cfg.chat_template_options), path)
   # 2. The tokens of the scores, at once or after a rationale.
-  score, text = sections['score'], path.read_text()
+  score, text = sections['score'], _read(path)
   template = Template(tokenizer, parts, score, '' if reasons else score, (), (),
                       text)
   if reasons:
@@ -213,9 +214,15 @@ _RENAMED = {
 }
 
 
+def _read(path: pathlib.Path) -> str:
+  """Reads a template, as text with line feeds."""
+  text = inputs.decode(inputs.read_bytes(path), str(path))
+  return text.replace('\r\n', '\n')
+
+
 def _sections(path: pathlib.Path) -> dict[str, str]:
   """Reads a template: texts by name of the section."""
-  text = path.read_text()
+  text = _read(path)
   for old, new in _RENAMED.items():
     if old in text:
       raise InputError(f'{path}: {old} was renamed to {new}')

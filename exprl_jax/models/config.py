@@ -1,7 +1,7 @@
 """The shape of a decoder, read from a Hugging Face config.json."""
 
 import dataclasses
-import json
+import math
 from typing import Any
 
 from etils import epath
@@ -9,7 +9,11 @@ from etils import epath
 from exprl_jax.models import keys
 from exprl_jax.models.families import FAMILIES, TEXT_PARTS, common
 from exprl_jax.models.rope import KINDS, Rope
+from exprl_jax.runtime import inputs
 from exprl_jax.types import InputError
+
+_MOST_PARAMS = 10**12  # far more than any model of the families has
+_MOST_EXPERTS = 4096
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,13 +88,11 @@ def read_config(folder: epath.PathLike) -> ModelConfig:
   """
   path = epath.Path(folder) / 'config.json'
   try:
-    raw = json.loads(path.read_text())
+    raw = inputs.read_object(path)
   except (FileNotFoundError, NotADirectoryError):
     raise InputError(
         f'{folder}: no config.json; name the folder of a Hugging Face model '
         '(config.json, *.safetensors, tokenizer.json)') from None
-  except json.JSONDecodeError as e:
-    raise InputError(f'{path}: not JSON ({e})') from None
   return parse_config(raw, str(path))
 
 
@@ -105,7 +107,7 @@ def parse_config(raw: dict[str, Any], path: str) -> ModelConfig:
   whole, raw = raw, text_part(raw, path)
   keys.check_weights(whole | raw, path)
   family = raw.pop('model_type', None)
-  if family not in FAMILIES:
+  if not isinstance(family, str) or family not in FAMILIES:
     raise InputError(
         f'{path}: model_type {family!r} is not implemented; '
         f'these are: {", ".join(sorted({*FAMILIES, *TEXT_PARTS}))}')
@@ -117,17 +119,52 @@ def parse_config(raw: dict[str, Any], path: str) -> ModelConfig:
     del raw['num_hidden_layers']
   except KeyError as e:
     raise InputError(f'{path}: key {e} is missing') from None
-  except (TypeError, ValueError) as e:
+  except (TypeError, ValueError, AttributeError, ArithmeticError,
+          LookupError) as e:
     raise InputError(f'{path}: a value of the wrong type ({e})') from None
   except common.UnsupportedError as e:
     raise InputError(f'{path}: {e}') from None
   keys.check_rest(raw, family, path)
   cfg = ModelConfig(family=family, **fields)
-  if cfg.rope.short and {len(cfg.rope.short),
-                         len(cfg.rope.long)} != {cfg.head_dim // 2}:
-    raise InputError(f'{path}: short_factor and long_factor need '
-                     f'{cfg.head_dim // 2} numbers, half of head_dim')
+  if why := _wrong(cfg):
+    raise InputError(f'{path}: {why}; copy the file again')
   return cfg
+
+
+def _wrong(cfg: ModelConfig) -> str:
+  """Says what no decoder can have; '' if there is nothing."""
+  for field in dataclasses.fields(cfg):
+    value = getattr(cfg, field.name)
+    if type(value) is not field.type and field.type in (int, bool, str):
+      return f'{field.name}={value!r} should be {field.type.__name__}'
+    if field.type is float and not _is_number(value):
+      return f'{field.name}={value!r} should be a number'
+  if cfg.num_heads % cfg.num_kv_heads or cfg.head_dim % 2:
+    return (f'{cfg.num_heads} heads, {cfg.num_kv_heads} of keys, head_dim='
+            f'{cfg.head_dim}: want a multiple, and an even number')
+  if not 0 <= cfg.experts_per_token <= cfg.num_experts <= _MOST_EXPERTS:
+    return f'{cfg.experts_per_token} of {cfg.num_experts} experts'
+  if any(type(w) is not int or w < 0 for w in cfg.windows):
+    return f'windows of {sorted(set(map(str, cfg.windows)))} tokens'
+  for rope in filter(None, (cfg.rope, cfg.local_rope)):
+    if why := rope.wrong(cfg.head_dim):
+      return why
+  if (size := num_params(cfg)) > _MOST_PARAMS:
+    return f'{size:.2g} parameters, at most {_MOST_PARAMS:.2g} are implemented'
+  return ''
+
+
+def _is_number(value: Any) -> bool:
+  return type(value) in (int, float) and 0 <= value < math.inf
+
+
+def num_params(cfg: ModelConfig) -> int:
+  """Counts the parameters of the matrices; the others are few."""
+  attention = cfg.embed_dim * cfg.head_dim * 2 * (cfg.num_heads +
+                                                  cfg.num_kv_heads)
+  mlp = 3 * cfg.embed_dim * cfg.mlp_dim * max(cfg.num_experts, 1)
+  embeddings = cfg.vocab_size * cfg.embed_dim * (2 - cfg.tied_embedding)
+  return embeddings + cfg.num_layers * (attention + mlp)
 
 
 def text_part(raw: dict[str, Any], path: str) -> dict[str, Any]:
@@ -137,7 +174,7 @@ def text_part(raw: dict[str, Any], path: str) -> dict[str, Any]:
     InputError: a multimodal model without text_config.
   """
   family = raw.get('model_type')
-  if family not in TEXT_PARTS:
+  if not isinstance(family, str) or family not in TEXT_PARTS:
     return dict(raw)
   if not isinstance(raw.get('text_config'), dict):
     raise InputError(f'{path}: model_type {family!r} without text_config')

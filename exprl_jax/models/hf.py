@@ -5,7 +5,6 @@ from concurrent import futures
 import dataclasses
 import functools
 import itertools
-import json
 import os
 from typing import Any, NamedTuple
 
@@ -21,7 +20,7 @@ from exprl_jax.models import config, quantization, safetensors, transformer
 from exprl_jax.models.config import ModelConfig
 from exprl_jax.models.matrices import Int8
 from exprl_jax.models.stored import Part, open_model, stored_parts
-from exprl_jax.runtime import files
+from exprl_jax.runtime import files, inputs
 from exprl_jax.runtime import mesh as mesh_lib
 from exprl_jax.types import Params
 
@@ -229,8 +228,7 @@ def save(folder: epath.PathLike, cfg: ModelConfig, params: Params,
   """
   folder, base = epath.Path(folder), epath.Path(base)
   # 1. The config says the same model, up to what only a run decides.
-  raw = config.text_part(json.loads((base / 'config.json').read_text()),
-                         str(base))
+  raw = config.text_part(inputs.read_object(base / 'config.json'), str(base))
   raw |= {'dtype': dtype, 'torch_dtype': dtype}  # new and old readers
   stored_cfg = dataclasses.replace(config.parse_config(dict(raw), str(base)),
                                    dtype=cfg.dtype, remat=cfg.remat,

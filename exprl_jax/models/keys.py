@@ -16,7 +16,7 @@ from typing import Any
 
 from absl import logging
 
-from exprl_jax.types import InputError
+from exprl_jax.types import InputError, printable
 
 # Whole names of keys that do not change the logits.
 _INERT = re.compile('|'.join((
@@ -146,4 +146,4 @@ def _is_empty(value: Any) -> bool:
 def _say(level: int, path: str, why: str, ignored: tuple[str, ...]) -> None:
   if ignored:
     logging.log(level, '%s: ignored keys, %s: %s', path, why,
-                ', '.join(ignored))
+                printable(', '.join(ignored)))

@@ -4,7 +4,7 @@ The matrix of a module becomes W + scale * B A, with A [r, in], B [out, r] and
 scale = alpha / r, or alpha / sqrt(r) with use_rslora (arXiv 2312.03732).
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import json
 import math
 import re
@@ -16,7 +16,7 @@ import numpy as np
 
 from exprl_jax.models import lora, safetensors, stored, transformer
 from exprl_jax.models.config import ModelConfig
-from exprl_jax.runtime import hub
+from exprl_jax.runtime import hub, inputs
 from exprl_jax.runtime import mesh as mesh_lib
 from exprl_jax.types import InputError, Params
 
@@ -159,19 +159,38 @@ def _plain(x: float) -> float | int:
 def _read_config(folder: epath.Path) -> dict[str, Any]:
   """Reads adapter_config.json; a key that is not implemented is an error."""
   path = folder / 'adapter_config.json'
-  try:
-    raw = json.loads(path.read_text())
-    what = _not_implemented(raw)
-    missing = [] if what else [
-        k for k in ('base_model_name_or_path', 'lora_alpha') if not raw.get(k)
-    ]
-  except (ValueError, TypeError, AttributeError) as e:
-    raise InputError(f'{path}: not an object of JSON ({e})') from None
-  if what:
+  raw = inputs.read_object(path)
+  if what := _not_implemented(raw):
     raise InputError(f'{path}: {what} is not implemented; {_remedy(folder)}')
-  if missing:
-    raise InputError(f'{path}: key {missing[0]!r} is missing; add it')
+  for key in ('base_model_name_or_path', 'lora_alpha'):
+    if not raw.get(key):
+      raise InputError(f'{path}: key {key!r} is missing; add it')
+  if wrong := [
+      k for k, is_good in _FORMS.items()
+      if k in raw and not (raw[k] is None or is_good(raw[k]))
+  ]:
+    raise InputError(f'{path}: {wrong[0]}={raw[wrong[0]]!r} is not as PEFT '
+                     'writes it; copy the file again')
   return raw
+
+
+def _is_alpha(value: Any) -> bool:
+  return type(value) in (int, float) and 0 < value < math.inf
+
+
+def _are_patterns(value: Any) -> bool:
+  """Whether they are regular expressions, each with a number."""
+  try:
+    return all(re.compile(k) and _is_alpha(v) for k, v in value.items())
+  except (AttributeError, re.error, RecursionError, OverflowError):
+    return False
+
+
+_FORMS: Mapping[str, Callable[[Any], bool]] = {
+    'base_model_name_or_path': lambda x: isinstance(x, str),
+    'revision': lambda x: isinstance(x, str), 'lora_alpha': _is_alpha,
+    'alpha_pattern': _are_patterns, 'use_rslora': lambda x: type(x) is bool
+}
 
 
 def _remedy(folder: epath.Path) -> str:
@@ -186,7 +205,7 @@ def _not_implemented(raw: Mapping[str, Any]) -> str:
   if raw.get('bias', 'none') != 'none':
     return f'bias={raw["bias"]!r}'
   init = raw.get('init_lora_weights', True)
-  if init not in _INITS:
+  if type(init) not in (bool, str) or init not in _INITS:
     return f'init_lora_weights={init!r}'
   for key in sorted(set(raw) - _IRRELEVANT - _READ):
     if raw[key]:  # null, false and {} are off
@@ -216,10 +235,11 @@ def _open(folder: epath.Path, cfg: ModelConfig) -> _Pairs:
     if a is None or b is None:
       raise InputError(f'{folder / _WEIGHTS}: {module} has one of lora_A and '
                        'lora_B; copy the file again')
-    outputs, inputs = part.stored_shape
-    if a.shape[1:] != (inputs,) or b.shape != (outputs, a.shape[0]):
+    outputs, width = part.stored_shape
+    if (a.shape[1:] != (width,) or b.shape != (outputs, a.shape[0])
+        or not a.shape[0]):
       raise InputError(f'{a}: shapes {a.shape} and {b.shape}, the base model '
-                       f'wants (r, {inputs}) and ({outputs}, r)')
+                       f'wants (r, {width}) and ({outputs}, r)')
     pairs[part] = a, b
   if tensors:
     raise InputError(f'{next(iter(tensors.values()))} is not of '

@@ -15,7 +15,6 @@ import contextlib
 import contextvars
 import dataclasses
 import functools
-import json
 from typing import Any, NamedTuple
 
 from etils import epath
@@ -34,7 +33,7 @@ from exprl_jax.models import (
 )
 from exprl_jax.models.config import ModelConfig
 from exprl_jax.runtime import checkpoints as checkpoint
-from exprl_jax.runtime import failures, hub
+from exprl_jax.runtime import failures, hub, inputs
 from exprl_jax.runtime import mesh as mesh_lib
 from exprl_jax.types import InputError, Params
 
@@ -360,7 +359,7 @@ def _abstract(model: ModelConfig, mesh: jax.sharding.Mesh,
 def _is_run(folder: epath.Path) -> bool:
   """Whether a config.json is that of a run, not of a model."""
   try:
-    return 'model_type' not in json.loads((folder / 'config.json').read_text())
+    return 'model_type' not in inputs.read_object(folder / 'config.json')
   except ValueError:
     return False
 
@@ -370,9 +369,9 @@ def _policy_of(workdir: epath.Path | None) -> dict:
   assert workdir is not None
   path = workdir / 'config.json'
   try:
-    policy = json.loads(path.read_text())['policy']
+    policy = inputs.read_object(path)['policy']
     policy['init']
     return policy
-  except (OSError, ValueError, KeyError):
+  except (OSError, ValueError, KeyError, TypeError):
     raise InputError(f'{path}: not the config of a run; a checkpoint needs it '
                      'to know its model') from None

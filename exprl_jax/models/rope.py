@@ -8,7 +8,7 @@ longest sequence that the run may meet.
 from collections.abc import Callable, Mapping
 import dataclasses
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -33,6 +33,29 @@ class Rope:
   truncate: bool = True
   short: tuple[float, ...] = ()  # [H / 2] up to the original length,
   long: tuple[float, ...] = ()  # and beyond
+
+  def wrong(self, head_dim: int) -> str:
+    """Says what no rope can have; '' if there is nothing."""
+    for name in ('theta', 'factor', 'low', 'high', 'original_length',
+                 'attention_factor', 'mscale', 'mscale_all_dim'):
+      value = getattr(self, name)
+      if value is not None and not _is_number(value):
+        return f'{name}={value!r} of the rope should be a number'
+    if self.theta <= 1 or self.factor <= 0 or (self.low is not None
+                                               and self.low == self.high):
+      return (f'a rope with theta={self.theta}, factor={self.factor}, '
+              f'low={self.low}, high={self.high}')
+    if (self.short or self.long) and not all(
+        len(x) == head_dim // 2 and all(_is_number(f) and f
+                                        for f in x)
+        for x in (self.short, self.long)):
+      return (f'short_factor and long_factor need {head_dim // 2} numbers, '
+              'half of head_dim')
+    return ''
+
+
+def _is_number(value: Any) -> bool:
+  return type(value) in (int, float) and 0 <= value < math.inf
 
 
 # (rope, wavelengths f32[H / 2] over 2 pi, longest sequence) -> frequencies

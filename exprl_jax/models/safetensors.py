@@ -15,14 +15,20 @@ import re
 from typing import Any
 
 from etils import epath
-import ml_dtypes
 import numpy as np
 
+from exprl_jax.models import safetensors_header
+from exprl_jax.runtime import inputs
 from exprl_jax.types import InputError
 
-_DTYPES = {'F32': np.float32, 'F16': np.float16, 'BF16': ml_dtypes.bfloat16}
+_DTYPES = safetensors_header.DTYPES
+# The name of a file in the folder or below it: no /NAME, C:NAME or gs://NAME.
+_IN_FOLDER = re.compile(r'[^/\\:\x00-\x1f][^\\:\x00-\x1f]{0,250}')
 _POINTER = b'version https://git-lfs'
 _NAMES = {np.dtype(v): k for k, v in _DTYPES.items()}
+# Bits of an exponent: with all of them set, a number is infinite or none.
+_EXPONENT = {'F32': 0x7f800000, 'F16': 0x7c00, 'BF16': 0x7f80}
+_CHUNK = 2**16  # numbers that are checked at a time, within a core's cache
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +45,7 @@ class Tensor:
     """Reads rows [start, stop) of the first axis.
 
     Raises:
-      InputError: the file is shorter than it says.
+      InputError: the file is shorter than it says, or a number is not finite.
     """
     row = math.prod(self.shape[1:]) * self.dtype.itemsize
     # Aligned, so that JAX on CPUs takes the memory as it is, without a copy.
@@ -49,7 +55,16 @@ class Tensor:
       file.seek(self.start + start * row)
       if file.readinto(data) != data.size:
         raise InputError(f'{self}: cut short; copy the file again')
-    return data.view(self.dtype).reshape(-1, *self.shape[1:])
+    self._require_finite(data)
+    return data.view(self.dtype).reshape(stop - start, *self.shape[1:])
+
+  def _require_finite(self, data: np.ndarray) -> None:
+    mask = _EXPONENT[_NAMES[self.dtype]]
+    bits = data.view(f'u{self.dtype.itemsize}')
+    for start in range(0, bits.size, _CHUNK):
+      if (bits[start:start + _CHUNK] & mask).max() == mask:
+        raise InputError(f'{self}: a weight is NaN or infinite; copy the file '
+                         'again, or take weights from before training failed')
 
   def __str__(self) -> str:
     return f'{self.path}: tensor {self.name}'
@@ -63,27 +78,41 @@ def open_folder(folder: epath.Path) -> dict[str, Tensor]:
 
   Raises:
     InputError: there is no file, a file or tensor that the index names is
-      missing, or a file is corrupt or cut short; says how to convert other
-      formats.
+      missing or in several files, or a file is corrupt or cut short; says how
+      to convert other formats.
   """
   index = folder / 'model.safetensors.index.json'
-  files: dict[str, str] = {}  # of each tensor
-  if index.exists():
-    try:
-      files = json.loads(index.read_text())['weight_map']
-    except (json.JSONDecodeError, KeyError, TypeError) as e:
-      raise InputError(f'{index}: not an index of tensors ({e})') from None
-    paths = [folder / name for name in sorted(set(files.values()))]
-  else:
-    paths = _unindexed(folder)
+  files = _read_index(index) if index.exists() else {}  # of each tensor
+  paths = ([folder / name for name in sorted(set(files.values()))]
+           if index.exists() else _unindexed(folder))
   tensors: dict[str, Tensor] = {}
   for path in paths:
-    tensors |= open_file(path)
+    found = open_file(path)
+    if twice := tensors.keys() & found.keys():
+      name = min(twice)
+      raise InputError(f'{tensors[name]} is in {path.name}, too; remove the '
+                       'file that is not of the model')
+    tensors |= found
   for name, file in files.items():
-    if name not in tensors:
+    if name not in tensors or tensors[name].path != folder / file:
       raise InputError(f'{folder / file}: tensor {name} is missing, which '
                        f'{index.name} says is in it')
   return tensors
+
+
+def _read_index(path: epath.Path) -> dict[str, str]:
+  """Reads the file of each tensor from model.safetensors.index.json."""
+  files = inputs.read_object(path, unique=True).get('weight_map')
+  if not files or not isinstance(files, dict):
+    raise InputError(f'{path}: not an index of tensors (no weight_map); copy '
+                     'it again')
+  for tensor, name in files.items():
+    # Links are fine: the Hub's cache is made of them.
+    if (not isinstance(name, str) or not _IN_FOLDER.fullmatch(name)
+        or '..' in name.split('/')):
+      raise InputError(f'{path}: tensor {tensor} is in {name!r}, which is no '
+                       'file of this folder; copy the index again')
+  return files
 
 
 def _unindexed(folder: epath.Path) -> list[epath.Path]:
@@ -122,6 +151,7 @@ def _gguf_remedy(folder: epath.Path, name: str) -> str:
 
 def _refuse_pointer(path: epath.Path) -> None:
   """Refuses what git leaves in place of a file that git-lfs holds."""
+  inputs.require_file(path)
   with path.open('rb') as file:
     if file.read(len(_POINTER)) == _POINTER:
       raise InputError(f'{path}: a pointer of git-lfs, not the file; run '
@@ -154,42 +184,18 @@ def open_file(path: epath.Path) -> dict[str, Tensor]:
     InputError: there is no such file, or it is corrupt or cut short.
   """
   try:
-    size = path.stat().length
+    size = inputs.require_file(path)
+    size = path.stat().length if size is None else size
     _refuse_pointer(path)
-    with path.open('rb') as file:
-      length = int.from_bytes(file.read(8), 'little')
-      if length > size - 8:
-        raise ValueError(f'a header of {length} bytes in {size}')
-      header = json.loads(file.read(length))
-    header.pop('__metadata__', None)
-    end = 8 + length + max(
-        (v['data_offsets'][1] for v in header.values()), default=0)
-    if end != size:
-      raise ValueError(f'{size} bytes, should be {end}')
-    return {
-        name: _tensor(path, name, 8 + length, v) for name, v in header.items()
-    }
+    start, entries = safetensors_header.read(path, size)
   except FileNotFoundError:
     raise InputError(f'{path}: no such file; the index names it') from None
-  except (ValueError, KeyError, TypeError) as e:
-    if isinstance(e, InputError):
-      raise
-    raise InputError(
-        f'{path}: corrupt or cut short ({e}); copy it again') from None
-
-
-def _tensor(path: epath.Path, name: str, offset: int,
-            entry: dict[str, Any]) -> Tensor:
-  """Parses an entry of a header; data begins at `offset` of the file."""
-  if entry['dtype'] not in _DTYPES:
-    raise InputError(f'{path}: tensor {name} is stored as {entry["dtype"]}; '
-                     f'only {", ".join(_DTYPES)} are implemented')
-  start, stop = entry['data_offsets']
-  shape, dtype = tuple(entry['shape']), np.dtype(_DTYPES[entry['dtype']])
-  if stop - start != math.prod(shape) * dtype.itemsize:
-    raise InputError(f'{path}: tensor {name}: {stop - start} bytes for '
-                     f'{entry["dtype"]}{list(shape)}')
-  return Tensor(name, path, shape, dtype, offset + start)
+  return {
+      name: Tensor(name, path, tuple(entry['shape']),
+                   np.dtype(_DTYPES[entry['dtype']]),
+                   start + entry['data_offsets'][0])
+      for name, entry in entries.items()
+  }
 
 
 def write_folder(folder: epath.Path, shapes: Mapping[str, tuple[int, ...]],

@@ -1,6 +1,6 @@
 """How the parameters of a model are stored: names and shapes of tensors."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 import dataclasses
 import math
 
@@ -103,9 +103,7 @@ def open_model(folder: epath.Path, cfg: ModelConfig,
       model.
   """
   tensors = _text_part(open_folder(folder))
-  parts = list(stored_parts(cfg, params))
-  _check(folder, cfg, tensors, parts)
-  return parts, tensors
+  return _check(folder, cfg, tensors, stored_parts(cfg, params)), tensors
 
 
 def _text_part(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
@@ -119,30 +117,35 @@ def _text_part(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
 
 
 def _check(folder: epath.Path, cfg: ModelConfig, tensors: Mapping[str, Tensor],
-           parts: list[Part]) -> None:
+           parts: Iterable[Part]) -> list[Part]:
   """Checks that the files have all tensors in their shapes, and no others.
 
   Raises:
     InputError: names the first tensor that is missing, of another shape, or
       not of the model.
   """
-  wanted = {name: part.stored_shape for part in parts for name in part.names}
+  wanted: set[str] = set()
+  out: list[Part] = []
   head = FAMILIES[cfg.family].tensors['head']
-  for name, shape in wanted.items():
-    if name not in tensors:
-      raise InputError(f'{folder}: tensor {name} is missing' + (
-          '; if the embedding is the head as well, config.json has to say '
-          '"tie_word_embeddings": true' if name == head else ''))
-    _check_shape(tensors[name], shape)
+  for part in parts:  # as many as are there: the config may want billions
+    for name in part.names:
+      if name not in tensors:
+        raise InputError(f'{folder}: tensor {name} is missing' + (
+            '; if the embedding is the head as well, config.json has to say '
+            '"tie_word_embeddings": true' if name == head else ''))
+      _check_shape(tensors[name], part.stored_shape)
+    wanted.update(part.names)
+    out.append(part)
   # A tied head may be stored beside the embedding; it is the same matrix.
   ignored = {head} & set(tensors) if cfg.tied_embedding else set()
   for name in ignored:
     _check_shape(tensors[name], (cfg.vocab_size, cfg.embed_dim))
   # Older files store the frequencies of the rotary embedding, too.
   ignored |= {n for n in tensors if n.endswith('.rotary_emb.inv_freq')}
-  if extra := sorted(set(tensors) - set(wanted) - ignored):
+  if extra := sorted(set(tensors) - wanted - ignored):
     raise InputError(f'{tensors[extra[0]]}: the model of config.json does not '
                      f'have it ({len(extra)} such tensors)')
+  return out
 
 
 def _check_shape(tensor: Tensor, shape: tuple[int, ...]) -> None:

@@ -6,7 +6,7 @@ import operator
 import jax
 
 from exprl_jax import config as config_lib
-from exprl_jax.config import Config, loading
+from exprl_jax.config import Config, loading, resolve
 from exprl_jax.data import chat, mixture, verdicts
 from exprl_jax.data.mixture import Mixture
 from exprl_jax.data.problems import training_problems
@@ -19,7 +19,15 @@ from exprl_jax.models import config as model_config
 from exprl_jax.models import references
 from exprl_jax.rewards import teacher
 from exprl_jax.rl import packing
-from exprl_jax.runs import evaluate, recipes, rubrics, setup, sft, validate
+from exprl_jax.runs import (
+    evaluate,
+    recipes,
+    rubrics,
+    sample,
+    setup,
+    sft,
+    validate,
+)
 from exprl_jax.runtime import mesh as mesh_lib
 from exprl_jax.types import LINES, Problem, printable
 
@@ -100,6 +108,10 @@ def _dry_run_other(config: Config) -> None:
     evaluate.check(config)
   tokenizer = _show_model(config, mesh)
   HeldOut(config, tokenizer)
+  if config.run == 'sample':
+    prompts = sample.read_prompts(resolve(config.sample.prompts), tokenizer,
+                                  config.rollout.max_prompt_tokens)
+    print(f'{len(prompts)} prompts')
   if not (config.data.train or config.data.mixture):
     return
   if config.run == 'sft':

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 import dataclasses
-import json
 import time
 from typing import Any
 
@@ -11,12 +10,13 @@ import jax
 
 from exprl_jax.config import Config, resolve
 from exprl_jax.data import validation
+from exprl_jax.data.sources import jsonl as lines
 from exprl_jax.data.tokenizer import Tokenizer
 from exprl_jax.data.tokenizer_json import Piece
 from exprl_jax.models import references as source
 from exprl_jax.rollout import sampler as sampler_lib
 from exprl_jax.rollout.requests import Request, Sample, Sampling
-from exprl_jax.runtime import jsonl
+from exprl_jax.runtime import inputs, jsonl
 from exprl_jax.runtime import mesh as mesh_lib
 from exprl_jax.types import InputError
 
@@ -103,11 +103,8 @@ def read_prompts(path: epath.PathLike, tokenizer: Tokenizer,
     raise InputError(f'config.sample.prompts={path}: no such file')
   prompts: list[Prompt] = []
   seen: set[str] = set()
-  for number, line in enumerate(file.read_text().split('\n'), 1):
-    if not line.strip():
-      continue
-    where = f'{path}:{number}'
-    id_, kind, value = _parse(line, number, where)
+  for number, where, row in lines.objects(file):
+    id_, kind, value = _parse(row, number, where)
     if id_ in seen:
       raise InputError(f'{where}: id {id_!r} stands there twice')
     seen.add(id_)
@@ -121,14 +118,13 @@ def read_prompts(path: epath.PathLike, tokenizer: Tokenizer,
   return prompts
 
 
-def _parse(line: str, number: int, where: str) -> tuple[str, str, Any]:
+def _parse(row: dict[str, Any], number: int,
+           where: str) -> tuple[str, str, Any]:
   """Parses a line; returns its id, the kind of prompt and the prompt."""
-  try:
-    row = json.loads(line)
-    id_ = validation.encodable(str(row.get('id', number)), f'{where}: id')
-    kinds = [k for k in ('prompt', 'messages', 'tokens') if k in row]
-  except (json.JSONDecodeError, AttributeError) as e:
-    raise InputError(f'{where}: not a JSON object ({e})') from None
+  id_ = row.get('id')
+  id_ = validation.text(number if id_ in (None, '') else id_, f'{where}: id',
+                        may_be_number=True)
+  kinds = [k for k in ('prompt', 'messages', 'tokens') if k in row]
   if len(kinds) != 1:
     raise InputError(f'{where}: has {kinds or "none"} of prompt, messages '
                      'and tokens; give one')
@@ -151,9 +147,11 @@ def encode(kind: str, value: Any, tokenizer: Tokenizer,
   good = {
       'prompt': lambda: isinstance(value, str),
       'messages': lambda: isinstance(value, list) and all(
-          isinstance(m, dict) and {'role', 'content'} <= set(m) for m in value),
-      'tokens': lambda: isinstance(value, list) and all(
-          isinstance(t, int) and 0 <= t < tokenizer.vocab_size for t in value)
+          isinstance(m, dict) and all(
+              isinstance(m.get(k), str)
+              for k in ('role', 'content'))
+          for m in value), 'tokens': lambda: isinstance(value, list) and all(
+              type(t) is int and 0 <= t < tokenizer.vocab_size for t in value)
   }
   if not good[kind]():
     raise InputError(
@@ -163,8 +161,11 @@ def encode(kind: str, value: Any, tokenizer: Tokenizer,
         }[kind])
   if kind == 'tokens':
     return value
-  text = value if kind == 'prompt' else tokenizer.render(value)
-  validation.encodable(text, f'{where}: `{kind}`')
+  try:
+    text = value if kind == 'prompt' else tokenizer.render(value)
+  except InputError as e:
+    raise InputError(f'{where}: {e}') from None
+  inputs.encodable(text, f'{where}: `{kind}`')
   return tokenizer.encode_pieces([[Piece(text)]])[0]
 
 
@@ -180,7 +181,7 @@ def _already(out: epath.Path) -> set[tuple[str, int]]:
   try:
     jsonl.resume(out, note)
     return there
-  except (ValueError, KeyError):
+  except (ValueError, KeyError, TypeError):
     raise InputError(f'config.sample.out={out} holds something else; name a '
                      'fresh file') from None
 

@@ -6,8 +6,8 @@ from typing import Any
 
 from etils import epath
 
-from exprl_jax.data import validation
 from exprl_jax.data.sources import base
+from exprl_jax.runtime import inputs
 from exprl_jax.types import InputError
 
 _RECORDS = 256  # read at a time
@@ -30,7 +30,7 @@ def read(path: epath.Path) -> Iterator[tuple[int, Any]]:
       for start in range(0, total, _RECORDS):
         records = reader.read(start, min(start + _RECORDS, total))
         for number, record in enumerate(records, start + 1):
-          yield number, validation.parse_json(record, f'{path}:{number}')
+          yield number, inputs.parse(record, f'{path}:{number}')
   except (RuntimeError, IndexError) as e:
     raise InputError(f'{path}: not an ArrayRecord file ('
                      f'{base.first_line(e)})') from None

@@ -22,10 +22,11 @@ def read(path: epath.Path) -> Iterator[tuple[int, Any]]:
   with path.open('rb') as file:
     try:
       for batch in _batches(pa, ipc, file):
+        batch.validate(full=True)  # bad offsets would end the process
         for i in range(len(batch)):  # a row at a time: batches may be large
           number += 1
           yield number, batch.slice(i, 1).to_pylist()[0]
-    except (pa.ArrowException, OSError) as e:
+    except (pa.ArrowException, OSError, ValueError, OverflowError) as e:
       raise InputError(f'{path}: not Arrow, or damaged behind row {number} '
                        f'({base.first_line(e)})') from None
 

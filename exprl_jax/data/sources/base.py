@@ -6,12 +6,13 @@ import contextlib
 import gzip
 import importlib
 import io
+import itertools
 from typing import Any, BinaryIO, Protocol, cast
 import zlib
 
 from etils import epath
 
-from exprl_jax.runtime import failures
+from exprl_jax.runtime import failures, inputs
 from exprl_jax.types import InputError, Problem
 
 COMPRESSED = ('.gz', '.zst')
@@ -65,8 +66,9 @@ def open_bytes(path: epath.Path) -> Iterator[BinaryIO]:
   """Opens a file, decompressed if its name ends in .gz or .zst.
 
   Raises:
-    InputError: it is not compressed so, or ends in the middle.
+    InputError: it is no file, not compressed so, or ends in the middle.
   """
+  inputs.require_file(path)
   with path.open('rb') as file:
     try:
       if path.suffix == '.gz':
@@ -84,24 +86,36 @@ def open_bytes(path: epath.Path) -> Iterator[BinaryIO]:
       raise InputError(f'{path}: cannot be read ({first_line(e)})') from None
 
 
-def lines(path: epath.Path) -> Iterator[tuple[int, str]]:
-  """Yields the lines of a text file with their numbers, from 1.
+def raw_lines(path: epath.Path) -> Iterator[tuple[int, bytes]]:
+  """Yields the lines of a file with their numbers, from 1.
 
   A byte-order mark at the start is dropped.
 
   Raises:
-    InputError: a line is not UTF-8.
+    InputError: a line is longer than inputs.LONGEST.
   """
   with open_bytes(path) as file:
-    for number, line in enumerate(file, 1):
-      if number == 1:
-        line = line.removeprefix(codecs.BOM_UTF8)
-      try:
-        text = line.decode()
-      except UnicodeDecodeError as e:
-        raise InputError(f'{path}:{number}: not UTF-8 (byte '
-                         f'{line[e.start]:#04x} at {e.start})') from None
-      yield number, text
+    if not isinstance(file, (io.BufferedReader, gzip.GzipFile)):
+      # Of a bucket: its own readline knows no limit.
+      file = cast(BinaryIO, io.BufferedReader(cast(Any, file), 2**20))
+    for number in itertools.count(1):
+      line = file.readline(inputs.LONGEST + 1)
+      if not line:
+        return
+      if len(line) > inputs.LONGEST:
+        raise InputError(f'{path}:{number}: longer than {inputs.LONGEST} bytes;'
+                         ' rows are lines')
+      yield number, line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
+
+
+def lines(path: epath.Path) -> Iterator[tuple[int, str]]:
+  """As `raw_lines`, as text.
+
+  Raises:
+    InputError: a line is not UTF-8.
+  """
+  for number, line in raw_lines(path):
+    yield number, inputs.decode(line, f'{path}:{number}')
 
 
 def pyarrow(path: epath.Path, module: str = 'pyarrow') -> Any:

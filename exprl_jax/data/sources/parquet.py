@@ -26,10 +26,11 @@ def read(path: epath.Path) -> Iterator[tuple[int, Any]]:
       # columns are read whole.
       table = pq.ParquetFile(file, pre_buffer=False, buffer_size=2**20)
       for batch in table.iter_batches(_ROWS):
+        batch.validate(full=True)
         for row in batch.to_pylist():
           number += 1
           yield number, row
-    except (pa.ArrowException, OSError) as e:
+    except (pa.ArrowException, OSError, ValueError, OverflowError) as e:
       raise InputError(f'{path}: not Parquet, or damaged behind row {number} '
                        f'({base.first_line(e)})') from None
 

@@ -10,6 +10,14 @@ Raw = dict[str, Any]
 # Fields of ModelConfig.
 Fields = dict[str, Any]
 
+# Sizes beyond these are no model's, and would take for ever to look at.
+_MOST = {
+    'vocab_size': 2**24, 'num_hidden_layers': 4096, 'hidden_size': 2**20,
+    'intermediate_size': 2**24, 'num_attention_heads': 2**14,
+    'num_key_value_heads': 2**14, 'head_dim': 2**14,
+    'moe_intermediate_size': 2**24, 'num_experts': 4096,
+    'num_local_experts': 4096
+}
 _ORIGINAL = 'original_max_position_embeddings'
 
 
@@ -94,10 +102,12 @@ def parse_sizes(raw: Raw) -> Fields:
               'num_hidden_layers', 'intermediate_size', 'rms_norm_eps'):
     if raw.get(key) is None:
       raise KeyError(key)
+  for key, most in _MOST.items():
+    value = raw.get(key)
+    if value is not None and (type(value) is not int or not 0 < value <= most):
+      raise UnsupportedError(f'{key}={value!r} should be a number from 1 to '
+                             f'{most}')
   heads, embed = raw.pop('num_attention_heads'), raw.pop('hidden_size')
-  for key, value in (('num_attention_heads', heads), ('hidden_size', embed)):
-    if not isinstance(value, int):
-      raise TypeError(f'{key} should be a number')
   return {
       'vocab_size': raw.pop('vocab_size'),
       'num_layers': raw['num_hidden_layers'], 'embed_dim': embed,
