@@ -8,16 +8,17 @@ from exprl_jax.data.tokenizer import Tokenizer
 from exprl_jax.rl import signal
 from exprl_jax.rl.scored import ScoredRollouts
 
-_EVERY = 10  # steps between two notices of a kind
+_GAP = 10  # steps between the first two notices of a kind, then twice as many
 _TRUNCATED = 0.5  # of the samples: then it is asked why
 
 
 class Notices:
-  """Warnings about training steps; each kind once in a while."""
+  """Warnings about training steps; each kind more and more seldom."""
 
   def __init__(self, tokenizer: Tokenizer) -> None:
     self._tokenizer = tokenizer
-    self._last: dict[str, int] = {}  # step of the last notice, by kind
+    self._given: dict[str, int] = {}  # notices so far, by kind
+    self._next: dict[str, int] = {}  # the step from which it is said again
 
   def of_step(self, step: int, scored: ScoredRollouts,
               values: Mapping[str, float]) -> list[str]:
@@ -31,8 +32,10 @@ class Notices:
     found = {'credit': signal.explain(values), 'ends': self._ends(scored)}
     out = []
     for kind, text in found.items():
-      if text and step - self._last.get(kind, -_EVERY) >= _EVERY:
-        self._last[kind] = step
+      if text and step >= self._next.get(kind, 0):
+        given = self._given.get(kind, 0)
+        self._given[kind] = given + 1
+        self._next[kind] = step + _GAP * 2**given
         out.append(f'step {step}: {text}')
     return out
 
