@@ -103,39 +103,43 @@ def _check_weights(config: Config) -> None:
 
 def _dry_run_other(config: Config) -> None:
   """sft, evaluate, sample, export, judge on samples, train_judge."""
-  mesh = mesh_lib.make_mesh(config.mesh)
+  # 1. What can be checked anywhere.
   if config.run == 'evaluate':
     evaluate.check(config)
-  tokenizer = _show_model(config, mesh)
+  tokenizer = Tokenizer(
+      references.find(config.policy.init).folder, config.rollout.stop_ids)
   HeldOut(config, tokenizer)
   if config.run == 'sample':
     prompts = sample.read_prompts(resolve(config.sample.prompts), tokenizer,
                                   config.rollout.max_prompt_tokens)
     print(f'{len(prompts)} prompts')
-  if not (config.data.train or config.data.mixture):
-    return
-  if config.run == 'sft':
-    problems = sft.usable(config, tokenizer)
-  else:
-    problems = training_problems(config, ('solution', 'answer'))
-    for some in verdicts.chunks(problems):
-      chat.policy_prompts(tokenizer, some, config)
-  if config.run == 'judge':
-    factory.check(config, problems)
-  _show_training(config, mesh, problems)
-  _show_policy_prompt(config, tokenizer, problems)
-  if config.run == 'judge':
-    _show_judge_prompt(config, problems[0])
+  problems = None
+  if config.data.train or config.data.mixture:
+    if config.run == 'sft':
+      problems = sft.usable(config, tokenizer)
+    else:
+      problems = training_problems(config, ('solution', 'answer'))
+      for some in verdicts.chunks(problems):
+        chat.policy_prompts(tokenizer, some, config)
+    if config.run == 'judge':
+      factory.check(config, problems)
+  # 2. What needs the devices of the run.
+  mesh = mesh_lib.make_mesh(config.mesh)
+  _show_model(config, mesh)
+  if problems:
+    _show_training(config, mesh, problems)
+    _show_policy_prompt(config, tokenizer, problems)
+    if config.run == 'judge':
+      _show_judge_prompt(config, problems[0])
 
 
-def _show_model(config: Config, mesh: jax.sharding.Mesh) -> Tokenizer:
+def _show_model(config: Config, mesh: jax.sharding.Mesh) -> None:
   folder = references.find(config.policy.init).folder
   model = model_config.read_config(folder)
   print(f'run {config.run}, {config.steps} steps, mesh {dict(mesh.shape)}')
   print(f'policy {folder}: {model}')
   tokenizer = Tokenizer(folder, config.rollout.stop_ids)
   print(f'completions end with {tokenizer.describe_ends()}')
-  return tokenizer
 
 
 def _show_training(config: Config, mesh: jax.sharding.Mesh,
