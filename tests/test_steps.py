@@ -271,10 +271,13 @@ def test_an_empty_trace_has_no_step(bpe, delimiter):
   assert Segmenter(bpe, delimiter, 8)([]) == []
 
 
-@pytest.mark.parametrize('delimiter', ['blank_line', 'numbered', '###'])
-@pytest.mark.parametrize('text', [' ', '\n', '###', '**', '2', '1.\n'])
-def test_a_degenerate_trace_takes_no_time(bpe, delimiter, text):
-  ids = [*(bpe.encode(text) * 20_000), *bpe.encode('a')]
+@pytest.mark.parametrize('delimiter', ['auto', 'blank_line', '###', 'authors'])
+@pytest.mark.parametrize('end', ['', 'a', '`'])
+@pytest.mark.parametrize(
+    'text',
+    [' ', '\n', '###', '**', '2', '1.\n', '~', '`', '```\n', '. ', '</'])
+def test_a_degenerate_trace_takes_no_time(bpe, delimiter, text, end):
+  ids = [*(bpe.encode(text) * 20_000), *bpe.encode(end)]
   segment = Segmenter(bpe, delimiter, 8)
   start = time.monotonic()
   segment(ids)

@@ -25,9 +25,10 @@ _SPAN = 256  # tokens of a balanced span, about
 _SHORTEST = 16  # tokens; a trace of fewer than two of these is one span
 _WINDOW = 10  # tokens that the authors' code decodes to look for '###'
 
-# A fenced block, to its end or, as in Markdown, to the end of the text.
+# A fenced block, to its end or, as in Markdown, to the end of the text. What may
+# be long is possessive, or a line of '~' would take quadratic time.
 _FENCE = re.compile(
-    r'^ {0,3}(?P<mark>`{3,}|~{3,})[^`\n]*(?:\n|\Z)'
+    r'^ {0,3}(?P<mark>`{3,}+|~{3,}+)[^`\n]*+(?:\n|\Z)'
     r'(?s:.*?)(?:^ {0,3}(?P=mark)[`~]*[ \t]*$|\Z)', re.MULTILINE)
 _HEADING = re.compile(r'^ {0,3}(#{2,4})(?=\s)', re.MULTILINE)
 _BLANK_LINE = re.compile(r'\n\s*\n')
@@ -38,7 +39,7 @@ _NUMBERED = re.compile(
     r'^[ \t]*((?:[#*][#* \t]*)?(?:step[ \t]*\d+\b|\d+[.)](?!\d))[.:)*]*)',
     re.IGNORECASE | re.MULTILINE)
 # Behind the end of a sentence or of a line.
-_SENTENCE = re.compile(r'(?<=[.!?])[)"\'\]*$]*\s+(?=\S)|\n\s*(?=\S)')
+_SENTENCE = re.compile(r'(?<=[.!?])[)"\'\]*$]*\s+(?=\S)|\n[ \t]*(?=\S)')
 
 
 def none(texts: Sequence[str]) -> Marked:
