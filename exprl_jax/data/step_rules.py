@@ -25,8 +25,8 @@ _SPAN = 256  # tokens of a balanced span, about
 _SHORTEST = 16  # tokens; a trace of fewer than two of these is one span
 _WINDOW = 10  # tokens that the authors' code decodes to look for '###'
 
-# A fenced block, to its end or, as in Markdown, to the end of the text. What may
-# be long is possessive, or a line of '~' would take quadratic time.
+# A fenced block, to its end or, as in Markdown, to the end of the text. What
+# may be long is possessive, or a line of '~' would take quadratic time.
 _FENCE = re.compile(
     r'^ {0,3}(?P<mark>`{3,}+|~{3,}+)[^`\n]*+(?:\n|\Z)'
     r'(?s:.*?)(?:^ {0,3}(?P=mark)[`~]*[ \t]*$|\Z)', re.MULTILINE)

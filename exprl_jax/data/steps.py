@@ -159,13 +159,20 @@ class Segmenter:
     start = next(i for i in range(len(texts)) if starts[i + 1] > first)
     return start, next(i for i in range(len(starts)) if starts[i] >= last)
 
-  def texts(self, ids: Sequence[int]) -> list[str]:
-    """Decodes the steps of a trace, as a judge reads them."""
+  def texts(self, ids: Sequence[int],
+            ends: Sequence[int] | None = None) -> list[str]:
+    """Decodes the steps of a trace, as a judge reads them.
+
+    Args:
+      ids: the trace, without EOS.
+      ends: of its steps, where they are known.
+    """
     start, stop = 0, 0
     if self._thinking == 'hidden':
       start, stop = self._thought([self._text(i) for i in ids])
     out = []
-    for a, b in itertools.pairwise([0, *self(ids)]):
+    ends = self(ids) if ends is None else ends
+    for a, b in itertools.pairwise([0, *ends]):
       read = [i for n, i in enumerate(ids[a:b], a) if not start <= n < stop]
       out.append(self._tokenizer.decode(read))
     return out

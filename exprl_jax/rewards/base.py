@@ -111,7 +111,7 @@ def cutter(
         ends = (*found.ends[:-1], len(ids))
         traces.append(
             Trace(problem, t._replace(step_ends=ends), text,
-                  how.texts(body) or [''], _UNGRADED,
+                  how.texts(body, found.ends) or [''], _UNGRADED,
                   cut=steps_lib.Cut([]) if how is whole else found))
     grades = grader([(t.text, t.problem) for t in traces])
     readable = grader.readable([t.problem for t in traces])
