@@ -328,7 +328,7 @@ def test_the_command_prints_one_line_and_exits_with_two():
       '--config.stpes=3'
   ], text=True, capture_output=True)
   assert out.returncode == 2
-  assert out.stderr.count('\n') == 1 and 'Did you mean "steps"' in out.stderr
+  assert out.stderr.count('\n') == 1 and 'did you mean steps?' in out.stderr
 
 
 class FixedJudge(Judge):
