@@ -1,10 +1,12 @@
 """run='judge', the probes and the monitor, on the shipped judge."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 
+from exprl_jax import config as config_lib
 from exprl_jax import main
 from exprl_jax.data import tiny_world as world
 from exprl_jax.evals.judge_traces import TraceSampler
@@ -170,9 +172,37 @@ def test_the_monitor(judge, accuracy, fires):
 
 
 def test_a_run_without_judgments_says_why(tmp_path, file):
-  with pytest.raises(RunFailure, match='most are overlong: .*=20 tokens'):
+  with pytest.raises(RunFailure, match='most are unreadable'):
     run(tmp_path / 'w', f'--config.judge.traces={file}',
-        '--config.judge.max_prompt_tokens=20')
+        '--config.judge.min_score_probability=1.0')
+
+
+def test_references_that_do_not_fit_are_refused(tmp_path, file):
+  for more in ([], ['--dry_run']):
+    with pytest.raises(
+        InputError, match='5 of 5 problems do not fit '
+        'judge.max_prompt_tokens=20 .*the longest, .*, needs [0-9]+ tokens'):
+      main.main([
+          '--config=configs/judge.py', f'--workdir={tmp_path / "w"}',
+          f'--config.judge.traces={file}',
+          '--config.judge.max_prompt_tokens=20', *more
+      ])
+  assert not (tmp_path / 'w').exists()
+
+
+def test_a_base_model_reads_plain_text(tmp_path, file, capsys):
+  """A judge without a chat template is asked without roles."""
+  folder = tmp_path / 'base'
+  shutil.copytree(config_lib.resolve('asset:tiny_judge'), folder)
+  (folder / 'chat_template.jinja').unlink()
+  flags = (f'--config.judge.traces={file}', f'--config.judge.init={folder}',
+           '--config.policy.init=', '--config.data.train=')
+  main.main(['--config=configs/judge.py', '--dry_run', *flags])
+  shown = capsys.readouterr().out.partition('--- judge prompt')[2]
+  assert 'rate from 1 to 5' in shown and 'assistant' not in shown
+  rows = run(tmp_path / 'w', *flags, '--config.judge.min_score_probability=0.0',
+             '--config.judge.max_probe_score=1.0')
+  assert len(rows) == 10 and all(row['valid'] for row in rows)
 
 
 def test_a_dry_run_shows_what_the_judge_reads(tmp_path, file, capsys):

@@ -292,9 +292,15 @@ def test_named_templates(write):
   config = {'chat_template': templates}
   text = Tokenizer(write(config)).render(CHATS[1])
   assert text.endswith('assistant\n<think>\n\n</think>\n\n')
-  del templates[1]
-  with pytest.raises(InputError, match='no chat template'):
-    Tokenizer(write(config)).render(CHATS[1])
+
+
+def test_without_a_template_a_chat_is_plain_text(write):
+  config = {'chat_template': [{'name': 'tool_use', 'template': 'no'}]}
+  tokenizer = Tokenizer(write(config))
+  assert not tokenizer.has_chat_template
+  assert tokenizer.render([{'role': 'system', 'content': 'Be brief.'},
+                           {'role': 'user',
+                            'content': 'Hi'}]) == ('Be brief.\n\nHi\n\n')
 
 
 def test_a_folder_may_be_on_gs(models, write):

@@ -6,6 +6,7 @@ import json
 import re
 from typing import Any, NamedTuple
 
+from exprl_jax.runtime import inputs
 from exprl_jax.types import Problem, RubricItem
 
 TEXTS = ('text', 'title', 'desc')  # keys of an item's text
@@ -76,7 +77,8 @@ def from_list(rows: Any) -> tuple[RubricItem, ...]:
   `text` may be given as `title`, as `desc`, or as both of them.
 
   Raises:
-    ValueError: it is not such a list, or an entry has no text or no points.
+    ValueError: it is not such a list, or an entry has no text, a control
+      character in it, or no points.
   """
   if not isinstance(rows, list) or not rows:
     raise ValueError('want a list of {text, points}')
@@ -89,6 +91,8 @@ def _from_entry(number: int, row: Any) -> RubricItem:
   parts = [row[k] for k in TEXTS if row.get(k)]
   if not parts or not all(isinstance(p, str) and p.strip() for p in parts):
     raise ValueError(f'item {number} has no text')
+  if bad := next(filter(None, map(inputs.bad_character, parts)), ''):
+    raise ValueError(f'item {number} has the {bad}')
   points = row.get('points')
   if isinstance(points, bool) or not isinstance(
       points, int | float) or not 0 < points <= _MOST_POINTS:

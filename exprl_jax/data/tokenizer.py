@@ -135,7 +135,7 @@ class Tokenizer:
 
   @property
   def has_chat_template(self) -> bool:
-    """Whether `render` can be called; base models often have no template."""
+    """Whether `render` has a template; base models often have none."""
     return self._template is not None
 
   def encode_pieces(self, texts: Sequence[Sequence[Piece]]) -> list[list[int]]:
@@ -167,18 +167,20 @@ class Tokenizer:
              options: Mapping[str, Any] | None = None) -> str:
     """Renders a chat with the model's template.
 
+    Without one, as a base model reads it: the messages as plain text, a blank
+    line behind each.
+
     Args:
       messages: each with 'role' and 'content'.
       add_generation_prompt: whether to open the assistant's turn.
       options: variables of the template; by default enable_thinking is False.
 
     Raises:
-      InputError: the model has no chat template, or it fails or refuses the
-        messages.
+      InputError: the template fails or refuses the messages.
     """
     if self._template is None:
-      raise InputError(f'{self.folder}: no chat template (chat_template.jinja '
-                       'or tokenizer_config.json)')
+      start = self.decode(self.bos_ids, special=True)
+      return start + ''.join(m['content'] + '\n\n' for m in messages)
     return self._template.render(messages, add_generation_prompt,
                                  {'enable_thinking': False} |
                                  dict(options or {}))

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 import dataclasses
 from typing import Any
 
+from absl import logging
 from etils import epath
 import jax
 import numpy as np
@@ -17,7 +18,7 @@ from exprl_jax.models import config as model_config
 from exprl_jax.models import hf, references
 from exprl_jax.models.config import ModelConfig
 from exprl_jax.rollout.options import Options
-from exprl_jax.types import InputError, Params, Problem, RunFailure
+from exprl_jax.types import InputError, Params, Problem, RunFailure, printable
 
 
 class ByDomain:
@@ -98,6 +99,9 @@ def load(config: config_lib.Config, mesh: jax.sharding.Mesh,
     cache = cache_lib.Cache(epath.Path(workdir) / 'judgments')
   name = cache_lib.digest(folder) if cache else ''
   tokenizer = Tokenizer(folder)
+  if not tokenizer.has_chat_template:
+    logging.warning('judge %s has no chat template: it reads plain text',
+                    printable(str(folder)))
   max_tokens = (cfg.max_trace_tokens or max_trace_tokens
                 or config.rollout.max_new_tokens)
 

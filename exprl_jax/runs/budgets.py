@@ -1,5 +1,6 @@
 """Limits of tokens that problems have to keep."""
 
+from collections.abc import Sequence
 import dataclasses
 import functools
 
@@ -10,7 +11,7 @@ from exprl_jax.data.checks import Budget
 from exprl_jax.data.tokenizer import Tokenizer
 from exprl_jax.judge import factory, layout, prompts, readouts
 from exprl_jax.models import references
-from exprl_jax.types import Problem
+from exprl_jax.types import InputError, Problem
 
 POLICY_KEY = 'rollout.max_prompt_tokens'
 
@@ -83,6 +84,24 @@ def judge_prompt(config: Config) -> Budget:
     template(domain)
   return Budget('solution', "the judge's prompt", 'judge.max_prompt_tokens',
                 cfg.max_prompt_tokens, count, tokenizer.digest())
+
+
+def check_judge_prompts(config: Config, problems: Sequence[Problem]) -> None:
+  """Checks that the judge can read all problems with their references.
+
+  Raises:
+    InputError: some are too long; names the longest, and the limit for it.
+  """
+  budget = judge_prompt(config)
+  distinct = {(p.question, p.solution): p for p in problems}
+  counts = [(budget.tokens(p), p.id) for p in distinct.values()]
+  long = [count for count in counts if count[0] > budget.limit]
+  if long:
+    tokens, name = max(long)
+    raise InputError(
+        f'{len(long)} of {len(counts)} problems do not fit {budget.key}='
+        f'{budget.limit} with their references: the longest, of {name}, needs '
+        f'{tokens} tokens. Raise the limit or leave them out')
 
 
 def _task(config: Config) -> str:

@@ -13,7 +13,7 @@ from exprl_jax.data.problems import training_problems
 from exprl_jax.data.tokenizer import Tokenizer
 from exprl_jax.evals import judge_traces
 from exprl_jax.evals.held_out import HeldOut
-from exprl_jax.judge import factory, layout, prompts, readouts
+from exprl_jax.judge import layout, prompts, readouts
 from exprl_jax.judge.questions import QuestionPrompt
 from exprl_jax.models import config as model_config
 from exprl_jax.models import references
@@ -21,6 +21,7 @@ from exprl_jax.rewards import teacher
 from exprl_jax.rl import packing
 from exprl_jax.runs import (
     evaluate,
+    judge,
     recipes,
     rubrics,
     sample,
@@ -69,7 +70,7 @@ def _show_inputs(config: Config) -> None:
   elif recipes.judges_traces(config):
     tokenizer = Tokenizer(references.folder_of(config.judge.init))
     traces = judge_traces.read_traces(config, tokenizer)
-    factory.check(config, [t.problem for t in traces])
+    judge.check(config, [t.problem for t in traces])
     print(f'run judge, {len(traces)} traces')
     _show_judge_prompt(config, traces[0].problem)
   elif config.run == 'train':
@@ -122,7 +123,7 @@ def _dry_run_other(config: Config) -> None:
       for some in verdicts.chunks(problems):
         chat.policy_prompts(tokenizer, some, config)
     if config.run == 'judge':
-      factory.check(config, problems)
+      judge.check(config, problems)
   # 2. What needs the devices of the run.
   mesh = mesh_lib.make_mesh(config.mesh)
   _show_model(config, mesh)

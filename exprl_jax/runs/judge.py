@@ -14,10 +14,11 @@ from exprl_jax.evals.judge_traces import Trace, TraceSampler
 from exprl_jax.judge import calibration_report, factory
 from exprl_jax.judge.tree import Judgments
 from exprl_jax.models import references
+from exprl_jax.runs import budgets
 from exprl_jax.runtime import files, metrics
 from exprl_jax.runtime import mesh as mesh_lib
 from exprl_jax.runtime import workdir as workdir_lib
-from exprl_jax.types import LINES, printable
+from exprl_jax.types import LINES, Problem, printable
 
 
 def judge(config: Config, workdir: epath.Path) -> list[metrics.Row]:
@@ -62,15 +63,26 @@ def judge(config: Config, workdir: epath.Path) -> list[metrics.Row]:
   return []
 
 
+def check(config: Config, of: Sequence[Problem]) -> None:
+  """Checks that the judge can be asked about problems; reads no weights.
+
+  Raises:
+    InputError: no such model or template, a problem without a rubric, or some
+      that are too long.
+  """
+  factory.check(config, of)
+  budgets.check_judge_prompts(config, of)
+
+
 def _traces(
     config: Config, mesh: jax.sharding.Mesh,
     tokenizer: Tokenizer) -> tuple[Sequence[Trace], TraceSampler | None]:
   """Reads or samples the traces; the sampler, if there is one."""
   if config.judge.traces:
     traces = judge_traces.read_traces(config, tokenizer)
-    factory.check(config, [t.problem for t in traces])
+    check(config, [t.problem for t in traces])
     return traces, None
-  factory.check(config, problems.training_problems(config, judge_traces.NEEDS))
+  check(config, problems.training_problems(config, judge_traces.NEEDS))
   sampler = TraceSampler(config, mesh)
   return sampler.traces(), sampler
 

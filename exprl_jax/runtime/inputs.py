@@ -9,6 +9,7 @@ import collections
 from collections.abc import Iterable
 import json
 import os
+import re
 import stat
 from typing import Any
 
@@ -19,6 +20,8 @@ from exprl_jax.types import InputError
 
 LONGEST = 2**27  # bytes of a line or of a JSON file
 DEEPEST = 100  # lists and objects inside each other
+# Control characters but tab and line breaks, halves of pairs.
+_BAD = re.compile('[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]')
 _KINDS = ((stat.S_ISDIR, 'a folder'), (stat.S_ISFIFO, 'a pipe'), (stat.S_ISSOCK,
                                                                   'a socket'))
 
@@ -203,3 +206,11 @@ class _Unique:
       raise InputError(f'{self._where}: {twice[:200]!r} stands there twice; '
                        'which one counts is not said')
     return out
+
+
+def bad_character(text: str) -> str:
+  """Names the first character that no field may have; '' if there is none."""
+  if bad := _BAD.search(text):
+    kind = 'control character' if bad[0] < '\x80' else 'lone surrogate'
+    return f'{kind} U+{ord(bad[0]):04X} at {bad.start()}'
+  return ''
