@@ -45,6 +45,7 @@ def test_no_function_is_hidden_by_a_package():
   assert not modules & set(ex.__all__)
 
 
+@pytest.mark.slow
 def test_the_page_runs_and_trains_as_the_command_does(tmp_path, monkeypatch):
   (tmp_path / 'configs').symlink_to(ROOT / 'configs')
   monkeypatch.chdir(tmp_path)
@@ -64,6 +65,7 @@ def test_the_page_runs_and_trains_as_the_command_does(tmp_path, monkeypatch):
   assert result.rows == metrics.read(result.workdir / 'metrics.jsonl')
 
 
+@pytest.mark.slow
 def test_a_config_that_is_compared_runs_both(tmp_path, monkeypatch):
   """From any folder."""
   monkeypatch.chdir(tmp_path)

@@ -107,10 +107,10 @@ def test_the_engines_shape_changes_no_token(small, one_device, reference,
 
 
 @pytest.mark.parametrize('sizes', [
-    dict(data=8, fsdp=1),
+    pytest.param(dict(data=8, fsdp=1), marks=pytest.mark.slow),
     dict(data=1, fsdp=8),
     dict(data=2, fsdp=2, tensor=2),
-    dict(data=2, fsdp=1, tensor=4)
+    pytest.param(dict(data=2, fsdp=1, tensor=4), marks=pytest.mark.slow)
 ])
 @pytest.mark.parametrize(
     'options', [dict(slots=64),
@@ -524,7 +524,7 @@ def test_the_ends_of_the_unit_interval_draw_possible_tokens(u):
 
 
 @seed(0)
-@settings(max_examples=2000, deadline=None)
+@settings(max_examples=500, deadline=None)
 @given(st.data())
 def test_pages_are_never_lost_nor_owned_twice(data):
   count = data.draw(st.integers(2, 20))

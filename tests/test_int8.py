@@ -212,8 +212,10 @@ def test_new_weights(small_folder, one_device):
   assert form(params) == form(want) and params['layers']['q'].values.any()
 
 
-@pytest.mark.parametrize('sizes, tensor', [(dict(fsdp=4, tensor=2), 0),
-                                           (dict(fsdp=4, expert=2), 2)])
+@pytest.mark.parametrize('sizes, tensor', [
+    pytest.param(dict(fsdp=4, tensor=2), 0, marks=pytest.mark.slow),
+    (dict(fsdp=4, expert=2), 2)
+])
 def test_eight_devices_are_one(model, folder, reference, one_device, rng, sizes,
                                tensor):
   """Loaded, resharded for sampling, forward, decoded."""

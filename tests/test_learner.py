@@ -110,6 +110,7 @@ def test_log_probabilities_of_packed_rows_come_back(small, rng, one_device):
     np.testing.assert_allclose(padded(got), want, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_updates_take_whole_groups(small, rng, one_device):
   """Two updates of a batch whose second half of groups does not train are one
   update on the first half."""
@@ -163,6 +164,7 @@ def test_eight_devices_update_as_one(small, rng, one_device):
     close(got, want)
 
 
+@pytest.mark.slow
 def test_moments_in_host_memory_change_nothing(small, rng, one_device):
   cfg, params = small
   examples, states = random_examples(small, rng), []

@@ -80,6 +80,7 @@ def test_the_gradient_is_that_of_the_merged_matrices(small, rng, one_device):
   close(got, jax.jit(jax.grad(loss))(adapters), 2e-5)
 
 
+@pytest.mark.slow
 def test_an_update_of_adapters_on_a_mesh(small, rng, one_device):
   cfg, _ = small
   params, adapters = adapted(cfg)
@@ -212,8 +213,10 @@ def test_decoding_with_adapters_is_the_full_forward(sampled):
   assert np.abs(plain - lp)[completion].max() > 0.1
 
 
-@pytest.mark.parametrize('sizes, tensor', [(dict(fsdp=4, tensor=2), 0),
-                                           (dict(fsdp=8), 2)], ids=str)
+@pytest.mark.parametrize(
+    'sizes, tensor', [(dict(fsdp=4, tensor=2), 0),
+                      pytest.param(dict(fsdp=8), 2, marks=pytest.mark.slow)],
+    ids=str)
 def test_eight_devices_sample_as_one(sampled, sizes, tensor):
   cfg, whole, work, samples = sampled
   mesh = mesh_lib.make_mesh(Mesh(**({'data': 1} | sizes)))
@@ -244,6 +247,7 @@ def test_the_samplers_copy_is_the_base_and_the_adapters(sampled, one_device):
   assert all(x.dtype == np.float32 for x in jax.tree.leaves(adapters))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('size', [1e-3, 0.1])
 def test_the_learner_and_the_sampler_agree_as_without_adapters(
     policy, one_device, size):

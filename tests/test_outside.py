@@ -163,7 +163,10 @@ def examples_of(models, rows, config, mesh):
                         advantages.spread(values, scores.valid, trajectories)))
 
 
-@pytest.mark.parametrize('aggregation', AGGREGATIONS)
+@pytest.mark.parametrize(
+    'aggregation',
+    [AGGREGATIONS[0],
+     pytest.param(AGGREGATIONS[1], marks=pytest.mark.slow)])
 def test_loss_and_gradient_are_those_of_plain_torch(aggregation, models, rows,
                                                     one_device,
                                                     tmp_path_factory):

@@ -59,6 +59,7 @@ def test_a_replayed_step_is_the_step(recipe, more, tmp_path, capsys):
   jax.tree.map(np.testing.assert_array_equal, saved, state)
 
 
+@pytest.mark.slow
 def test_another_rule_and_what_is_not_there(tmp_path):
   train(tmp_path, '')
   same, _, rows = again(tmp_path, '', step=1)

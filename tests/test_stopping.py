@@ -65,9 +65,11 @@ def stop_in(phase, count=1, number=signal.SIGTERM):
   return beat
 
 
-PHASES = [('judging', 2, 1), ('update', 3, 2),
-          pytest.param('rollout', 2, 1, marks=pytest.mark.slow),
-          pytest.param('log-probabilities', 2, 1, marks=pytest.mark.slow)]
+PHASES = [
+    pytest.param('judging', 2, 1, marks=pytest.mark.slow), ('update', 3, 2),
+    pytest.param('rollout', 2, 1, marks=pytest.mark.slow),
+    pytest.param('log-probabilities', 2, 1, marks=pytest.mark.slow)
+]
 
 
 @pytest.mark.parametrize('phase, count, step', PHASES)

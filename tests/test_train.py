@@ -63,6 +63,7 @@ def without_times(rows):
   } for r in rows]
 
 
+@pytest.mark.slow  # CI runs the command itself
 def test_the_main_job_in_short(tmp_path, capsys):
   rows = run('tiny', tmp_path, *GROUPS)
   out = capsys.readouterr().out
@@ -155,6 +156,7 @@ def test_distilling_the_exact_kl_brings_the_policy_to_its_teacher(tmp_path):
   assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:3])
 
 
+@pytest.mark.slow
 def test_stages_are_handed_over_by_workdir_or_checkpoint(tmp_path):
   """A checkpoint is the model that its run has written, with adapters, too."""
   run('tiny', tmp_path / 'one', *GROUPS, '--config.compare=',
@@ -205,13 +207,13 @@ def test_nothing_to_train_on_stops_the_run(tmp_path):
 
 @pytest.mark.parametrize(
     'more', [['--config.select.curriculum=True'],
-             [
+             pytest.param([
                  '--config.rollout.partial_rollouts=5',
                  '--config.rollout.oversampling=2',
                  '--config.rollout.oversampling_rule=first_to_end',
                  '--config.rollout.slots=40', '--config.rollout.chunk=3',
                  '--config.rollout.temperature=2.0'
-             ]], ids=str)
+             ], marks=pytest.mark.slow)], ids=str)
 def test_resumed_is_uninterrupted(tmp_path, more):
   flags = ['--config.compare=', '--config.checkpoint.every=1', *GROUPS, *more]
   want = run('tiny', tmp_path / 'whole', *flags)
