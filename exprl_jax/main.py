@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import dataclasses
 import difflib
 import importlib
+import logging as std_logging
 import os
 import sys
 import tempfile
@@ -188,6 +189,8 @@ def main(argv: list[str]) -> None:
   # 1. The command line and the config.
   path, values, given = parse(argv)
   logging.set_verbosity(logging.INFO if given.verbose else logging.WARNING)
+  if not given.verbose:  # it logs the traces of errors that `command` explains
+    std_logging.getLogger('gcsfs').setLevel(std_logging.CRITICAL)
   if added := xla_flags.apply():  # before JAX asks for its devices
     logging.info('added to LIBTPU_INIT_ARGS: %s', added)
   from exprl_jax.runs import recipes
