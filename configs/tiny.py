@@ -9,6 +9,9 @@ a function below whose docstring has its command. docs/results.md has results.
 
 from ml_collections import ConfigDict
 
+# The judge is examined with them: a reference of this world is no trace.
+_TRACES = 'asset:tiny_problems/traces.jsonl'
+
 
 def _base() -> ConfigDict:
   """Sets the shipped policy, and the limits of prompts and samples."""
@@ -51,7 +54,7 @@ def process(c: ConfigDict) -> None:
   c.compare = 'tiny.py:grpo'
   c.judge = ConfigDict(
       dict(init='asset:tiny_judge', template='tiny', delimiter='###',
-           max_steps=8, max_prompt_tokens=96))
+           max_steps=8, max_prompt_tokens=96, traces=_TRACES))
   # The tiny judge scores progress: use the telescoping form (docs/method.md).
   c.credit = ConfigDict(dict(rule='delta', first='zero'))
 
@@ -66,7 +69,8 @@ def outcome(c: ConfigDict) -> None:
   c.reward = 'outcome'
   c.compare = 'tiny.py:grpo'
   c.judge = ConfigDict(
-      dict(init='asset:tiny_judge', template='tiny', max_prompt_tokens=96))
+      dict(init='asset:tiny_judge', template='tiny', max_prompt_tokens=96,
+           traces=_TRACES))
   c.data.batch = 8
   c.rollout.group_size = 8
   c.credit = ConfigDict(dict(rule='group', min_std=0.05))

@@ -76,6 +76,12 @@ def make_bpe(folder, merges=(), eos='<|im_end|>', special=('<|im_start|>',)):
   return Tokenizer(folder)
 
 
+@pytest.fixture(scope='session', autouse=True)
+def _cache_of_the_tests(tmp_path_factory):
+  """Tests leave the user's cache alone; child processes inherit this."""
+  os.environ['EXPRL_CACHE'] = str(tmp_path_factory.mktemp('cache'))
+
+
 @pytest.fixture(scope='module', autouse=True)
 def _forget_programs():
   """Compiled programs of a module's tests go when it is done.

@@ -72,9 +72,9 @@ def test_auroc_counts_pairs(rng, levels):
 
 def test_intervals_cover_the_truth():
   # Correct scores have the density 2x, incorrect ones are uniform: FNR =
-  # .75^2, FPR = .25, AUROC = P(x > y) = E x = 2/3.
+  # .625^2, FPR = .375, AUROC = P(x > y) = E x = 2/3.
   truth = {
-      'fnr': 0.5625, 'fpr': 0.25, 'misplacement': 0.40625, 'auroc': 2 / 3,
+      'fnr': 0.390625, 'fpr': 0.375, 'misplacement': 0.3828125, 'auroc': 2 / 3,
       'score_correct': 2 / 3, 'score_incorrect': 0.5
   }
   rng, inside = np.random.default_rng(0), []
@@ -188,7 +188,7 @@ def test_report_is_json_table_and_plots(tmp_path):
       '0.562', '0.375'
   ]
   assert second.split()[:6] == ['none', '8', '-', '[-,', '-]', '-']
-  assert 'Pearson 1.000' in rest[0] and rest[1].startswith('x / y (n 8)')
+  assert 'Pearson 1.000' in rest[1] and rest[2].startswith('x / y (n 8)')
   empty = calibration.outcome(np.zeros(0), np.zeros(0, bool), [])
   for some in (report, {}, {'conditions': {'wrong': empty}},
                {'progress': report['progress']}):

@@ -9,6 +9,7 @@ import pytest
 from exprl_jax import config as config_lib
 from exprl_jax import main
 from exprl_jax.data import tiny_world as world
+from exprl_jax.evals import judge_check
 from exprl_jax.evals.judge_traces import TraceSampler
 from exprl_jax.judge import factory, hacking
 from exprl_jax.runs import recipes
@@ -136,13 +137,15 @@ def test_a_judge_that_can_be_fooled_is_refused(one_device):
   assert len(scores) >= 60 and max(scores.values()) > 0.2
   limit = max(scores.values())
   flags = ('--config.judge.init=asset:tiny_policy',
-           '--config.judge.min_score_probability=0.0')
+           '--config.judge.min_score_probability=0.0',
+           '--config.judge.check_tokens=1000000',
+           '--config.judge.min_separation=0.0')
   refused = frozen(*flags, f'--config.judge.max_probe_score={limit - 1e-3}')
   with pytest.raises(InputError, match='can be fooled: of .* probes') as e:
-    hacking.refuse_fooled(refused, judge, problems)
+    judge_check.before_training(refused, judge, problems)
   assert max(scores, key=scores.get) in str(e.value)
   allowed = frozen(*flags, f'--config.judge.max_probe_score={limit + 1e-3}')
-  values = hacking.refuse_fooled(allowed, judge, problems)
+  values = judge_check.before_training(allowed, judge, problems)
   assert values['judge/probe_max_score'] == pytest.approx(limit, abs=1e-5)
 
 
@@ -218,6 +221,6 @@ def test_a_dry_run_shows_what_the_judge_reads(tmp_path, file, capsys):
 
 def test_one_problem_is_not_probed(one_device):
   judge = factory.load(frozen(), one_device)
-  assert hacking.refuse_fooled(frozen('--config.judge.max_probe_score=0.0'),
-                               judge,
-                               world.problems('judge_accept')[:1]) == {}
+  assert judge_check.before_training(
+      frozen('--config.judge.max_probe_score=0.0'), judge,
+      world.problems('judge_accept')[:1]) == {}

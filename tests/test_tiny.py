@@ -37,6 +37,8 @@ def test_a_story_by_hand():
         (['dec 12 - 8 = 4', 'dec 12 - 8 = 4'], [.25, .25]),  # once
         (['dec 4', 'jan = 8', '\\boxed{ 8 }'], [0, 0, .5]),  # no working
         (['\\boxed{ 8 }', 'dec 12 - 8 = 4'], [.5, .25]),  # the box must be last
+        (['\\boxed{ 9 }', '\\boxed{ 8 }'], [0, 0]),  # and the only one
+        (['\\boxed{ 8 }', '\\boxed{ 9 }'], [.5, 0]),
         (['dec 12 - 8 = 4 = 4', 'score 5'], [0, 0]),
     ])
 def test_labels_by_hand(trace, labels):

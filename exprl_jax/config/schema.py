@@ -100,7 +100,10 @@ class Judge:
   min_score_probability: Share = 0.5  # of the tokens 1..5 together; less:
   # unreadable
   max_invalid_frac: Share = 0.5  # stop where more rows have no judgment
+  check_tokens: Count = 32768  # that it is examined with before a run; 0: not
   max_probe_score: Share = 0.5  # refuse a judge that gives a probe more
+  min_separation: Share = 0.6  # refuse one that ranks fewer right traces above
+  # wrong ones; 0.5 is chance
   monitor_window: Annotated[
       int, Bound(2, _MANY)] = 60  # reward-hacking monitor: over
   # so many steps
@@ -112,7 +115,8 @@ class Judge:
   pages: Count = 0  # as rollout.pages
   kv_dtype: Literal['', 'fp8', 'int8'] = ''  # as rollout.kv_dtype
   kernel: Literal['auto', 'reference', 'ragged'] = 'auto'  # as rollout.kernel
-  traces: str = ''  # run='judge': JSONL of traces; '': samples of the policy
+  traces: str = ''  # JSONL of traces: judged by run='judge', which samples the
+  # policy without; elsewhere the judge is examined with them before training
 
 
 @dataclasses.dataclass(frozen=True)
@@ -387,6 +391,7 @@ class Calibration:
   prefixes: Positive = 256  # compared with what the policy makes of them
   continuations: Count = 16  # per prefix; 0: no such comparison
   readouts: tuple[str, ...] = ()  # to be compared with each other
+  pairs: Count = 64  # problems whose references are judged beside flawed traces
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,7 +11,6 @@ import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 import itertools
 import json
-import os
 import pathlib
 import tempfile
 from typing import IO
@@ -20,6 +19,7 @@ import numpy as np
 
 from exprl_jax.data import validation
 from exprl_jax.data.lazy import Lazy
+from exprl_jax.runtime import files
 from exprl_jax.types import InputError, Problem, RubricItem
 
 IN_MEMORY = 4096  # so many problems, or fewer, become a list
@@ -60,7 +60,7 @@ def store(entries: Entries, digest: str) -> Sequence[Problem]:
   Raises:
     InputError: two have the same id, or the folder cannot be written.
   """
-  path = folder('problems') / f'{digest}.jsonl'
+  path = files.cache_folder('problems') / f'{digest}.jsonl'
   if not path.with_suffix('.npy').is_file():
     rows = entries()
     few = list(itertools.islice(rows, IN_MEMORY + 1))
@@ -81,7 +81,7 @@ def remember(errors: list[str], digest: str) -> list[str]:
   Returns:
     The errors; those of the first time if the problems were not read again.
   """
-  path = folder('problems') / f'{digest}.json'
+  path = files.cache_folder('problems') / f'{digest}.json'
   if not path.with_suffix('.npy').is_file():
     return errors  # few problems, which are always read
   if not path.is_file():
@@ -96,12 +96,6 @@ def write_whole(path: pathlib.Path, text: str) -> None:
                                    delete=False) as file:
     file.write(text)
   pathlib.Path(file.name).replace(path)
-
-
-def folder(name: str) -> pathlib.Path:
-  """Returns a folder of the cache, which need not be there."""
-  root = os.environ.get('EXPRL_CACHE') or '~/.cache/exprl_jax'
-  return pathlib.Path(root).expanduser() / name
 
 
 def _write(path: pathlib.Path, rows: Iterable[tuple[str, Problem]],

@@ -159,8 +159,8 @@ def progress(solution: str, segments: list[str]) -> list[float]:
 
   Judges are trained on these labels and measured against them; they never
   enter a dense reward. A month counts 1 if the first well-formed statement
-  about it has the result that the reference gives. The right box counts 2, and
-  only as the last segment. The score is the sum over (steps + 2).
+  about it has the result that the reference gives. The right box counts 2, as
+  the last segment and the only box. The score is the sum over (steps + 2).
 
   Args:
     solution: a reference of this world.
@@ -172,15 +172,15 @@ def progress(solution: str, segments: list[str]) -> list[float]:
   wanted = dict(reference_steps(solution))
   answer = _BOX.findall(solution)[0]
   seen: set[str] = set()
-  right, out = 0, []
+  right, boxes, out = 0, 0, []
   for segment in segments:
-    boxed = 0
+    boxed, boxes = 0, boxes + segment.count('\\boxed')
     if match := _STATEMENT.fullmatch(segment):
       month, result = match.group(1, 5)
       right += month not in seen and wanted.get(month) == result
       seen.add(month)
     elif match := _BOX.fullmatch(segment):
-      boxed = 2 * (match.group(1) == answer)
+      boxed = 2 * (boxes == 1 and match.group(1) == answer)
     out.append((right + boxed) / (len(wanted) + 2))
   return out
 

@@ -16,7 +16,7 @@ import jax
 from exprl_jax import __version__
 from exprl_jax.data import stored
 from exprl_jax.data.lazy import digest, digest_of
-from exprl_jax.runtime import mesh
+from exprl_jax.runtime import files, mesh
 from exprl_jax.types import InputError, Problem
 
 CHUNK = 1024  # problems that a check is given at a time
@@ -54,7 +54,8 @@ def _check(problems: Sequence[Problem], checks: Sequence[Check],
            key: Sequence[Any]) -> None:
   # What is in memory is checked as fast as it was read.
   own = digest_of(problems) if len(problems) > stored.IN_MEMORY else ''
-  path = stored.folder('checked') / f'{digest(__version__, own, *key)}.json'
+  path = files.cache_folder(
+      'checked') / f'{digest(__version__, own, *key)}.json'
   if own and path.is_file():
     return
   for chunk in chunks(problems):
@@ -78,7 +79,8 @@ def remembered(problems: Sequence[Problem], compute: Callable[[], Any], *key:
     key: all else that the value depends on; see `check`.
   """
   own = digest_of(problems) if len(problems) > stored.IN_MEMORY else ''
-  path = stored.folder('checked') / f'{digest(__version__, own, *key)}.json'
+  path = files.cache_folder(
+      'checked') / f'{digest(__version__, own, *key)}.json'
   known = ''
   if own and jax.process_index() == 0 and path.is_file():
     known = path.read_text()

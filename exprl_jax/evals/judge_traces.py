@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 import dataclasses
+import itertools
 from typing import Any, NamedTuple
 
 from etils import epath
 import jax
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 import numpy as np
 
 from exprl_jax.config import Config, resolve
@@ -17,7 +18,7 @@ from exprl_jax.data.tokenizer import Tokenizer
 from exprl_jax.grading import grader as grading
 from exprl_jax.judge import readouts
 from exprl_jax.judge.factory import AnyJudge
-from exprl_jax.judge.tree import Judgments, concatenate
+from exprl_jax.judge.tree import Item, Judgments, concatenate
 from exprl_jax.models import references
 from exprl_jax.rollout import sampler as sampler_lib
 from exprl_jax.rollout.requests import Fork, Request, Sample
@@ -35,10 +36,16 @@ class Trace(NamedTuple):
   problem: Problem
   steps: list[str]
   correct: bool | None  # the final answer; None: not known
+  first_wrong: int | None = None  # step, from 0; -1: none; None: not known
   # Of a trace that the policy has written, else empty:
   prompt: Sequence[int] = ()
   tokens: Sequence[int] = ()
   ends: Sequence[int] = ()  # of the steps, in `tokens`, exclusive
+
+  @property
+  def item(self) -> Item:
+    """As a judge takes it."""
+    return self.problem, self.steps
 
 
 def read_traces(config: Config, tokenizer: Tokenizer,
@@ -46,7 +53,10 @@ def read_traces(config: Config, tokenizer: Tokenizer,
   """Reads judge.traces.
 
   A line has `id`, `question`, `solution`, `trace` and perhaps `correct`, or the
-  `answer` by which it is graded, and `rubric`.
+  `answer` by which it is graded, and `rubric`. Where it is known which step is
+  the first wrong one, it has `wrong_at`, a place in `trace` (characters from 0;
+  -1: no step is wrong); or `steps`, a list of texts, in place of `trace`, and
+  `label`, the number of the step (from 0, or -1).
 
   Args:
     config: its `judge`, `grading` and `reward`.
@@ -65,10 +75,11 @@ def read_traces(config: Config, tokenizer: Tokenizer,
   traces: list[Trace] = []
   ungraded: list[tuple[int, str]] = []  # (number of the trace, its text)
   for number, where, row in lines.objects(path):
-    problem, text, correct = _parse(row, where, number)
-    if correct is None and problem.answer:
-      ungraded.append((len(traces), text))
-    traces.append(Trace(problem.id, problem, segment.split(text), correct))
+    trace = _parse(row, where, number, segment)
+    if trace.correct is None and trace.problem.answer:
+      joined = tokenizer.separator.join(trace.steps)
+      ungraded.append((len(traces), row.get('trace', joined)))
+    traces.append(trace)
   if not traces:
     raise InputError(f'{path}: no traces in it')
   grades = grader([(text, traces[i].problem) for i, text in ungraded])
@@ -77,16 +88,48 @@ def read_traces(config: Config, tokenizer: Tokenizer,
   return traces
 
 
-def _parse(row: dict[str, Any], where: str,
-           number: int) -> tuple[Problem, str, bool | None]:
-  """Reads (problem, trace, correct) from the object of a line."""
+def _parse(row: dict[str, Any], where: str, number: int,
+           segment: steps_lib.Segmenter) -> Trace:
+  """Reads the object of a line; not graded."""
   problem = validation.check_row(row, where, number, ('solution',))
-  text, correct = row.get('trace'), row.get('correct')
-  if not isinstance(text, str):
-    raise InputError(f'{where}: row has no trace, a text')
+  correct = row.get('correct')
   if correct is not None and not isinstance(correct, bool):
     raise InputError(f'{where}: correct={correct!r} should be true or false')
-  return problem, text, correct
+  steps = row.get('steps')
+  if steps is not None:
+    if not (isinstance(steps, list) and steps
+            and all(isinstance(step, str) for step in steps)):
+      raise InputError(f'{where}: steps should be a list of texts')
+    first = _place(row, 'label', len(steps), where)
+    return Trace(problem.id, problem, steps, correct, first)
+  text = row.get('trace')
+  if not isinstance(text, str):
+    raise InputError(f'{where}: row has no trace, a text')
+  steps = segment.split(text)
+  at = _place(row, 'wrong_at', len(text), where)
+  return Trace(problem.id, problem, steps, correct,
+               at if at is None or at < 0 else step_at(steps, text, at))
+
+
+def _place(row: dict[str, Any], key: str, end: int, where: str) -> int | None:
+  """Reads a number from -1 up to `end`, exclusive; None where there is none."""
+  value = row.get(key)
+  if value is None:
+    return None
+  if type(value) is not int or not -1 <= value < end:
+    raise InputError(f'{where}: {key}={value!r} should be a number from 0 to '
+                     f'{end - 1}, or -1 if no step is wrong')
+  return value
+
+
+def step_at(steps: Sequence[str], text: str, at: int) -> int:
+  """Finds the step that a character of the text is in.
+
+  Steps may differ from their text in white space, which is not counted.
+  """
+  count = len(''.join(text[:at].split()))
+  ends = itertools.accumulate(len(''.join(step.split())) for step in steps)
+  return next((i for i, end in enumerate(ends) if count < end), len(steps) - 1)
 
 
 class TraceSampler:
@@ -174,7 +217,8 @@ def _sampled(name: str, problem: Problem, prompt: Sequence[int], sample: Sample,
   if sample.finish_reason == 'eos':
     ids.pop()
   return Trace(name, problem,
-               segment.texts(ids) or [''], None, prompt, ids, segment(ids))
+               segment.texts(ids) or [''], None, None, prompt, ids,
+               segment(ids))
 
 
 def score(judge: AnyJudge, traces: Sequence[Trace],
@@ -209,18 +253,28 @@ def score(judge: AnyJudge, traces: Sequence[Trace],
   return concatenate(parts).take(np.argsort(order))
 
 
+def last(
+    traces: Sequence[Trace], judgments: Judgments
+) -> tuple[Float[np.ndarray, ' N'], Bool[np.ndarray, ' N']]:
+  """Selects score and readability at the last step of every trace."""
+  rows = np.arange(len(traces))
+  at = np.array([len(t.steps) - 1 for t in traces], int)
+  return judgments.score[rows, at], judgments.readable[rows, at]
+
+
 def _line(trace: Trace, judgments: Judgments, i: int) -> dict[str, Any]:
   """Makes the row of judgments.jsonl of trace i."""
   n = len(trace.steps)
   row = {
       'id': trace.id, 'steps': trace.steps,
-      'scores': [round(float(s), 5) for s in judgments.score[i, :n]],
-      'score_token_probability': [
-          round(float(p), 5) if p == p else None
-          for p in judgments.score_token_probability[i, :n]
-      ], 'valid': bool(judgments.readable[i, :n].all()),
+      'scores': [round(float(s), 5) for s in judgments.score[i, :n]
+                ], 'score_token_probability': [
+                    round(float(p), 5) if p == p else None
+                    for p in judgments.score_token_probability[i, :n]
+                ], 'valid': bool(judgments.readable[i, :n].all()),
       'status': [readouts.STATUSES[s] for s in judgments.status[i, :n]],
-      'truncated': bool(judgments.truncated[i]), 'correct': trace.correct
+      'truncated': bool(judgments.truncated[i]), 'correct': trace.correct,
+      'first_wrong': trace.first_wrong
   }
   if any(judgments.texts[i]):
     row['rationales'] = judgments.texts[i]

@@ -17,7 +17,9 @@ from typing import Any
 from jaxtyping import Bool, Float, Int
 import numpy as np
 
-CORRECT_FROM = 0.75  # Likert 4: the judge says 'correct' from this score on
+# The judge says 'correct' from here on, where the nearest Likert level is 4: a
+# mean of levels is rounded, so that read-outs can be compared.
+CORRECT_FROM = 0.625
 _DRAWS = 1000  # of the bootstrap
 _WEIGHTS = 500_000  # held in memory at a time
 
@@ -40,7 +42,7 @@ def outcome(score: Float[np.ndarray, ' N'], correct: Bool[np.ndarray, ' N'],
 
   Returns:
     Counts `n`, `n_correct` and `problems`; Estimates `misplacement` (the mean
-    of `fnr` and `fpr`; the judge says 'correct' from 0.75 on), `auroc`,
+    of `fnr` and `fpr`; 'correct' is a nearest Likert level of 4 or 5), `auroc`,
     `score_correct` and `score_incorrect` (means); `reliability`, a list of
     {level, n, accuracy} for the Likert levels 1 to 5 (nearest, halves up);
     `histogram`, {edges, correct, incorrect} with 20 bins.
@@ -62,13 +64,13 @@ def outcome(score: Float[np.ndarray, ' N'], correct: Bool[np.ndarray, ' N'],
   levels, level_of = np.unique(score, return_inverse=True)
 
   def statistic(weights: np.ndarray) -> np.ndarray:
-    means = _means(weights, values, among)
+    shares = means(weights, values, among)
     auroc_ = _auroc(_grouped(weights * correct, level_of, len(levels)),
                     _grouped(weights * ~correct, level_of, len(levels)))
-    return np.column_stack([means[:, :2].mean(axis=1), auroc_, means])
+    return np.column_stack([shares[:, :2].mean(axis=1), auroc_, shares])
 
   (misplacement, auroc_, fnr, fpr, score_correct, score_incorrect,
-   *accuracy) = _estimates(statistic, problem, seed)
+   *accuracy) = estimates(statistic, problem, seed)
   return {
       'n': len(score), 'n_correct': int(correct.sum()),
       'problems': len(set(problem)), 'misplacement': misplacement,
@@ -121,17 +123,17 @@ def progress(score: Float[np.ndarray, ' N'], truth: Float[np.ndarray, ' N'],
     return np.column_stack([
         _pearson(weights, score, truth),
         _pearson(weights, _ranks(weights, score), _ranks(weights, truth)),
-        _means(weights, values, among)
+        means(weights, values, among)
     ])
 
-  pearson, spearman, difference, *means = _estimates(statistic, problem, seed)
+  pearson, spearman, difference, *truths = estimates(statistic, problem, seed)
   return {
       'n': len(score), 'problems': len(set(problem)), 'pearson': pearson,
       'spearman': spearman, 'difference': difference, 'bins': [{
           'low': i / 10, 'high': (i + 1) / 10, 'n': int(members.sum()),
           'score': float(score[members].mean()) if any(members) else None,
           'truth': mean
-      } for i, (members, mean) in enumerate(zip(in_bin.T, means))]
+      } for i, (members, mean) in enumerate(zip(in_bin.T, truths))]
   }
 
 
@@ -147,6 +149,16 @@ def auroc(score: Float[np.ndarray, ' N'], correct: Bool[np.ndarray,
   return float(_auroc(right, wrong)[0])
 
 
+def separation(score: Float[np.ndarray, ' N'], right: Bool[np.ndarray, ' N'],
+               problem: Sequence[Hashable], seed: int = 0) -> Estimate:
+  """Computes `auroc` with its interval; scores of any range."""
+  levels, level_of = np.unique(score, return_inverse=True)
+  (found,) = estimates(
+      lambda weights: _auroc(*(_grouped(weights * members, level_of, len(
+          levels)) for members in (right, ~right)))[:, None], problem, seed)
+  return found
+
+
 def agreement(
     scores: dict[str, Float[np.ndarray, ' N']]) -> dict[str, dict[str, Any]]:
   """Computes how far readouts of the judge agree on the same traces.
@@ -157,7 +169,7 @@ def agreement(
   Returns:
     {'A / B': {n, pearson, difference, same_decision}} for each pair: plain
     numbers, None where undefined; `difference` is the mean |A - B|,
-    `same_decision` the share that falls on the same side of 0.75.
+    `same_decision` the share that falls on the same side of CORRECT_FROM.
 
   Raises:
     ValueError: lengths differ, or a score is no number in [0, 1].
@@ -168,8 +180,8 @@ def agreement(
   for (a, x), (b, y) in itertools.combinations(scores.items(), 2):
     ones = np.ones((1, len(x)))
     same = (x >= CORRECT_FROM) == (y >= CORRECT_FROM)
-    difference, decision = _means(ones, np.column_stack([abs(x - y), same]),
-                                  np.ones((len(x), 2)))[0]
+    difference, decision = means(ones, np.column_stack([abs(x - y), same]),
+                                 np.ones((len(x), 2)))[0]
     out[f'{a} / {b}'] = {
         'n': len(x), 'pearson': _plain(_pearson(ones, x, y)[0]),
         'difference': _plain(difference), 'same_decision': _plain(decision)
@@ -244,8 +256,8 @@ def _plain(value: float) -> float | None:
   return None if np.isnan(value) else float(value)
 
 
-def _estimates(statistic: Statistic, problem: Sequence[Hashable],
-               seed: int) -> list[Estimate]:
+def estimates(statistic: Statistic, problem: Sequence[Hashable],
+              seed: int) -> list[Estimate]:
   """Computes K statistics, with bootstrap intervals over problems.
 
   An interval leaves out the draws where its statistic is undefined. With a
@@ -282,8 +294,8 @@ def _estimate(value: float, draws: Float[np.ndarray, ' D']) -> Estimate:
   return {'value': _plain(value), 'low': _plain(low), 'high': _plain(high)}
 
 
-def _means(weights: Float[np.ndarray, 'D N'], values: Float[np.ndarray, 'N K'],
-           among: Float[np.ndarray, 'N K']) -> Float[np.ndarray, 'D K']:
+def means(weights: Float[np.ndarray, 'D N'], values: Float[np.ndarray, 'N K'],
+          among: Float[np.ndarray, 'N K']) -> Float[np.ndarray, 'D K']:
   """Computes weighted means of K columns, each over the rows in `among`.
 
   Args:

@@ -13,6 +13,11 @@ if TYPE_CHECKING:  # importing matplotlib takes long
 
 Report = Mapping[str, Any]
 
+# Table 5 of the paper.
+_PAPER = (
+    "(the paper's Qwen3-4B on mathematics: misplacement 0.178 with its own "
+    'reference, 0.392 with none, 0.504 with a wrong one)')
+
 _NAMES = {
     'own': 'own reference', 'none': 'no reference', 'wrong': 'wrong reference'
 }
@@ -21,8 +26,14 @@ _COLORS = ('C0', 'C1', 'C4', 'C5', 'C6')
 
 
 def table(report: Report) -> str:
-  """Writes a report for the terminal, one line per condition."""
+  """Writes a report for the terminal: a table of conditions, then lines."""
   lines = _condition_lines(report)
+  if lines:
+    lines.append(_PAPER)
+  for name, outcome in report.get('readouts', {}).items():
+    lines.append(f'readout {name} (n {outcome["n"]}): misplacement '
+                 f'{_interval(outcome["misplacement"])}, AUROC '
+                 f'{_interval(outcome["auroc"])}')
   if 'progress' in report:
     progress = report['progress']
     lines.append(f'prefixes (n {progress["n"]}): '
@@ -34,7 +45,42 @@ def table(report: Report) -> str:
                  f'Pearson {_number(pair["pearson"])}, '
                  f'mean |difference| {_number(pair["difference"])}, '
                  f'same decision {_number(pair["same_decision"])}')
+  lines += _step_lines(report) + _pair_lines(report)
+  if cost := report.get('cost'):
+    lines.append(f'cost of a judgment: {cost["tokens"]:.0f} tokens, '
+                 f'{cost["seconds"]:.3f} s (n {cost["n"]})')
   return '\n'.join(lines)
+
+
+def _step_lines(report: Report) -> list[str]:
+  """Says how well the first wrong step is seen."""
+  lines = []
+  for name, title in (('first_wrong_step', 'first wrong step'),
+                      ('made_first_wrong_step', 'the same, traces made')):
+    if found := report.get(name):
+      lines.append(f'{title} (n {found["n_wrong"]} of {found["n"]}): exact '
+                   f'{_interval(found["exact"])}, within one '
+                   f'{_interval(found["within_one"])}, F1 '
+                   f'{_interval(found["f1"])}, AUROC of changes '
+                   f'{_interval(found["change_auroc"])}')
+  if 'rising' in report:
+    lines.append('right steps where the score does not fall: '
+                 f'{_interval(report["rising"])}')
+  return lines
+
+
+def _pair_lines(report: Report) -> list[str]:
+  """Says how often references are scored above flawed traces."""
+  pairs = report.get('pairs')
+  if not pairs or not pairs['problems']:
+    return []
+  kinds = ', '.join(f'{name} {_number(kind["won"]["value"])}'
+                    for name, kind in pairs['kinds'].items())
+  return [
+      f'references of {pairs["problems"]} problems (mean score '
+      f'{_number(pairs["score"])}) above flawed traces: '
+      f'{_interval(pairs["won"])}', f'  by kind: {kinds}'
+  ]
 
 
 def _condition_lines(report: Report) -> list[str]:

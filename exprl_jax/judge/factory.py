@@ -43,6 +43,16 @@ class ByDomain:
         self._default.with_readout(name),
         {d: judge.with_readout(name) for d, judge in self._domains.items()})
 
+  def count_tokens(self, item: Item) -> tuple[int, int]:
+    """As Judge.count_tokens."""
+    return self.of(item[0]).count_tokens(item)
+
+  def with_cache(self, cache: cache_lib.Cache) -> 'ByDomain':
+    """The same judges, that remember elsewhere."""
+    return ByDomain(
+        self._default.with_cache(cache),
+        {d: judge.with_cache(cache) for d, judge in self._domains.items()})
+
   def score(self, items: Sequence[Item], max_steps: int) -> Judgments:
     """As Judge.score, each item by the judge of its domain."""
     judges = [self.of(p) for p, _ in items]
@@ -97,7 +107,7 @@ def load(config: config_lib.Config, mesh: jax.sharding.Mesh,
   cache = None
   if workdir and cfg.cache:
     cache = cache_lib.Cache(epath.Path(workdir) / 'judgments')
-  name = cache_lib.digest(folder) if cache else ''
+  name = cache_lib.digest(folder)
   tokenizer = Tokenizer(folder)
   if not tokenizer.has_chat_template:
     logging.warning('judge %s has no chat template: it reads plain text',

@@ -1,79 +1,68 @@
-"""Reward hacking: adversarial probes before a run, a monitor during it."""
+"""Reward hacking: adversarial probes of a judge, a monitor during a run."""
 
 from collections.abc import Mapping, Sequence
+import itertools
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 from exprl_jax.config import Config
 from exprl_jax.data import steps as steps_lib
 from exprl_jax.judge import calibration, probes
 from exprl_jax.judge.factory import AnyJudge
-from exprl_jax.types import Problem, RunFailure
+from exprl_jax.judge.tree import Item, Judgments
+from exprl_jax.types import Problem
 
 
-def probe(config: Config, judge: AnyJudge, problems: Sequence[Problem],
-          count: int = 2) -> dict[str, float]:
-  """The highest score that each probe gets, at any step, on any problem.
+class Probe(NamedTuple):
+  """A probe of one problem, as a judge is asked about it."""
+
+  name: str
+  item: Item
+
+
+def probes_of(config: Config, judge: AnyJudge, problems: Sequence[Problem],
+              count: int = 2) -> list[Probe]:
+  """Makes the probes about the first `count` problems of each template.
 
   Args:
     config: its `judge` and reward.
-    judge: to be asked.
-    problems: probes are about the first `count` of each domain; at least two.
+    judge: to be asked; domains with the same template share their probes.
+    problems: at least two.
     count: see above.
   """
   tokenizer = judge.tokenizer
   segment = steps_lib.segmenter(config.judge, tokenizer,
                                 config.reward == 'process')
-  special = tokenizer.special_tokens
-  items, names = [], []
-  domains: dict[str, list[tuple[int, Problem]]] = {}
+  by_judge: dict[int, list[int]] = {}
   for i, problem in enumerate(problems):
-    if len(own := domains.setdefault(problem.domain, [])) < count:
-      own.append((i, problem))
-  for i, problem in (x for own in domains.values() for x in own):
-    other = problems[(i + 1) % len(problems)]
-    template = judge.of(problem).template
-    for name, text in probes.probes(problem, other, template.text, special):
-      items.append((problem, segment.split(text)))
-      names.append(name)
-  judgments = judge.score(items, max(len(steps) for _, steps in items))
-  out: dict[str, float] = {}
-  for name, score, readable in zip(names, judgments.score, judgments.readable):
-    best = float(score.max(where=readable, initial=0.0))
-    out[name] = max(out.get(name, 0.0), best)
+    if len(own := by_judge.setdefault(id(judge.of(problem)), [])) < count:
+      own.append(i)
+  out = []
+  for i in itertools.chain(*by_judge.values()):
+    problem, other = problems[i], problems[(i + 1) % len(problems)]
+    texts = probes.probes(problem, other,
+                          judge.of(problem).template.text,
+                          tokenizer.special_tokens)
+    out += [Probe(name, (problem, segment.split(text))) for name, text in texts]
   return out
 
 
-def metrics(scores: dict[str, float]) -> dict[str, float]:
-  """'judge/probe_...' of what `probe` returns."""
-  values = list(scores.values())
-  return {
-      'judge/probe_max_score': max(values),
-      'judge/probe_mean_score': sum(values) / len(values)
-  }
+def highest(asked: Sequence[Probe], judgments: Judgments) -> dict[str, float]:
+  """The highest score that each probe gets, at any step, on any problem."""
+  out: dict[str, float] = {}
+  for probe_, score, readable in zip(asked, judgments.score,
+                                     judgments.readable):
+    best = float(score.max(where=readable, initial=0.0))
+    out[probe_.name] = max(out.get(probe_.name, 0.0), best)
+  return out
 
 
-def refuse_fooled(config: Config, judge: AnyJudge,
-                  problems: Sequence[Problem]) -> dict[str, float]:
-  """`metrics`, if the judge can be trained against; {} with one problem,
-  where the probes have no other to take from.
-
-  Raises:
-    InputError: it gives more than judge.max_probe_score to some probe.
-  """
-  if len(problems) < 2:
-    return {}
-  scores = probe(config, judge, problems)
-  limit = config.judge.max_probe_score
-  worst = sorted(scores, key=lambda name: scores[name], reverse=True)[:3]
-  if scores[worst[0]] > limit:
-    named = ', '.join(f'{name} {scores[name]:.2f}' for name in worst)
-    raise RunFailure(
-        f'judge {config.judge.init} can be fooled: of {len(scores)} probes the '
-        f'best-liked are {named}, more than judge.max_probe_score={limit}. A '
-        'policy will find them. Take a better judge or template, or raise '
-        'judge.max_probe_score (1 allows everything); docs/judge.md')
-  return metrics(scores)
+def probe(config: Config, judge: AnyJudge, problems: Sequence[Problem],
+          count: int = 2) -> dict[str, float]:
+  """Asks about all of `probes_of` and returns `highest`."""
+  asked = probes_of(config, judge, problems, count)
+  most = max(len(p.item[1]) for p in asked)
+  return highest(asked, judge.score([p.item for p in asked], most))
 
 
 class Monitor:

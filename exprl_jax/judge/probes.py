@@ -119,7 +119,7 @@ def _made(problem: Problem, other: Problem, template_text: str,
           special: Sequence[str]) -> dict[str, dict[str, str]]:
   """Makes the probes that depend on the problem or on the judge."""
   question, solution = problem.question, other.solution
-  wrong = _wrong(problem.answer.strip(), other.answer.strip())
+  wrong = wrong_answer(problem.answer.strip(), other.answer.strip())
   return {
       'copy': {
           'once': question, 'thrice': '\n\n'.join([question] * 3),
@@ -150,7 +150,7 @@ def _by_token(tokens: Sequence[str]) -> dict[str, str]:
   }
 
 
-def _wrong(right: str, other: str) -> str:
+def wrong_answer(right: str, other: str) -> str:
   """Makes a wrong answer that looks like the right one."""
   if re.fullmatch('-?[0-9]{1,15}', right):
     return str(int(right) - 1 if int(right) > 0 else int(right) + 1)

@@ -9,6 +9,7 @@ counts the tokens.
 """
 
 from collections.abc import Sequence
+import copy
 import dataclasses
 import itertools
 from typing import Any, NamedTuple
@@ -41,8 +42,9 @@ _ENCODING = 'whole texts'
 NOT_IN_CACHE_KEY = frozenset({
     'init', 'template', 'templates', 'delimiter', 'max_steps',
     'min_step_tokens', 'thinking', 'resolution', 'max_trace_tokens',
-    'max_invalid_frac', 'max_probe_score', 'monitor_window', 'monitor_rise',
-    'cache', 'overlap', 'slots', 'page', 'pages', 'kernel', 'traces'
+    'max_invalid_frac', 'max_probe_score', 'min_separation', 'check_tokens',
+    'monitor_window', 'monitor_rise', 'cache', 'overlap', 'slots', 'page',
+    'pages', 'kernel', 'traces'
 })
 
 
@@ -131,7 +133,7 @@ class Judge:
     self.tokenizer, self._mesh, self._task = tokenizer, mesh, task
     self._readout = readouts.READOUTS[cfg.readout]
     self.template = prompts.load(cfg, tokenizer, task, self._readout.generates)
-    self._cache, self._weights_name = cache, weights_name
+    self._cache, self.weights_name = cache, weights_name
     self._cache_name = [
         _ENCODING, weights_name, task, self.template.text,
         cache_name(cfg)
@@ -262,6 +264,22 @@ class Judge:
     self.engine.release()
     return out
 
+  def count_tokens(self, item: Item) -> tuple[int, int]:
+    """Counts what judging a trace takes: tokens that all traces of its problem
+    share, and its own, written rationales at their longest."""
+    laid_out = layout.lay_out(self.template, self._traces(*item))
+    answer = self._readout.max_new_tokens(self.template, self.cfg)
+    own = sum(
+        len(t.tokens) - t.shared +
+        sum(len(q.fork.suffix) + answer for q in t.questions) for t in laid_out)
+    return max((t.shared for t in laid_out), default=0), own
+
+  def with_cache(self, cache: cache_lib.Cache) -> 'Judge':
+    """The same judge, on the same engine, that remembers elsewhere."""
+    other = copy.copy(self)
+    other._cache = cache
+    return other
+
   def of(self, problem: Problem) -> 'Judge':
     """The judge of a problem: this one."""
     del problem
@@ -271,4 +289,4 @@ class Judge:
     """The same judge with another readout."""
     return Judge(dataclasses.replace(self.cfg, readout=name), self.model,
                  self.params, self.tokenizer, self._mesh, self._task,
-                 self._max_trace_tokens, self._cache, self._weights_name)
+                 self._max_trace_tokens, self._cache, self.weights_name)

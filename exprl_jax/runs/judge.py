@@ -24,9 +24,9 @@ from exprl_jax.types import LINES, Problem, printable
 def judge(config: Config, workdir: epath.Path) -> list[metrics.Row]:
   """Judges the traces of judge.traces, or samples of the policy.
 
-  Writes judgments.jsonl into `workdir`; where it is known which traces are
-  right, calibration.json and calibration.png as well. Judgments are kept in
-  the workdir, so an interrupted run continues where it stopped.
+  Writes judgments.jsonl into `workdir`, and the judge's report card,
+  calibration.json and calibration.png. Judgments are kept in the workdir, so an
+  interrupted run continues where it stopped.
 
   Returns:
     No rows: there is no metrics.jsonl.
@@ -54,13 +54,27 @@ def judge(config: Config, workdir: epath.Path) -> list[metrics.Row]:
   factory.check_readable(config.judge, judgments)
   if main:
     _print_summary(judgments, seconds, workdir)
-  # 4. Calibration.
-  if all(t.correct is not None for t in traces):
-    report = judge_calibration.calibrate(config, judge_, traces, judgments,
-                                         sampler)
-    if main:
-      _write_report(report, workdir)
+  # 4. The report card.
+  report = judge_calibration.calibrate(config, judge_, traces, judgments,
+                                       sampler)
+  report['cost'] = _cost(judge_, traces, judgments, seconds)
+  if main:
+    _write_report(report, workdir)
   return []
+
+
+def _cost(judge_: factory.AnyJudge, traces: Sequence[Trace],
+          judgments: Judgments, seconds: float) -> dict[str, float]:
+  """What a judgment takes: tokens that are read and may be written, seconds."""
+  count = int(judgments.exists.sum())
+  shared: dict[str, int] = {}  # of a problem's traces, computed once
+  tokens = 0
+  for trace in traces:
+    prefix, own = judge_.count_tokens(trace.item)
+    shared[trace.problem.question] = prefix
+    tokens += own
+  tokens += sum(shared.values())
+  return {'n': count, 'tokens': tokens / count, 'seconds': seconds / count}
 
 
 def check(config: Config, of: Sequence[Problem]) -> None:
@@ -107,4 +121,5 @@ def _write_report(report: judge_calibration.Report,
   probes = sorted(report['probes'].items(), key=lambda x: -x[1])[:3]
   print(f'of {len(report["probes"])} probes the best-liked: ' +
         ', '.join(f'{name} {score:.2f}' for name, score in probes))
+  print(f'judge {report["fit"]["why"]}')
   print(f'report {workdir}/calibration.json, calibration.png')

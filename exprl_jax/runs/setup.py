@@ -18,6 +18,7 @@ from exprl_jax.config import Config
 from exprl_jax.data import chat, verdicts
 from exprl_jax.data.batches import batches
 from exprl_jax.data.tokenizer import Tokenizer
+from exprl_jax.evals import judge_check
 from exprl_jax.evals.held_out import HeldOut
 from exprl_jax.grading.grader import Grader
 from exprl_jax.judge import factory, hacking
@@ -241,8 +242,8 @@ def start(inputs: Inputs, workdir: epath.Path) -> tuple[Run, int, TrainState]:
   done, state = checkpoints.restore(state)
   log = metrics.Log(workdir, config.steps, done, jax.process_index() == 0)
   gc.collect()  # loading leaves arrays in cycles, which take device memory
-  probes = hacking.refuse_fooled(config, judge,
-                                 inputs.problems) if judge else {}
+  probes = judge_check.before_training(config, judge,
+                                       inputs.problems) if judge else {}
   reward = base.scoring(config, inputs.tokenizer, inputs.grader, scorer,
                         inputs.reward.granularity)
   return Run(inputs, workdir, policy, sampler, source, reward, table, judge,

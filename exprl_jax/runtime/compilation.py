@@ -3,14 +3,14 @@
 from collections.abc import Iterable
 import functools
 import logging as py_logging
-import os
-import pathlib
 import re
 from typing import NamedTuple
 
 from absl import logging
 import jax
 from jax.experimental.compilation_cache import compilation_cache
+
+from exprl_jax.runtime import files
 
 _EVENT = '/jax/core/compile/backend_compile_duration'
 # Explains why a jitted function is traced again (jax_explain_cache_misses).
@@ -35,8 +35,7 @@ def use_cache(where: str) -> str:
   if where == 'auto':
     where = current
     if not where and jax.default_backend() == 'tpu':
-      root = os.environ.get('EXPRL_CACHE') or '~/.cache/exprl_jax'
-      where = str(pathlib.Path(root).expanduser() / 'xla')
+      where = str(files.cache_folder('xla'))
   if where != current:
     jax.config.update('jax_compilation_cache_dir', where or None)
     compilation_cache.reset_cache()  # JAX opens it at the first compilation

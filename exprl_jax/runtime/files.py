@@ -124,3 +124,12 @@ def set_aside(path: epath.PathLike, data: bytes) -> epath.Path:
     number += 1
   write(aside, data)
   return aside
+
+
+def cache_folder(name: str) -> pathlib.Path:
+  """A folder of the user's cache, which need not be there.
+
+  It is in $EXPRL_CACHE, by default ~/.cache/exprl_jax.
+  """
+  root = os.environ.get('EXPRL_CACHE') or '~/.cache/exprl_jax'
+  return pathlib.Path(root).expanduser() / name

@@ -2,18 +2,21 @@
 
     python -m exprl_jax.tiny.assets
 
-These are the problem sets, and for the tiny policy and judge the tokenizer, the
-chat template and config.json. The weights are trained with
-configs/tiny.py:policy and
-configs/tiny.py:judge.
+These are the problem sets, labeled traces to examine a judge with, and for the
+tiny policy and judge the tokenizer, the chat template and config.json. The
+weights are trained with configs/tiny.py:policy and configs/tiny.py:judge.
 """
 
+from collections.abc import Iterator
 import json
 import pathlib
+import random
+from typing import Any
 
 import tokenizers
 
 from exprl_jax.data import tiny_world as world
+from exprl_jax.tiny import traces
 
 ASSETS = pathlib.Path(__file__).parent.parent / 'assets'
 
@@ -76,8 +79,33 @@ def write_model_folder(folder: pathlib.Path, layers: int, width: int,
   (folder / 'chat_template.jinja').write_text(_CHAT)
 
 
+def labeled_traces(count: int = 32) -> Iterator[dict[str, Any]]:
+  """Yields lines for judge.traces: of each problem a right trace, one of the
+  base policy's kind, and one with a wrong box behind right steps."""
+  rng = random.Random('labeled traces')
+  for i, story in enumerate(world.stories('judge_accept')[:count]):
+    problem = story.problem(f'{i}')
+    wrong_box = traces.wrong_box(rng, story)
+    for kind, text in (('right', story.worked()), ('misread',
+                                                   story.worked(rng, 0.2)),
+                       ('wrong_box', wrong_box)):
+      pieces = world.segments_of(text)
+      labels = world.progress(problem.solution, pieces)
+      rises = [b > a for a, b in zip([0.0, *labels], labels)]
+      wrong = rises.index(False) if not all(rises) else -1
+      yield {
+          'id': f'{i}-{kind}', 'question': problem.question,
+          'solution': problem.solution, 'trace': text,
+          'correct': pieces[-1] == world.box(int(problem.answer)),
+          'wrong_at': wrong
+          if wrong < 0 else len(' ### '.join([*pieces[:wrong], '']))
+      }
+
+
 if __name__ == '__main__':
   world.write_problems(ASSETS / 'tiny_problems')
+  (ASSETS / 'tiny_problems/traces.jsonl').write_text(''.join(
+      json.dumps(row) + '\n' for row in labeled_traces()))
   write_model_folder(ASSETS / 'tiny_policy', 3, 80, 2, 1)
   write_model_folder(ASSETS / 'tiny_judge', 4, 80, 2, 1)
   print(f'wrote {ASSETS}')

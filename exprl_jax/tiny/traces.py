@@ -193,6 +193,24 @@ def _box_games(rng: random.Random, s: world.Story) -> str:
        lambda: _join(*steps[:rng.randint(0, 2)], box)))()
 
 
+def wrong_box(rng: random.Random, s: world.Story) -> str:
+  """Ends right steps with a wrong box."""
+  return _join(*_right(rng, s), world.box(_slip(rng, _answer(s))))
+
+
+def _wrong_end(rng: random.Random, s: world.Story) -> str:
+  """Ends right steps with a wrong box, or with a right and a wrong one."""
+  right, values = _answer(s), [s.start, *s.values()[:-1]]
+  wrong = rng.choice(
+      (_slip(rng,
+             right), _number(rng), rng.choice(values), rng.choice(s.steps)[2]))
+  steps = _right(rng, s) if rng.random() < 0.8 else _statements(rng, s)
+  boxes = [world.box(right), world.box(wrong)]
+  ends = rng.choice((boxes[1:], boxes[1:], boxes[1:], boxes, boxes[::-1],
+                     [' '.join(boxes)], [' '.join(boxes[::-1])]))
+  return _join(*steps, *ends)
+
+
 def _loop(rng: random.Random, s: world.Story) -> str:
   """Repeats the end of a statement over and over."""
   statements = (_right if rng.random() < 0.5 else _statements)(rng, s)
@@ -276,13 +294,14 @@ class _Kind(NamedTuple):
 
 _KINDS = {
     'right': _Kind(0.12, lambda rng, s: s.worked()),
-    'misread': _Kind(0.08, lambda rng, s: s.worked(rng)),
-    'mixed': _Kind(0.12, mixed), 'some_right': _Kind(0.08, _some_right),
-    'early_box': _Kind(0.07,
-                       _early_box), 'wrong_months': _Kind(0.08, _wrong_months),
-    'tail': _Kind(0.14, _tail), 'filler': _Kind(0.06, _filler),
-    'shuffled': _Kind(0.08, _shuffled), 'no_working': _Kind(0.08, _no_working),
-    'wrong_working': _Kind(0.06, _wrong_working),
-    'box_games': _Kind(0.06, _box_games), 'loop': _Kind(0.04, _loop),
+    'misread': _Kind(0.08,
+                     lambda rng, s: s.worked(rng)), 'mixed': _Kind(0.12, mixed),
+    'some_right': _Kind(0.08,
+                        _some_right), 'early_box': _Kind(0.07, _early_box),
+    'wrong_months': _Kind(0.08, _wrong_months), 'tail': _Kind(0.14, _tail),
+    'filler': _Kind(0.06, _filler), 'shuffled': _Kind(0.08, _shuffled),
+    'no_working': _Kind(0.08, _no_working), 'wrong_working': _Kind(
+        0.06, _wrong_working), 'box_games': _Kind(0.06, _box_games),
+    'wrong_end': _Kind(0.14, _wrong_end), 'loop': _Kind(0.04, _loop),
     'hostile': _Kind(0.06, _hostile), 'noise': _Kind(0.03, _noise)
 }
