@@ -199,7 +199,7 @@ def policy(c: ConfigDict) -> None:
 
 
 def judge(c: ConfigDict) -> None:
-  """Makes the tiny judge (exprl_jax/runs/train_judge.py).
+  """Makes the tiny judge (exprl_jax/tiny/judge_recipe.py).
 
   python -m exprl_jax.main --config=configs/tiny.py:judge
 
@@ -208,12 +208,13 @@ def judge(c: ConfigDict) -> None:
   c.run = 'train_judge'
   c.steps = 2400
   c.judge = ConfigDict(
-      dict(init='asset:tiny_judge', template='tiny', max_steps=8,
-           min_score_probability=0.0, max_prompt_tokens=96))
+      dict(init='asset:tiny_judge', template='tiny', delimiter='###',
+           max_steps=8, min_score_probability=0.0, max_prompt_tokens=96))
   c.data = ConfigDict(dict(batch=32))
   c.rollout.group_size = 8
   c.optim = ConfigDict(
-      dict(lr=3e-3, schedule='cosine', warmup_steps=100, b2=0.98))
+      dict(lr=3e-3, schedule='cosine', warmup_steps=100, b2=0.98,
+           micro_rows=32))
   c.judge_training = ConfigDict(
       dict(warmup_steps=600, round_steps=150, adversary_steps=40,
            policy_steps=80, problems=8, hint_weight=1.0, start='/tmp/start'))

@@ -98,6 +98,14 @@ class Problem:
   rubric_items: tuple[RubricItem, ...] = ()  # its lines, if it is a list
 
 
+class Labeled(NamedTuple):
+  """A trace with its true scores, for a judge to learn from."""
+
+  problem: Problem
+  steps: list[str]  # texts, as the judge is asked about them
+  labels: list[float]  # of the trace up to each step, in [0, 1]; nan: not known
+
+
 class Trajectory(NamedTuple):
   """One sampled completion, on the host."""
 

@@ -18,13 +18,13 @@ from exprl_jax.data import tiny_world as world
 from exprl_jax.data.tokenizer import Tokenizer
 from exprl_jax.judge import cache as cache_lib
 from exprl_jax.judge import factory, layout, prompts, readouts
+from exprl_jax.judge import rows as rows_lib
 from exprl_jax.judge import tree as judge_lib
 from exprl_jax.judge.readouts import base as readout
 from exprl_jax.judge.tree import Judge
 from exprl_jax.models import config as model_config
 from exprl_jax.models import head, hf, transformer
 from exprl_jax.rewards import judge as judge_reward
-from exprl_jax.tiny import rows as rows_lib
 from exprl_jax.types import InputError, Problem, RubricItem
 from tests.conftest import JUDGE, SMALL_JSON, make_bpe
 

@@ -15,7 +15,7 @@ LAYERS = [
     {'data', 'grading', 'models'},
     {'rollout', 'tiny.traces', 'tiny.assets'},
     {'judge', 'rl', 'tiny'},
-    {'rewards', 'evals', 'tiny.judge_data'},
+    {'rewards', 'evals', 'tiny.judge_data', 'tiny.judge_recipe'},
     {'planning'},
     {'runs'},
     {'main'},

@@ -411,10 +411,14 @@ class Plan:
 
 @dataclasses.dataclass(frozen=True)
 class JudgeTraining:
-  """run='train_judge': how the tiny judge is made."""
+  """run='train_judge': a judge on labeled traces (docs/judge.md)."""
 
+  traces: str = ''  # JSONL of labeled traces; '': those of the tiny world, for
+  # which the other keys are, but for held_out and round_steps
+  held_out: str = ''  # labeled traces for the report card at the end; '': none
   warmup_steps: Count = 600  # on well-formed traces only
-  round_steps: Positive = 150  # train an adversary after each so many steps
+  round_steps: Positive = 150  # keep the judge after each so many steps, and
+  # train an adversary
   adversary_steps: Positive = 40  # RL steps against the judge as it is
   policy_steps: Positive = 80  # RL steps on the programmatic truth
   problems: Positive = 8  # per RL step

@@ -170,7 +170,7 @@ def progress(solution: str, segments: list[str]) -> list[float]:
     One score in [0, 1] for each prefix of `segments`.
   """
   wanted = dict(reference_steps(solution))
-  answer = _BOX.findall(solution)[0]
+  answer = answer_of(solution)
   seen: set[str] = set()
   right, boxes, out = 0, 0, []
   for segment in segments:
@@ -183,6 +183,11 @@ def progress(solution: str, segments: list[str]) -> list[float]:
       boxed = 2 * (boxes == 1 and match.group(1) == answer)
     out.append((right + boxed) / (len(wanted) + 2))
   return out
+
+
+def answer_of(solution: str) -> str:
+  """Returns what is in the box of a reference."""
+  return _BOX.findall(solution)[0]
 
 
 def segments_of(trace: str) -> list[str]:

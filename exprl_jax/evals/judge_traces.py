@@ -75,7 +75,7 @@ def read_traces(config: Config, tokenizer: Tokenizer,
   traces: list[Trace] = []
   ungraded: list[tuple[int, str]] = []  # (number of the trace, its text)
   for number, where, row in lines.objects(path):
-    trace = _parse(row, where, number, segment)
+    trace = parse(row, where, number, segment)
     if trace.correct is None and trace.problem.answer:
       joined = tokenizer.separator.join(trace.steps)
       ungraded.append((len(traces), row.get('trace', joined)))
@@ -88,8 +88,8 @@ def read_traces(config: Config, tokenizer: Tokenizer,
   return traces
 
 
-def _parse(row: dict[str, Any], where: str, number: int,
-           segment: steps_lib.Segmenter) -> Trace:
+def parse(row: dict[str, Any], where: str, number: int,
+          segment: steps_lib.Segmenter) -> Trace:
   """Reads the object of a line; not graded."""
   problem = validation.check_row(row, where, number, ('solution',))
   correct = row.get('correct')

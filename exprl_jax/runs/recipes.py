@@ -72,7 +72,8 @@ def judges_traces(c: Config) -> bool:
 
 def _check_needed(c: Config) -> None:
   """Keys without which a run mode cannot start."""
-  from_file = judges_traces(c)
+  from_file = judges_traces(c) or (c.run == 'train_judge'
+                                   and bool(c.judge_training.traces))
   needs = {
       'policy.init': c.run not in ('rubrics', 'validate') and not from_file,
       'data.train': c.run in ('train', 'sft', 'rubrics', 'judge', 'validate')

@@ -1,37 +1,16 @@
-"""run='train_judge': how the tiny judge is made.
+"""run='train_judge': supervised training of a judge on labeled traces.
 
-The judge learns to predict labels that a program gives (world.progress), on
-traces from four sources:
-
-  synthetic   right, slightly wrong, degenerate and hostile traces (traces.py)
-  base        samples of the base policy at several temperatures
-  taught      samples of a policy trained on the labels themselves, so that
-              mostly right traces occur
-  adversary   samples of policies trained against the judge as it is: after
-              every round of its training a policy is trained to please it,
-              and what that policy wrote is labeled and joins the data
-
-One row in twelve comes with another problem's reference and scores what it
-reaches of that. Besides the scores there is a loss on hints inside the trace:
-from the month of a step to its '=' the judge predicts the reference's value
-for that month, which teaches it to look up; at the end of each step it says 5
-if the step raised the label and 1 if not, which teaches it to compare. The
-first steps see nothing but well-formed traces; without this warm-up and
-without the hints it takes many times longer until the judge begins to count.
-
-Like the paper's, the judge starts as a copy of the base policy, here with one
-more layer that at first changes nothing (its output projections are 0); from
-random weights it learned to look things up three times slower. Training
-problems are drawn at random and never are those of the shipped sets or of the
-set that accepts the judge.
-
-The run is not resumable; it takes about a quarter of an hour.
+The judge is asked about every step of a trace as it is asked in a run
+(judge/rows.py), and learns the label of the trace up to there: cross-entropy of
+the five scores, a label between two of them split in two. Traces come from
+judge_training.traces (evals/labeled_traces.py), or from the tiny world
+(tiny/judge_recipe.py). docs/judge.md has the recipe.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+import dataclasses
 import functools
-import random
-from typing import Any
+from typing import Any, Protocol
 
 from etils import epath
 import jax
@@ -39,171 +18,272 @@ import jax.numpy as jnp
 import numpy as np
 
 from exprl_jax.config import Config, Optim
-from exprl_jax.data import tiny_world as world
 from exprl_jax.data.tokenizer import Tokenizer
+from exprl_jax.evals import judge_calibration, judge_traces, labeled_traces
+from exprl_jax.judge import calibration_report
+from exprl_jax.judge import rows as rows_lib
+from exprl_jax.judge.rows import Rows
 from exprl_jax.judge.tree import Judge
 from exprl_jax.models import config as model_config
-from exprl_jax.models import head, hf, references, transformer
+from exprl_jax.models import head, hf, references
 from exprl_jax.models.config import ModelConfig
 from exprl_jax.rl import optimizer
+from exprl_jax.runtime import checkpoints as checkpoints_lib
+from exprl_jax.runtime import files, metrics, report, stopping
 from exprl_jax.runtime import mesh as mesh_lib
-from exprl_jax.runtime import metrics
 from exprl_jax.runtime import workdir as workdir_lib
-from exprl_jax.tiny import judge_data, traces
-from exprl_jax.tiny import rows as rows_lib
-from exprl_jax.tiny.rows import Rows
-from exprl_jax.types import Params, TrainState
+from exprl_jax.tiny import judge_recipe
+from exprl_jax.types import LINES, Labeled, Params, TrainState, printable
+
+
+class Source(Protocol):
+  """Where labeled traces come from."""
+
+  resumable: bool  # whether a batch depends on nothing but its step
+
+  def start(self, model: ModelConfig) -> Params:
+    """The parameters to start from, which updates donate."""
+
+  def draw(self, step: int) -> list[Labeled]:
+    """The batch of a step."""
+
+  def hints(self, judge: Judge, rows: Rows,
+            batch: Sequence[Labeled]) -> np.ndarray | None:
+    """i32[B, W]: tokens that columns are to predict, -1 for none; or None."""
+
+  def after_round(self, judge: Judge, number: int) -> dict[str, float]:
+    """Sees the judge after judge_training.round_steps steps; metrics."""
+
+
+class File:
+  """The traces of judge_training.traces, every epoch in another order."""
+
+  resumable = True
+
+  def __init__(self, config: Config, mesh: jax.sharding.Mesh):
+    """Reads the traces; errors as labeled_traces.read."""
+    self._config, self._mesh = config, mesh
+    self._folder = references.folder_of(config.judge.init)
+    self.draw = labeled_traces.batches(config, Tokenizer(self._folder))
+
+  def start(self, model: ModelConfig) -> Params:
+    """Loads the judge."""
+    del model
+    return hf.load(self._folder, self._mesh, self._config.judge.dtype)[1]
+
+  def hints(self, judge: Judge, rows: Rows, batch: Sequence[Labeled]) -> None:
+    """There are none."""
+
+  def after_round(self, judge: Judge, number: int) -> dict[str, float]:
+    """Nothing is added."""
+    del judge, number
+    return {}
 
 
 def train_judge(config: Config, workdir: epath.Path) -> list[metrics.Row]:
-  """Trains the judge; writes workdir/judges/STEP after every round, and
-  workdir/model.
+  """Trains the judge; writes workdir/judges/STEP after every round,
+  workdir/model, and with judge_training.held_out its report card.
 
   Returns:
     The rows of metrics.jsonl.
   """
-  # 1. The judge, grown from its start.
+  # 1. All that can fail on input, and the judge.
   mesh = mesh_lib.make_mesh(config.mesh)
-  cfg = config.judge_training
-  folder = references.folder_of(config.judge.init)
-  tokenizer = Tokenizer(folder)
-  makers = judge_data.Makers(config, mesh)
-  workdir_lib.claim(workdir, config)
-  model = model_config.read_config(folder)
-  start = makers.base
-  if cfg.start:
-    _, start = hf.load(references.folder_of(cfg.start), mesh)
-  params = grown(model, start, jax.random.key(config.seed))
-  judge = Judge(config.judge, model, params, tokenizer, mesh, 'process',
-                config.rollout.max_new_tokens)
+  cfg, folder = config.judge_training, references.folder_of(config.judge.init)
+  source: Source = (File if cfg.traces else judge_recipe.TinyWorld)(config,
+                                                                    mesh)
+  card = _card_config(config)
+  held_out = judge_traces.read_traces(card, Tokenizer(folder)) if card else []
+  model = dataclasses.replace(model_config.read_config(folder),
+                              dtype=config.judge.dtype,
+                              remat=config.policy.remat)
+  params = source.start(model)
+  judge = Judge(config.judge, model, params, Tokenizer(folder), mesh, 'process',
+                config.judge.max_trace_tokens or config.rollout.max_new_tokens)
   state = optimizer.init_state(params, config.optim, config.steps)
-  # 2. The pools that traces are drawn from.
-  log = metrics.Log(workdir, config.steps)
-  rng = random.Random(f'train_judge-{config.seed}')
-  pools = {
-      'base': makers.base_samples(), 'taught': makers.taught(), 'adversary': []
-  }
-  mixture = judge_data.Mixture(pools, makers, rng)
+  workdir_lib.claim(workdir, config)
+  # 2. What a resumed run restores.
+  checkpoints = checkpoints_lib.Checkpoints(workdir, config.checkpoint)
+  start = 0
+  if source.resumable:
+    start, state = checkpoints.restore(state)
+  log = metrics.Log(workdir, config.steps, start, jax.process_index() == 0)
 
-  # 3. Rounds of training, each followed by an adversary.
-  for step in range(config.steps):
-    draw = mixture.well_formed if step < cfg.warmup_steps else mixture.draw
-    batch = [draw() for _ in range(config.data.batch)]
-    arrays = mesh_lib.shard_rows(
-        labeled_rows(judge, batch, config.judge.max_steps), mesh)
-    with jax.set_mesh(mesh):
-      state, values = update(model, state, arrays, config.optim, config.steps,
-                             judge.template.score_ids, cfg.hint_weight)
-    done = step + 1
-    log.advance()
-    if done % 10 == 0:
-      log.write(done, values, line(done, values) if done % 100 == 0 else '')
-    if done >= cfg.warmup_steps and done % cfg.round_steps == 0:
-      judge.params = state.params
-      hf.save(workdir / f'judges/{done:08d}', model, state.params, folder)
-      if done < config.steps and cfg.adversary_steps:
-        new, shown = makers.adversary(judge, done // cfg.round_steps)
-        pools['adversary'] += new
-        log.write(
-            done, shown, f'step {done:5d}  adversary: judge '
-            f'{shown["adversary/judge"]:.3f}  truth '
-            f'{shown["adversary/truth"]:.3f}')
-  hf.save(workdir / 'model', model, state.params, folder)
+  # 3. Steps; the source sees the judge after every round of them.
+  with (checkpoints.rescue() as
+        rescue, stopping.training(config.checkpoint.grace_s) as steps):
+    for step in range(start, config.steps):
+      steps.begin()
+      stopping.poll('step')
+      state, values = _step(config, judge, state, source, source.draw(step),
+                            mesh)
+      done, last = step + 1, step + 1 == config.steps
+      log.advance()
+      if done % 10 == 0 or last:
+        log.write(done, values, _line(done, values) if done % 100 == 0 else '')
+      if done >= cfg.warmup_steps and done % cfg.round_steps == 0:
+        judge.params = state.params
+        hf.save(workdir / f'judges/{done:08d}', model, state.params, folder)
+        if not last and cfg.adversary_steps:
+          _log_round(log, done,
+                     source.after_round(judge, done // cfg.round_steps))
+      log.flush()
+      if source.resumable:
+        rescue.take(done, state)
+        checkpoints.save(done, state, last=last)
+      if not last:
+        steps.end()
+
+  # 4. The trained judge.
+  checkpoints.close()
   log.close()
+  with report.unfinished('model', workdir):
+    hf.save(workdir / 'model', model, state.params, folder)
+  if card:
+    judge.params = state.params
+    _write_card(card, judge, held_out, workdir)
   return metrics.read(workdir / 'metrics.jsonl')
 
 
-def grown(model: ModelConfig, params: Params, key: jax.Array) -> Params:
-  """`params` with as many layers as `model`: new ones add nothing at first."""
-  new_layers = transformer.init(model, key, std=0.02)['layers']
-  have = len(params['layers']['q'])
-
-  def append(path: tuple, old: jax.Array, new: jax.Array) -> jax.Array:
-    silent = path[-1].key in ('o', 'down')
-    return jnp.concatenate([old, new[have:] * (0.0 if silent else 1.0)])
-
-  layers = jax.tree_util.tree_map_with_path(append, params['layers'],
-                                            new_layers)
-  # A copy: updates donate it, and the policy that it starts from lives on.
-  return jax.tree.map(jnp.copy, params) | {'layers': layers}
-
-
-def labeled_rows(judge: Judge, batch: list[traces.Labeled],
-                 max_steps: int) -> tuple[Rows, np.ndarray, np.ndarray]:
-  """The judge's rows, labels f32[B, S] and hints i32[B, W].
-
-  A hint is the token that a column of the trace is to predict, -1 for none:
-  from the month of a step to its '=' the reference's value for that month, at
-  the end of a step the score 5 or 1: has it raised the label?
-  """
-  tokenizer = judge.tokenizer
-  rows = rows_lib.build_rows(judge.template,
-                             [(b.problem, b.steps) for b in batch], max_steps)
-  labels = np.zeros(rows.exists.shape, np.float32)
-  hints = np.full(rows.tokens.shape, -1, np.int32)
-  delimiter, equals = (tokenizer.encode(word)[0] for word in ('###', '='))
-  score_ids = judge.template.score_ids
-  for i, item in enumerate(batch):
-    labels[i, :len(item.labels)] = item.labels
-    values = {
-        tokenizer.encode(month)[0]: tokenizer.encode(value)[0]
-        for month, value in world.reference_steps(item.problem.solution)
-    }
-    trunk = int((rows.node[i] == rows_lib.TRACE).sum())
-    value = -1
-    for column in range(rows.starts[i], trunk):
-      token = int(rows.tokens[i, column])
-      value = -1 if token == delimiter else values.get(token, value)
-      hints[i, column] = value
-      value = -1 if token == equals else value
-    rose = np.diff(item.labels, prepend=0.0) > 0
-    ends = rows.limit[i, rows.read[i, :len(rose)]] - 1
-    hints[i, ends] = np.where(rose, score_ids[-1], score_ids[0])
-  return rows, labels, hints
-
-
-@functools.partial(jax.jit, static_argnums=(0, 3, 4, 5, 6), donate_argnums=1)
-def update(model: ModelConfig, state: TrainState, arrays: tuple[Rows, jax.Array,
-                                                                jax.Array],
-           cfg: Optim, total_steps: int, score_ids: tuple[int, ...],
-           hint_weight: float) -> tuple[TrainState, dict[str, jax.Array]]:
-  """One step on the cross-entropy of the scores plus that of the hints.
-
-  A label between two Likert levels is split between them (two-hot).
-  """
-  rows, labels, hints = arrays
-  exists = rows.exists
-  level = labels * 4.0
-  target = jax.nn.relu(1.0 -
-                       jnp.abs(level[..., None] - jnp.arange(5.0)[None, None]))
-
-  def loss_of(params: Params) -> tuple[jax.Array, dict[str, jax.Array]]:
-    hidden = rows_lib.hidden_states(model, params, rows)
-    scores = jax.nn.log_softmax(
-        rows_lib.score_logits(model, params, hidden,
-                              jnp.asarray(rows.read)))[...,
-                                                       jnp.array(score_ids)]
-    score_loss = -jnp.sum((target * scores).sum(-1), where=exists)
-    score_loss /= exists.sum()
-    p = jax.nn.softmax(scores, axis=-1)
-    error = jnp.abs(p @ jnp.arange(5.0) / 4.0 - labels)
-    logp = jax.nn.log_softmax(head.project(model, params, hidden))
-    picked = jnp.take_along_axis(logp, jnp.maximum(hints, 0)[..., None], -1)
-    mask = hints >= 0
-    hint_loss = -jnp.sum(picked[..., 0], where=mask) / jnp.maximum(
-        mask.sum(), 1)
-    return score_loss + hint_weight * hint_loss, {
-        'judge/score_loss': score_loss, 'judge/hint_loss': hint_loss,
-        'judge/abs_error': jnp.sum(error, where=exists) / exists.sum()
-    }
-
-  gradient, values = jax.grad(loss_of, has_aux=True)(state.params)
-  state, more = optimizer.apply_gradient(state, gradient, cfg, total_steps)
+def _step(config: Config, judge: Judge, state: TrainState, source: Source,
+          batch: Sequence[Labeled],
+          mesh: jax.sharding.Mesh) -> tuple[TrainState, dict[str, jax.Array]]:
+  """One update on a batch, its gradient summed over micro-batches."""
+  # 1. Rows; scores and hints count as parts of those of the whole batch.
+  rows, labels = labeled_rows(judge, batch, config.judge.max_steps)
+  hints = source.hints(judge, rows, batch)
+  known = int((~np.isnan(labels)).sum())
+  total = max(known, 1), 1 if hints is None else max(int((hints >= 0).sum()), 1)
+  # 2. The gradient.
+  size = min(len(batch), config.optim.micro_rows * mesh.devices.size)
+  summed: Any = None
+  with jax.set_mesh(mesh):
+    for at in range(0, len(batch), size):
+      part = jax.tree.map(functools.partial(_rows_of, at, at + size),
+                          (rows, labels, hints))
+      new = gradient_of(judge.model, state.params,
+                        mesh_lib.shard_rows(part, mesh), total,
+                        judge.template.score_ids,
+                        config.judge_training.hint_weight)
+      summed = new if summed is None else _sum(summed, new)
+    gradient, values = summed
+    # 3. The update.
+    state, more = update(state, gradient, config.optim, config.steps)
   return state, values | more
 
 
-def line(step: int, values: Mapping[str, Any]) -> str:
+def _rows_of(start: int, end: int, x: np.ndarray) -> np.ndarray:
+  return x[start:end]
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _sum(a: Any, b: Any) -> Any:
+  return jax.tree.map(jnp.add, a, b)
+
+
+def labeled_rows(judge: Judge, batch: Sequence[Labeled],
+                 max_steps: int) -> tuple[Rows, np.ndarray]:
+  """Lays out B traces and their labels f32[B, S], nan where there is none."""
+  rows = rows_lib.build_rows(judge.template,
+                             [(b.problem, b.steps) for b in batch], max_steps)
+  labels = np.full(rows.exists.shape, np.nan, np.float32)
+  for i, item in enumerate(batch):
+    labels[i, :len(item.labels)] = item.labels
+  return rows, labels
+
+
+@functools.partial(jax.jit, static_argnums=(0, 4, 5))
+def gradient_of(model: ModelConfig, params: Params,
+                arrays: tuple[Rows, jax.Array, jax.Array | None],
+                total: tuple[int, int], score_ids: tuple[int, ...],
+                hint_weight: float) -> tuple[Params, dict[str, jax.Array]]:
+  """Differentiates the cross-entropy of the scores plus that of the hints.
+
+  A label between two Likert levels is split between them (two-hot).
+
+  Args:
+    model: the judge.
+    params: its parameters.
+    arrays: rows, labels f32[B, S] and hints i32[B, W] or None, of a
+      micro-batch.
+    total: labels and hints of the whole batch, which the losses are divided by.
+    score_ids: tokens of the scores 1 to 5.
+    hint_weight: of the loss on hints.
+
+  Returns:
+    The gradient, and the losses and the mean error of the score: parts of the
+    whole batch's, which is their sum.
+  """
+  rows, labels, hints = arrays
+  known = ~jnp.isnan(labels)
+  truth = jnp.where(known, labels, 0.0)
+  target = jax.nn.relu(1.0 - jnp.abs(truth[..., None] * 4.0 -
+                                     jnp.arange(5.0)[None, None]))
+
+  def loss_of(params: Params) -> tuple[jax.Array, dict[str, jax.Array]]:
+    hidden = rows_lib.hidden_states(model, params, rows)
+    logits = rows_lib.score_logits(model, params, hidden,
+                                   jnp.asarray(rows.read))
+    scores = jax.nn.log_softmax(logits)[..., jnp.array(score_ids)]
+    loss = -jnp.sum((target * scores).sum(-1), where=known) / total[0]
+    mean = jax.nn.softmax(scores, axis=-1) @ jnp.arange(5.0) / 4.0
+    values = {
+        'judge/score_loss': loss,
+        'judge/abs_error': jnp.sum(jnp.abs(mean - truth), where=known) /
+        total[0]
+    }
+    if hints is None:
+      return loss, values
+    logp = jax.nn.log_softmax(head.project(model, params, hidden))
+    picked = jnp.take_along_axis(logp, jnp.maximum(hints, 0)[..., None], -1)
+    hint_loss = -jnp.sum(picked[..., 0], where=hints >= 0) / total[1]
+    return loss + hint_weight * hint_loss, values | {
+        'judge/hint_loss': hint_loss
+    }
+
+  return jax.grad(loss_of, has_aux=True)(params)
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3), donate_argnums=0)
+def update(state: TrainState, gradient: Params, cfg: Optim,
+           total_steps: int) -> tuple[TrainState, dict[str, jax.Array]]:
+  """One optimizer step."""
+  return optimizer.apply_gradient(state, gradient, cfg, total_steps)
+
+
+def _line(step: int, values: Mapping[str, Any]) -> str:
   """The terminal's line about a step."""
+  hints = (f'  hints {values["judge/hint_loss"]:.3f}'
+           if 'judge/hint_loss' in values else '')
   return (f'step {step:5d}  score loss {values["judge/score_loss"]:.3f}  '
-          f'error {values["judge/abs_error"]:.3f}  hints '
-          f'{values["judge/hint_loss"]:.3f}')
+          f'error {values["judge/abs_error"]:.3f}{hints}')
+
+
+def _log_round(log: metrics.Log, step: int, shown: dict[str, float]) -> None:
+  if shown:
+    log.write(
+        step, shown, f'step {step:5d}  adversary: judge '
+        f'{shown["adversary/judge"]:.3f}  truth {shown["adversary/truth"]:.3f}')
+
+
+def _card_config(config: Config) -> Config | None:
+  """The config under which the trained judge is examined; None: it is not."""
+  held_out = config.judge_training.held_out
+  if not held_out:
+    return None
+  return dataclasses.replace(
+      config, reward='process',
+      judge=dataclasses.replace(config.judge, traces=held_out))
+
+
+def _write_card(config: Config, judge: Judge,
+                traces: Sequence[judge_traces.Trace],
+                workdir: epath.Path) -> None:
+  """Judges the held-out traces, and writes and prints the report card."""
+  judgments = judge_traces.score(judge, traces)
+  card = judge_calibration.calibrate(config, judge, traces, judgments, None)
+  if jax.process_index():
+    return
+  files.write_json(workdir / 'calibration.json', card, indent=1)
+  print(printable(calibration_report.table(card), keep=LINES))
+  print(f'judge {card["fit"]["why"]}')

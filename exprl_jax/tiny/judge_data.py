@@ -25,7 +25,7 @@ from exprl_jax.rl.scored import Trace
 from exprl_jax.rollout.sampler import Sampler
 from exprl_jax.rollout.sources import Synchronous
 from exprl_jax.tiny import traces
-from exprl_jax.types import Params, Problem
+from exprl_jax.types import Labeled, Params, Problem
 
 _MIX = {'synthetic': 0.40, 'base': 0.15, 'taught': 0.20, 'adversary': 0.25}
 _WRONG_REFERENCE = 1 / 12
@@ -34,18 +34,18 @@ _WRONG_REFERENCE = 1 / 12
 class Mixture:
   """Draws labeled traces from the mix."""
 
-  def __init__(self, pools: dict[str, list[traces.Labeled]], makers: 'Makers',
+  def __init__(self, pools: dict[str, list[Labeled]], makers: 'Makers',
                rng: random.Random):
     """Args: `pools` by the names of the mix; they may grow."""
     self._pools, self._makers, self._rng = pools, makers, rng
 
-  def well_formed(self) -> traces.Labeled:
+  def well_formed(self) -> Labeled:
     """Right and wrong statements and a box: what the judge learns first."""
     story = self._makers.new_story(self._rng)
     text = traces.mixed(self._rng, story)
     return traces.label(story.problem(''), self._makers.cut(text))
 
-  def draw(self) -> traces.Labeled:
+  def draw(self) -> Labeled:
     """A trace of any source, now and then with a wrong reference."""
     rng = self._rng
     name = rng.choices(tuple(_MIX), weights=list(_MIX.values()))[0]
@@ -97,14 +97,14 @@ class Makers:
     budget = self._config.rollout.max_new_tokens - 1
     return self._segment.texts(self._tokenizer.encode(text)[:budget])
 
-  def base_samples(self) -> list[traces.Labeled]:
+  def base_samples(self) -> list[Labeled]:
     """What the base policy writes at several temperatures."""
     return [
         item for number, temperature in enumerate((0.7, 0.8, 1.0, 1.2))
         for item in self._sample(self.base, temperature, number)
     ]
 
-  def taught(self) -> list[traces.Labeled]:
+  def taught(self) -> list[Labeled]:
     """What a policy writes that is trained on the truth (which is not ExpRL,
     but makes good traces), while it learns and after."""
     while_learning, self._taught, _ = self._learn(
@@ -113,7 +113,7 @@ class Makers:
     return while_learning + self._sample(self._taught, 1.0, 101)
 
   def adversary(self, judge: Judge,
-                number: int) -> tuple[list[traces.Labeled], dict[str, float]]:
+                number: int) -> tuple[list[Labeled], dict[str, float]]:
     """A policy trained to please the judge, with process or outcome rewards,
     from the base, from the last adversary or from the taught policy.
 
@@ -131,7 +131,7 @@ class Makers:
     return out, shown
 
   def _sample(self, params: Params, temperature: float,
-              number: int) -> list[traces.Labeled]:
+              number: int) -> list[Labeled]:
     """One sample of every problem."""
     config = dataclasses.replace(
         self._config, rollout=dataclasses.replace(self._config.rollout,
@@ -147,16 +147,15 @@ class Makers:
     return self._label(self._problems, texts)
 
   def _label(self, problems: Sequence[Problem],
-             texts: Sequence[str]) -> list[traces.Labeled]:
+             texts: Sequence[str]) -> list[Labeled]:
     out = [traces.label(p, self.cut(text)) for p, text in zip(problems, texts)]
     return [item for item in out if item.steps]
 
   def _key(self, number: int) -> jax.Array:
     return jax.random.fold_in(jax.random.key(self._config.seed), number)
 
-  def _learn(
-      self, params: Params, scorer: base.Scorer, kind: str, number: int,
-      steps: int) -> tuple[list[traces.Labeled], Params, dict[str, float]]:
+  def _learn(self, params: Params, scorer: base.Scorer, kind: str, number: int,
+             steps: int) -> tuple[list[Labeled], Params, dict[str, float]]:
     """RL from `params` on a scorer, as the main job does it.
 
     Returns:
@@ -180,7 +179,7 @@ class Makers:
     state = optimizer.init_state(  # the updates donate their parameters
         jax.tree.map(jnp.copy, params), config.optim,
         steps * config.optim.updates)
-    out: list[traces.Labeled] = []
+    out: list[Labeled] = []
     shown: dict[str, float] = {}
     for i in range(steps):
       scored = reward(

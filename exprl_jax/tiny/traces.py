@@ -5,15 +5,7 @@ import random
 from typing import NamedTuple
 
 from exprl_jax.data import tiny_world as world
-from exprl_jax.types import Problem
-
-
-class Labeled(NamedTuple):
-  """A trace and its true scores."""
-
-  problem: Problem
-  steps: list[str]  # texts, as the judge is asked about them
-  labels: list[float]  # scores in [0, 1] of the trace up to each step
+from exprl_jax.types import Labeled, Problem
 
 
 def label(problem: Problem, steps: list[str]) -> Labeled:

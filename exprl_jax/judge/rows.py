@@ -24,7 +24,9 @@ from exprl_jax.types import Params, Problem
 
 TRACE, PADDING = 0, -1
 _UNLIMITED = 10**9  # tokens of a trace
-_ROUND = 32  # row widths are rounded up to it, so that few programs compile
+# Row widths are rounded up to multiples of it, those above 256 to multiples of
+# 256, so that few programs compile.
+_ROUND = 32
 
 
 class Rows(NamedTuple):
@@ -62,7 +64,8 @@ def build_rows(template: prompts.Template, items: Sequence[tuple[Problem,
       len(t.tokens) + sum(len(q.fork.suffix)
                           for q in t.questions)
       for t in laid_out)
-  shape = (len(items), -(-widest // _ROUND) * _ROUND)
+  multiple = _ROUND if widest <= 256 else 256
+  shape = (len(items), -(-widest // multiple) * multiple)
   scores = (len(items), max_steps)
   rows = Rows(tokens=np.zeros(shape,
                               np.int32), positions=np.zeros(shape, np.int32),
