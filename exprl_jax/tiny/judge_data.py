@@ -42,7 +42,9 @@ class Mixture:
   def well_formed(self) -> Labeled:
     """Right and wrong statements and a box: what the judge learns first."""
     story = self._makers.new_story(self._rng)
-    text = traces.mixed(self._rng, story)
+    write = self._rng.choice((traces.mixed, traces.mixed, traces.wrong_box,
+                              lambda rng, s: s.worked()))  # yapf: disable
+    text = write(self._rng, story)
     return traces.label(story.problem(''), self._makers.cut(text))
 
   def draw(self) -> Labeled:

@@ -15,8 +15,8 @@ One row in twelve comes with another problem's reference and scores what it
 reaches of that. Besides the scores there is a loss on hints inside the trace:
 from the month of a step to its '=' the judge predicts the reference's value for
 that month, and at the opening of a box its answer, which teaches it to look up;
-at the end of each step it says 5 if the step raised the label and 1 if not,
-which teaches it to compare. The first steps see nothing but well-formed traces;
+at the end of each step it says 5 if the step raised the label and 1 if not, and
+at the number in a box the same, which teaches it to compare. The first steps see nothing but well-formed traces;
 without this warm-up and without the hints it takes many times longer until the
 judge begins to count.
 
@@ -89,27 +89,31 @@ class TinyWorld:
     """Makes i32[B, W], the token that a column is to predict; -1: none."""
     hints = np.full(rows.tokens.shape, -1, np.int32)
     for i, item in enumerate(batch):
-      self._lookups(rows, i, item, hints)
+      scores = judge.template.score_ids
+      self._lookups(rows, i, item, hints, (scores[0], scores[-1]))
       rose = np.diff(item.labels, prepend=0.0) > 0
       ends = rows.limit[i, rows.read[i, :len(rose)]] - 1
-      scores = judge.template.score_ids
       hints[i, ends] = np.where(rose, scores[-1], scores[0])
     return hints
 
-  def _lookups(self, rows: Rows, i: int, item: Labeled,
-               hints: np.ndarray) -> None:
-    """Writes what the reference has, where a trace is about to say it."""
+  def _lookups(self, rows: Rows, i: int, item: Labeled, hints: np.ndarray,
+               wrong_right: tuple[int, int]) -> None:
+    """Writes what the reference has, where a trace is about to say it, and
+    behind a box's number whether it is right."""
     token = lambda word: self._tokenizer.encode(word)[0]
     delimiter, equals, box = map(token, ('###', '=', '\\boxed{'))
     solution = item.problem.solution
     values = {token(m): token(v) for m, v in world.reference_steps(solution)}
     values[box] = token(world.answer_of(solution))
-    value = -1
+    value, before = -1, -1
     for column in range(rows.starts[i], (rows.node[i] == rows_lib.TRACE).sum()):
       read = int(rows.tokens[i, column])
       value = -1 if read == delimiter else values.get(read, value)
       hints[i, column] = value
+      if before == box:
+        hints[i, column] = wrong_right[read == values[box]]
       value = -1 if read in (equals, box) else value
+      before = read
 
   def after_round(self, judge: Judge, number: int) -> dict[str, float]:
     """Trains an adversary against the judge; its traces join the data."""
