@@ -1,6 +1,7 @@
 """What a judge is asked before a run, and its report card."""
 
 import json
+import runpy
 
 import numpy as np
 import pytest
@@ -273,3 +274,21 @@ def test_fitness_asks_for_enough_traces():
   assert judge_fitness.fitness(
       pairs | {'made_first_wrong_step': steps})['for'] == 'process'
   assert judge_fitness.fitness(pairs | {'readable': 0.8})['for'] == ''
+
+
+def test_traces_of_champ_are_marked():
+  rows = runpy.run_path('benchmarks/champ_traces.py')['rows']
+  problem = {
+      'identifier': 'P1', '_text': 'How many?', '_answer': '3',
+      'solution': {'steps': [{'_text': 'Count.'}, {'_text': 'There are 3.'}]},
+      'fws_annotations': {
+          'b': {'text': 'There are 4.', 'start_idx': 10, 'end_idx': 12},
+          'a': {'text': 'There are 3.', 'start_idx': None, 'end_idx': None}
+      }
+  }
+  right, wrong = rows([problem])
+  assert right == {
+      'id': 'P1/a', 'question': 'How many?', 'solution': 'Count.\nThere are 3.',
+      'trace': 'There are 3.', 'wrong_at': -1, 'correct': True
+  }
+  assert (wrong['wrong_at'], wrong['correct']) == (10, False)
