@@ -16,9 +16,9 @@ reaches of that. Besides the scores there is a loss on hints inside the trace:
 from the month of a step to its '=' the judge predicts the reference's value for
 that month, and at the opening of a box its answer, which teaches it to look up;
 at the end of each step it says 5 if the step raised the label and 1 if not, and
-at the number in a box the same, which teaches it to compare. The first steps see nothing but well-formed traces;
-without this warm-up and without the hints it takes many times longer until the
-judge begins to count.
+at the number in a box the same, which teaches it to compare. The first steps
+see nothing but well-formed traces; without this warm-up and without the hints
+it takes many times longer until the judge begins to count.
 
 Like the paper's, the judge starts as a copy of the base policy, here with one
 more layer that at first changes nothing (its output projections are 0); from
