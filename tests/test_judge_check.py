@@ -202,6 +202,14 @@ def test_marked_traces_are_read(judge, tmp_path):
       read(**more)
 
 
+def test_a_run_reads_its_labeled_traces_first(tmp_path):
+  with pytest.raises(InputError, match='judge.traces=.*: no such file'):
+    main.main([
+        '--config=configs/tiny.py', '--dry_run', '--config.compare=',
+        f'--config.judge.traces={tmp_path}/none.jsonl'
+    ])
+
+
 def test_the_shipped_traces_are_the_generators():
   shipped = (assets.ASSETS / 'tiny_problems/traces.jsonl').read_text()
   rows = [json.loads(line) for line in shipped.splitlines()]

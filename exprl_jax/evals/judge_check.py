@@ -19,6 +19,7 @@ import numpy as np
 
 from exprl_jax.config import Config
 from exprl_jax.data import steps as steps_lib
+from exprl_jax.data.tokenizer import Tokenizer
 from exprl_jax.evals import judge_pairs, judge_traces
 from exprl_jax.evals.judge_pairs import Made
 from exprl_jax.evals.judge_traces import Trace
@@ -27,6 +28,7 @@ from exprl_jax.judge import calibration, factory, hacking
 from exprl_jax.judge.factory import AnyJudge
 from exprl_jax.judge.hacking import Probe
 from exprl_jax.judge.tree import Item, Judgments
+from exprl_jax.models import references
 from exprl_jax.runtime import files
 from exprl_jax.types import Problem, RunFailure
 
@@ -55,6 +57,17 @@ class Separation(NamedTuple):
   value: float | None  # share of comparisons that come out right
   n: int  # comparisons, or labeled traces
   of: str  # what was compared
+
+
+def check(config: Config) -> None:
+  """Checks what can be checked without the judge.
+
+  Raises:
+    InputError: judge.traces is not as it should be.
+  """
+  if config.judge.check_tokens and config.judge.traces:
+    judge_traces.read_traces(config,
+                             Tokenizer(references.folder_of(config.judge.init)))
 
 
 def before_training(config: Config, judge: AnyJudge,

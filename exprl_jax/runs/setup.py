@@ -70,6 +70,7 @@ def inputs(config: Config) -> Inputs:
                              budgets.of_models(config))
   if reward.uses_judge:
     factory.check(config, ())
+    judge_check.check(config)
   check_frozen(config, origin)
   check_problems(config, problems, reward, tokenizer)
   search.check(config, mesh)
