@@ -90,17 +90,12 @@ def train_judge(config: Config, workdir: epath.Path) -> list[metrics.Row]:
   # 1. All that can fail on input, and the judge.
   mesh = mesh_lib.make_mesh(config.mesh)
   cfg, folder = config.judge_training, references.folder_of(config.judge.init)
-  source: Source = (File if cfg.traces else judge_recipe.TinyWorld)(config,
-                                                                    mesh)
   card = _card_config(config)
   held_out = judge_traces.read_traces(card, Tokenizer(folder)) if card else []
-  model = dataclasses.replace(model_config.read_config(folder),
-                              dtype=config.judge.dtype,
-                              remat=config.policy.remat)
-  params = source.start(model)
-  judge = Judge(config.judge, model, params, Tokenizer(folder), mesh, 'process',
-                config.judge.max_trace_tokens or config.rollout.max_new_tokens)
-  state = optimizer.init_state(params, config.optim, config.steps)
+  source: Source = (File if cfg.traces else judge_recipe.TinyWorld)(config,
+                                                                    mesh)
+  judge = _judge(config, source, mesh)
+  state = optimizer.init_state(judge.params, config.optim, config.steps)
   workdir_lib.claim(workdir, config)
   # 2. What a resumed run restores.
   checkpoints = checkpoints_lib.Checkpoints(workdir, config.checkpoint)
@@ -123,7 +118,8 @@ def train_judge(config: Config, workdir: epath.Path) -> list[metrics.Row]:
         log.write(done, values, _line(done, values) if done % 100 == 0 else '')
       if done >= cfg.warmup_steps and done % cfg.round_steps == 0:
         judge.params = state.params
-        hf.save(workdir / f'judges/{done:08d}', model, state.params, folder)
+        hf.save(workdir / f'judges/{done:08d}', judge.model, state.params,
+                folder)
         if not last and cfg.adversary_steps:
           _log_round(log, done,
                      source.after_round(judge, done // cfg.round_steps))
@@ -138,11 +134,22 @@ def train_judge(config: Config, workdir: epath.Path) -> list[metrics.Row]:
   checkpoints.close()
   log.close()
   with report.unfinished('model', workdir):
-    hf.save(workdir / 'model', model, state.params, folder)
+    hf.save(workdir / 'model', judge.model, state.params, folder)
   if card:
     judge.params = state.params
     _write_card(card, judge, held_out, workdir)
   return metrics.read(workdir / 'metrics.jsonl')
+
+
+def _judge(config: Config, source: Source, mesh: jax.sharding.Mesh) -> Judge:
+  """The judge at its start, of parameters that the first update donates."""
+  folder = references.folder_of(config.judge.init)
+  model = dataclasses.replace(model_config.read_config(folder),
+                              dtype=config.judge.dtype,
+                              remat=config.policy.remat)
+  longest = config.judge.max_trace_tokens or config.rollout.max_new_tokens
+  return Judge(config.judge, model, source.start(model), Tokenizer(folder),
+               mesh, 'process', longest)
 
 
 def _step(config: Config, judge: Judge, state: TrainState, source: Source,
