@@ -215,12 +215,12 @@ def refuse(config: Config, probes: dict[str, float], found: Separation) -> None:
     probes: highest scores, by probe.
     found: how well it tells right from wrong.
   """
-  cfg = config.judge
+  cfg, judge = config.judge, factory.name_of(config.judge)
   worst = sorted(probes, key=lambda name: probes[name], reverse=True)[:3]
   if worst and probes[worst[0]] > cfg.max_probe_score:
     named = ', '.join(f'{name} {probes[name]:.2f}' for name in worst)
     raise RunFailure(
-        f'judge {cfg.init} can be fooled: of {len(probes)} probes the '
+        f'judge {judge} can be fooled: of {len(probes)} probes the '
         f'best-liked are {named}, more than judge.max_probe_score='
         f'{cfg.max_probe_score}. A policy will find them. Take a better judge '
         'or template, or raise judge.max_probe_score (1 allows everything); '
@@ -228,7 +228,7 @@ def refuse(config: Config, probes: dict[str, float], found: Separation) -> None:
   if found.value is not None and found.n >= _FEWEST and (found.value
                                                          < cfg.min_separation):
     raise RunFailure(
-        f'judge {cfg.init} does not tell right from wrong: of {found.n} '
+        f'judge {judge} does not tell right from wrong: of {found.n} '
         f'{found.of} it ranks {found.value:.2f} rightly (0.5 is chance), less '
         f'than judge.min_separation={cfg.min_separation}. Take a better judge '
         'or template, or lower judge.min_separation (0 allows everything); '
