@@ -22,6 +22,7 @@ class Service(http.server.ThreadingHTTPServer):
     broken: questions that hold this text get 500, always; '': none.
     key: that requests have to bring; '': none.
     requests: bodies of all requests.
+    retry_after: header of answers with a status; '': none.
     most: requests that were there at the same time.
   """
 
@@ -30,7 +31,8 @@ class Service(http.server.ThreadingHTTPServer):
   def __init__(self, answer: Callable[[str], str]) -> None:
     super().__init__(('127.0.0.1', 0), _Handler)
     self.answer, self.faults, self.requests = answer, [], []
-    self.broken, self.key, self.most, self.now = '', '', 0, 0
+    self.broken, self.key, self.retry_after = '', '', ''
+    self.most = self.now = 0
     self.lock = threading.Lock()
 
   @property
@@ -108,6 +110,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
   def _send(self, status: int, data: bytes, cut: bool = False) -> None:
     self.send_response(status)
     self.send_header('Content-Type', 'application/json')
+    if status != 200 and self.server.retry_after:
+      self.send_header('Retry-After', self.server.retry_after)
     self.send_header('Content-Length', str(len(data)))
     self.end_headers()
     self.wfile.write(data[:len(data) // 2] if cut else data)

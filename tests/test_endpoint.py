@@ -210,6 +210,38 @@ def test_waits_grow(service):
   assert time.monotonic() - start >= 0.1 + 0.2 + 0.4
 
 
+@pytest.mark.parametrize('header, least, most', [
+    ('1', 1.0, 3.0),
+    ('soon', 0.0, 0.9),
+    ('\u00b2', 0.0, 0.9),
+])
+def test_a_service_says_how_long_to_wait(service, header, least, most):
+  service.faults, service.retry_after = [429], header
+  start = time.monotonic()
+  assert make(service).score(ITEMS[1:], 1).readable.all()
+  assert least <= time.monotonic() - start < most
+
+
+@pytest.mark.parametrize('answer', [
+    b'{', b'[]', b'{"choices": []}', b'{"choices": [{"message": null}]}',
+    b'{"choices": [{"message": {"content": 4}}]}', b'[' * 100_000, b'\xff'
+])
+def test_strange_answers_are_none(service, answer):
+  client = make(service)._client
+  with pytest.raises(Exception, match='no chat completion'):
+    client._text(answer)
+
+
+def test_strange_counts_are_not_counted(service):
+  client = make(service)._client
+  for usage in ('null', '[]', '{"prompt_tokens": -3}',
+                '{"prompt_tokens": 1e400}', '{"prompt_tokens": "4"}',
+                '{"prompt_tokens": 1' + '0' * 400 + '}'):
+    text = '{"choices": [{"message": {"content": "a"}}], "usage": %s}' % usage
+    assert client._text(text.encode()) == 'a'
+  assert not any(client.usage().values())
+
+
 def test_a_key_comes_from_the_environment(service, monkeypatch):
   service.key = 'secret'
   with pytest.raises(InputError, match='no such variable'):

@@ -10,7 +10,7 @@ import pytest
 from exprl_jax import main
 from exprl_jax.data import tiny_world as world
 from exprl_jax.evals import judge_check
-from exprl_jax.judge import factory, panel, readouts
+from exprl_jax.judge import factory, hacking, panel, readouts
 from exprl_jax.judge.tree import Judgments
 from exprl_jax.planning import memory
 from exprl_jax.runs import recipes
@@ -148,6 +148,16 @@ def test_a_panel_costs_what_its_members_cost(load):
   (item,) = items(1)
   a, b = one.count_tokens(item), other.count_tokens(item)
   assert both.count_tokens(item) == (a[0] + b[0], a[1] + b[1])
+
+
+def test_probes_quote_all_templates(load):
+  judge = load('template=tiny', 'template={other}')
+  problems = world.problems('judge_accept')[:2]
+  texts = {
+      p.name: p.item[1] for p in hacking.probes_of(frozen(), judge, problems)
+  }
+  quoted = ' '.join(texts['template/all'])
+  assert quoted.count('rate from 1 to 5') == 2
 
 
 def test_domains_have_panels_of_their_own(load):

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 import contextlib
 import json
 import os
+import re
 import threading
 from typing import Any
 
@@ -27,6 +28,7 @@ Question = Callable[[], Messages]  # made when it is asked
 _PASSING = (408, 425, 429)  # and 5xx
 _REFUSED = (301, 302, 303, 307, 308, 401, 403, 404, 405)  # the same for all
 _LONGEST_WAIT = 60.0  # seconds between two attempts
+_SECONDS = re.compile('[0-9]{1,9}')  # Retry-After; dates are not read
 _LARGEST = 2**24  # bytes of an answer
 _PING: Messages = [{'role': 'user', 'content': 'Answer with the number 1.'}]
 COUNTERS = ('requests', 'retries', 'failed', 'prompt_tokens',
@@ -160,7 +162,8 @@ class Client:
       try:
         return await self._once(session, body)
       except _PassingError as e:
-        wait = min(max(e.wait, self._first_wait * 2.0**attempt), _LONGEST_WAIT)
+        wait = min(max(e.wait, self._first_wait * 2.0**min(attempt, 30)),
+                   _LONGEST_WAIT)
       self._counts['retries'] += 1
       await asyncio.sleep(wait)
     return await self._once(session, body)
@@ -177,7 +180,7 @@ class Client:
       raise _PassingError(failures.brief(e)) from None
     if status in _PASSING or status >= 500:
       raise _PassingError(f'HTTP {status}',
-                          float(wait) if wait.isdigit() else 0)
+                          float(wait) if _SECONDS.fullmatch(wait) else 0.0)
     if status >= 300:
       said = f'HTTP {status} {printable(data[:200].decode(errors="replace"))}'
       if status not in _REFUSED:
@@ -201,7 +204,8 @@ class Client:
     usage = answer.get('usage')
     for name in ('prompt_tokens', 'completion_tokens'):
       count = usage.get(name) if isinstance(usage, dict) else 0
-      self._counts[name] += count if isinstance(count, int) else 0
+      if isinstance(count, int) and 0 <= count < 2**40:
+        self._counts[name] += count
     return text
 
   def _common(self) -> dict[str, Any]:

@@ -38,7 +38,7 @@ class EndpointJudge(Scorer):
   """
 
   params: tuple[()] = ()
-  engine = None
+  model = engine = None
   weights_name = ''  # what a service's model is may change: see judge_check
 
   def __init__(self, cfg: config_lib.Judge, client: Client,
@@ -163,6 +163,11 @@ class EndpointJudge(Scorer):
     answers.update(found)
     if kind:
       raise (InputError if kind == 'InputError' else StartAgain)(said)
+
+  @property
+  def template_text(self) -> str:
+    """As Judge.template_text."""
+    return self.template.text
 
   def _body(self) -> dict[str, Any]:
     """Fields of a request beside model and messages."""

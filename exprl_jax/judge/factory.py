@@ -244,9 +244,10 @@ def check(config: config_lib.Config, problems: Sequence[Problem]) -> None:
     InputError: no such model or template, they do not suit each other, there is
       no key for an endpoint, or a problem has no rubric.
   """
-  cfg, tokenizer = config.judge, tokenizer_of(config)
+  cfg = config.judge
   if panel.local(cfg):
     model_config.read_config(references.folder_of(cfg.init))
+  tokenizer = tokenizer_of(config)
   for template, task in {(cfg.template, task_of(config)),
                          *by_domain(config).values()}:
     for own in panel.members(dataclasses.replace(cfg, template=template)):

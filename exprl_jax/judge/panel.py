@@ -129,6 +129,11 @@ class Panel:
     names = [j.weights_name for j in self._judges]
     return '+'.join(dict.fromkeys(names)) if all(names) else ''
 
+  @property
+  def template_text(self) -> str:
+    """As Judge.template_text, of all members together."""
+    return '\n'.join(dict.fromkeys(j.template_text for j in self._judges))
+
   def of(self, problem: Problem) -> 'Panel':
     """The judge of a problem: this one."""
     del problem

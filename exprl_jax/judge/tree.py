@@ -271,6 +271,11 @@ class Judge(Scorer):
 
   # Laying out.
 
+  @property
+  def template_text(self) -> str:
+    """The template's file, for probes."""
+    return self.template.text
+
   def _too_long(self, trace: TracePrefix) -> bool:
     """Whether a prompt has no place, with or without its trace."""
     longest = max(q.fork.at + len(q.fork.suffix) for q in trace.questions)
