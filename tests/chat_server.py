@@ -18,7 +18,7 @@ class Service(http.server.ThreadingHTTPServer):
   Attributes:
     answer: text of the user's message -> what the model writes.
     faults: of the next answers: an HTTP status, 'cut' (the stream ends in the
-      middle), 'slow' (a second late), 'html' (another kind of answer).
+      middle), 'slow' (three seconds late), 'html' (another kind of answer).
     broken: questions that hold this text get 500, always; '': none.
     key: that requests have to bring; '': none.
     requests: bodies of all requests.
@@ -89,7 +89,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     if server.broken and server.broken in said:
       fault = 500
     if fault == 'slow':
-      time.sleep(1.0)
+      time.sleep(3.0)
     if isinstance(fault, int):
       return self._send(fault, b'{"error": {"message": "no"}}')
     if fault == 'html':

@@ -97,8 +97,9 @@ class EndpointJudge(Scorer):
       return out
     for first, trace in enumerate(self._traces(problem, steps)):
       for item, weight in trace.questions:
-        if self._around(problem, trace.nonce,
-                        item) > (self.cfg.max_prompt_tokens):
+        around = self.template.count(self.tokenizer, problem, trace.nonce, '',
+                                     item)
+        if around > self.cfg.max_prompt_tokens:
           return None
         out += [
             _Asked(
@@ -108,10 +109,6 @@ class EndpointJudge(Scorer):
             for step, text in enumerate(trace.texts)
         ]
     return out
-
-  def _around(self, problem: Problem, nonce: str, item: str) -> int:
-    """Tokens of a prompt without its trace."""
-    return self.template.count(self.tokenizer, problem, nonce, '', item)
 
   def _read(self, asked: Sequence[_Asked],
             answers: Mapping[int, str | None]) -> dict[bytes, list[Judgment]]:

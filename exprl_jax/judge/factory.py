@@ -106,13 +106,13 @@ def load(config: config_lib.Config, mesh: jax.sharding.Mesh,
   if workdir and cfg.cache:
     cache = cache_lib.Cache(epath.Path(workdir) / 'judgments')
   if panel.local(cfg):
-    make = _weighed(config, mesh, shared, options)
+    make = _weighed(config, mesh, tokenizer, shared, options)
   clients: dict[tuple[str, ...], client_lib.Client] = {}
 
   def member(own: config_lib.Judge, task: str) -> Judge | EndpointJudge:
     tokens = own.max_trace_tokens or room
     if make and not own.endpoint:
-      return make(own, tokenizer, task, tokens, cache)
+      return make(own, task, tokens, cache)
     name = own.endpoint, own.endpoint_model, own.endpoint_key
     client = clients.setdefault(name, client_lib.Client(own))
     return EndpointJudge(own, client, tokenizer, task, tokens, cache)
@@ -130,6 +130,7 @@ def load(config: config_lib.Config, mesh: jax.sharding.Mesh,
 
 
 def _weighed(config: config_lib.Config, mesh: jax.sharding.Mesh,
+             tokenizer: Tokenizer,
              shared: tuple[epath.Path, ModelConfig, Params] | None,
              options: Options | None) -> Callable[..., Judge]:
   """Loads the weights; returns what makes a judge of them."""
@@ -142,12 +143,12 @@ def _weighed(config: config_lib.Config, mesh: jax.sharding.Mesh,
                             weights=cfg.weights)
   name = cache_lib.digest(folder)
 
-  def make(own: config_lib.Judge, tokenizer: Tokenizer, task: str,
-           max_trace_tokens: int, cache: cache_lib.Cache | None) -> Judge:
+  def make(own: config_lib.Judge, task: str, max_trace_tokens: int,
+           cache: cache_lib.Cache | None) -> Judge:
     return Judge(own, model, params, tokenizer, mesh, task, max_trace_tokens,
                  cache, name, options)
 
-  if not Tokenizer(folder).has_chat_template:
+  if not tokenizer.has_chat_template:
     logging.warning('judge %s has no chat template: it reads plain text',
                     printable(str(folder)))
   return make
@@ -167,7 +168,8 @@ def is_named(config: config_lib.Config) -> bool:
 def name_of(cfg: config_lib.Judge) -> str:
   """The judges as errors name them."""
   return ' + '.join(
-      dict.fromkeys(m.endpoint_model or m.init for m in panel.members(cfg)))
+      dict.fromkeys(m.endpoint_model if m.endpoint else m.init
+                    for m in panel.members(cfg)))
 
 
 def tokenizer_of(config: config_lib.Config) -> Tokenizer:
