@@ -18,6 +18,7 @@ from exprl_jax import config as config_lib
 from exprl_jax import main
 from exprl_jax.data import tiny_world as world
 from exprl_jax.data.tokenizer import Tokenizer
+from exprl_jax.evals import judge_check
 from exprl_jax.judge import cache as cache_lib
 from exprl_jax.judge import chats, factory, prompts, readouts
 from exprl_jax.judge.client import Client
@@ -26,7 +27,13 @@ from exprl_jax.judge.panel import Panel
 from exprl_jax.judge.readouts import base
 from exprl_jax.runs import dry_run, recipes
 from exprl_jax.runtime import failures, metrics, workdir
-from exprl_jax.types import InputError, Problem, RubricItem, StartAgain
+from exprl_jax.types import (
+    InputError,
+    Problem,
+    RubricItem,
+    RunFailure,
+    StartAgain,
+)
 from tests import chat_server
 from tests.conftest import POLICY
 from tests.test_processes import two_processes
@@ -394,6 +401,29 @@ def test_a_run_that_is_told_to_stop_keeps_its_answers(service, traces,
   assert child.returncode == 42, said
   known = cache_lib.Cache(tmp_path / 'w/judgments')._known
   assert 3 <= len(known) <= len(service.requests) <= 5
+
+
+def test_a_service_is_examined_before_a_run(service, one_device):
+  """Within its budget; one that likes a probe too much is refused."""
+  config = recipes.freeze(
+      main.parse([
+          '--config=configs/tiny.py', *flags_of(service),
+          '--config.judge.traces=', '--config.judge.check_tokens=20000',
+          '--config.judge.min_separation=0.0', '--config.reward=outcome',
+          '--config.credit.rule=group', '--config.credit.first=final'
+      ])[1])
+  judge = factory.load(config, one_device)
+  problems = world.problems('judge_accept')[:4]
+  asked = judge_check.questions(config, judge, problems)
+  assert asked.probes and asked.made and asked.tokens <= 20000
+  service.answer = lambda said: 'Score: 1'
+  found = judge_check.before_training(config, judge, problems)
+  assert found['judge/probe_max_score'] == 0
+  blank = sum(not ''.join(steps).strip() for _, steps in asked.items)
+  assert len(service.requests) == len(asked.items) - blank
+  service.answer = lambda said: 'Score: 5'
+  with pytest.raises(RunFailure, match='judge m can be fooled'):
+    judge_check.before_training(config, judge, problems)
 
 
 def test_a_service_may_move_between_two_starts(service, tmp_path):
