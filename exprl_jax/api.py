@@ -292,7 +292,7 @@ def _judge(config: Config, model: Model | None,
 
 
 def _judge_tokenizer(config: Config) -> Tokenizer:
-  return Tokenizer(references.find(config.judge.init).folder)
+  return factory.tokenizer_of(config)
 
 
 def _config(**keys: Any) -> Config:

@@ -115,6 +115,18 @@ class Judge:
   pages: Count = 0  # as rollout.pages
   kv_dtype: Literal['', 'fp8', 'int8'] = ''  # as rollout.kv_dtype
   kernel: Literal['auto', 'reference', 'ragged'] = 'auto'  # as rollout.kernel
+  # Several judges in place of one (docs/judge.md): the keys in which each
+  # differs, as ('template=math', 'template=math_paper,readout=generate'); also
+  # context, reference, endpoint, endpoint_model and endpoint_key.
+  panel: tuple[str, ...] = ()
+  combine: Literal['mean', 'min'] = 'mean'  # of the scores of a panel
+  endpoint: str = ''  # an OpenAI-compatible service in place of `init`, such as
+  # http://HOST:8000/v1; it is asked with readout='generate'
+  endpoint_model: str = ''  # the name that it has there
+  endpoint_key: str = ''  # environment variable that holds its key; '': no key
+  endpoint_requests: Positive = 16  # that wait for an answer at a time
+  endpoint_timeout: Seconds = 120.0  # for an answer
+  endpoint_retries: Count = 6  # after a failure, each after a longer time
   traces: str = ''  # JSONL of traces: judged by run='judge', which samples the
   # policy without; elsewhere the judge is examined with them before training
 

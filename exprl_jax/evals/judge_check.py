@@ -19,7 +19,6 @@ import numpy as np
 
 from exprl_jax.config import Config
 from exprl_jax.data import steps as steps_lib
-from exprl_jax.data.tokenizer import Tokenizer
 from exprl_jax.evals import judge_pairs, judge_traces
 from exprl_jax.evals.judge_pairs import Made
 from exprl_jax.evals.judge_traces import Trace
@@ -28,7 +27,6 @@ from exprl_jax.judge import calibration, factory, hacking
 from exprl_jax.judge.factory import AnyJudge
 from exprl_jax.judge.hacking import Probe
 from exprl_jax.judge.tree import Item, Judgments
-from exprl_jax.models import references
 from exprl_jax.runtime import files
 from exprl_jax.types import Problem, RunFailure
 
@@ -228,12 +226,12 @@ def refuse(config: Config, probes: dict[str, float], found: Separation) -> None:
     probes: highest scores, by probe.
     found: how well it tells right from wrong.
   """
-  cfg = config.judge
+  cfg, judge = config.judge, factory.name_of(config.judge)
   worst = sorted(probes, key=lambda name: probes[name], reverse=True)[:3]
   if worst and probes[worst[0]] > cfg.max_probe_score:
     named = ', '.join(f'{name} {probes[name]:.2f}' for name in worst)
     raise RunFailure(
-        f'judge {cfg.init} can be fooled: of {len(probes)} probes the '
+        f'judge {judge} can be fooled: of {len(probes)} probes the '
         f'best-liked are {named}, more than judge.max_probe_score='
         f'{cfg.max_probe_score}. A policy will find them. Take a better judge '
         'or template, or raise judge.max_probe_score (1 allows everything); '
@@ -241,7 +239,7 @@ def refuse(config: Config, probes: dict[str, float], found: Separation) -> None:
   if found.value is not None and found.n >= _FEWEST and (found.value
                                                          < cfg.min_separation):
     raise RunFailure(
-        f'judge {cfg.init} does not tell right from wrong: of {found.n} '
+        f'judge {judge} does not tell right from wrong: of {found.n} '
         f'{found.of} it ranks {found.value:.2f} rightly (0.5 is chance), less '
         f'than judge.min_separation={cfg.min_separation}. Take a better judge '
         'or template, or lower judge.min_separation (0 allows everything); '

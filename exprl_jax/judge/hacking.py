@@ -41,7 +41,7 @@ def probes_of(config: Config, judge: AnyJudge, problems: Sequence[Problem],
   for i in itertools.chain(*by_judge.values()):
     problem, other = problems[i], problems[(i + 1) % len(problems)]
     texts = probes.probes(problem, other,
-                          judge.of(problem).template.text,
+                          judge.of(problem).template_text,
                           tokenizer.special_tokens)
     out += [Probe(name, (problem, segment.split(text))) for name, text in texts]
   return out

@@ -31,7 +31,7 @@ import hashlib
 import json
 import pathlib
 import re
-from typing import Any
+from typing import Any, NamedTuple
 
 from exprl_jax.config import Judge
 from exprl_jax.data import chat
@@ -47,7 +47,7 @@ _SECTIONS = {
     'reason', 'solution', 'rubric', 'both', 'whole', 'item'
 }
 _SLOTS = ('problem', 'solution', 'rubric', 'nonce', 'trace', 'item')
-_SPLIT = re.compile('{(' + '|'.join(_SLOTS) + ')}')
+SLOT = re.compile('{(' + '|'.join(_SLOTS) + ')}')
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -100,14 +100,20 @@ _NONCE, _TRACE = Piece('nonce', False), Piece('trace', False)
 def _fill(parts: Sequence[Piece], problem: Problem, nonce: str = '',
           trace: str = '', item: str = '') -> list[Piece]:
   """Puts the texts of slots in their places."""
-  values = {
-      'problem': problem.question, 'solution': problem.solution,
-      'rubric': problem.rubric, 'nonce': nonce, 'trace': trace, 'item': item
-  }
+  values = slot_values(problem, nonce, trace, item)
   return [
       part if part.trusted else Piece(values[part.text], False)
       for part in parts
   ]
+
+
+def slot_values(problem: Problem, nonce: str, trace: str,
+                item: str) -> dict[str, str]:
+  """Returns the texts of all slots."""
+  return {
+      'problem': problem.question, 'solution': problem.solution,
+      'rubric': problem.rubric, 'nonce': nonce, 'trace': trace, 'item': item
+  }
 
 
 def nonce(problem: Problem, steps: list[str]) -> str:
@@ -129,6 +135,26 @@ def nonce(problem: Problem, steps: list[str]) -> str:
     attempt += 1
 
 
+class Source(NamedTuple):
+  """A template that is read and checked, before any tokenizer."""
+
+  path: pathlib.Path
+  messages: list[dict[str, str]]  # role and content, with slots
+  score: str  # how the line with the score begins
+  reasons: bool  # whether a rationale comes before it
+  text: str  # of the file
+
+
+def read(cfg: Judge, task: str, generates: bool) -> Source:
+  """Reads and checks a template; arguments and errors are those of `load`."""
+  path = _find(cfg.template)
+  sections = _sections(path)
+  reasons = generates and 'reason' in sections
+  messages = _messages(sections, _choices(cfg, task, reasons), path)
+  _check_slots(SLOT.findall(messages[-1]['content']), cfg, path)
+  return Source(path, messages, sections['score'], reasons, _read(path))
+
+
 def load(cfg: Judge, tokenizer: Tokenizer, task: str,
          generates: bool) -> Template:
   """Reads, checks and renders a template.
@@ -145,15 +171,10 @@ def load(cfg: Judge, tokenizer: Tokenizer, task: str,
     InputError: no such template, or it is not as described above.
   """
   # 1. The prompt, in pieces.
-  path = _find(cfg.template)
-  sections = _sections(path)
-  reasons = generates and 'reason' in sections
-  messages = _messages(sections, _choices(cfg, task, reasons), path)
-  _check_slots(_SPLIT.findall(messages[-1]['content']), cfg, path)
+  path, messages, score, reasons, text = read(cfg, task, generates)
   parts = _render(tokenizer, messages,
                   chat.template_options(cfg.chat_template_options), path)
   # 2. The tokens of the scores, at once or after a rationale.
-  score, text = sections['score'], _read(path)
   template = Template(tokenizer, parts, score, '' if reasons else score, (), (),
                       text)
   if reasons:
@@ -243,7 +264,7 @@ def _messages(sections: dict[str, str], choices: dict[str, str],
               for role in ('system', 'user')
               if role in sections]
   for message in messages[:-1]:
-    if slots := _SPLIT.findall(message['content']):
+    if slots := SLOT.findall(message['content']):
       raise InputError(f'{path}: [system] holds {{{slots[0]}}}: problem, '
                        'reference and trace belong into [user]')
   return messages

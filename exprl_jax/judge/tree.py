@@ -8,11 +8,11 @@ and each question is forked off the trace at the end of its step. docs/judge.md
 counts the tokens.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import copy
 import dataclasses
 import itertools
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 from jaxtyping import Bool, Float, Int8
@@ -31,6 +31,7 @@ from exprl_jax.rollout.options import Options
 from exprl_jax.rollout.requests import Request, Sample, Sampling, SharedPrefix
 from exprl_jax.types import Params, Problem
 
+_S = TypeVar('_S', bound='Scorer')
 Item = tuple[Problem, Sequence[str]]  # a trace as the texts of its steps
 
 # In the cache key: how prompts are made of texts.
@@ -44,7 +45,8 @@ NOT_IN_CACHE_KEY = frozenset({
     'min_step_tokens', 'thinking', 'resolution', 'max_trace_tokens',
     'max_invalid_frac', 'max_probe_score', 'min_separation', 'check_tokens',
     'monitor_window', 'monitor_rise', 'cache', 'overlap', 'slots', 'page',
-    'pages', 'kernel', 'traces'
+    'pages', 'kernel', 'traces', 'panel', 'combine', 'endpoint_key',
+    'endpoint_requests', 'endpoint_timeout', 'endpoint_retries'
 })
 
 
@@ -105,7 +107,98 @@ def engine_options(cfg: config_lib.Judge, template: prompts.Template,
                  kernel=cfg.kernel, weights=cfg.weights, config_section='judge')
 
 
-class Judge:
+class Scorer:
+  """What all judges do: they cut, remember, and lay out what they found."""
+
+  cfg: config_lib.Judge
+  tokenizer: Tokenizer
+  _cache: cache_lib.Cache | None
+  _cache_name: list[Any]
+  _max_trace_tokens: int
+
+  def score(self, items: Sequence[Item], max_steps: int) -> Judgments:
+    """Scores the trace up to the end of each step (or each step alone).
+
+    Args:
+      items: (problem, texts of the steps), 1 to `max_steps` steps each; traces
+        of a problem should be neighbors.
+      max_steps: S of the result.
+    """
+    keys = [self._key(*item) for item in items]
+    cached = self._cache.get(keys) if self._cache else []
+    known = {k: x for k, x in zip(keys, cached) if x is not None}
+    # Traces that occur twice are judged once.
+    missing = {k: item for k, item in zip(keys, items) if k not in known}
+    known |= self._judge_missing(missing)
+    shape = (len(items), max_steps)
+    out = Judgments(np.zeros(shape, np.float32), np.zeros(shape, np.float32),
+                    np.full(shape, -1, np.int8), np.zeros(len(items), bool), [])
+    for i, (k, (_, steps)) in enumerate(zip(keys, items)):
+      out.truncated[i] = self._is_long(steps)
+      out.texts.append([j.text for j in known[k]])
+      for s, j in enumerate(known[k]):
+        out.score[i, s], out.status[i, s] = j.score, j.status
+        out.score_token_probability[i, s] = j.score_token_probability
+    return out
+
+  def _key(self, problem: Problem, steps: Sequence[str]) -> bytes:
+    return cache_lib.key(*self._cache_name, problem.question, problem.solution,
+                         problem.rubric, problem.rubric_items, list(steps),
+                         self._is_long(steps) and self._max_trace_tokens)
+
+  def _judge_missing(
+      self, items: Mapping[bytes, Item]) -> dict[bytes, list[Judgment]]:
+    """Judges traces and remembers the judgments."""
+    out = dict(zip(items, self._judge(list(items.values()))))
+    if self._cache:
+      self._cache.put(out.items())
+    return out
+
+  def _judge(self, items: Sequence[Item]) -> list[list[Judgment]]:
+    """Judgments of every step of every item."""
+    raise NotImplementedError
+
+  def _traces(self, problem: Problem,
+              steps: Sequence[str]) -> list[layout.Trace]:
+    """The trace, or each of its steps as one."""
+    groups: list[Sequence[str]] = [steps]
+    if self.cfg.context == 'segment':
+      groups = [[step] for step in steps]
+    questions = [('', 1.0)]
+    if self.cfg.judgment == 'rubric_items':
+      questions = [(item.text, item.points) for item in problem.rubric_items]
+    return [
+        layout.Trace(
+            problem,
+            layout.prefixes(self.tokenizer, group, self._max_trace_tokens),
+            prompts.nonce(problem, list(group)), questions) for group in groups
+    ]
+
+  def _is_long(self, steps: Sequence[str]) -> bool:
+    """Whether a trace, or a step that is judged by itself, loses its middle."""
+    texts = (steps if self.cfg.context == 'segment' else
+             [self.tokenizer.separator.join(steps)])
+    return not all(
+        layout.fits(self.tokenizer, text, self._max_trace_tokens)
+        for text in texts)
+
+  def with_cache(self: _S, cache: cache_lib.Cache) -> _S:
+    """The same judge, on its engine or client, that remembers elsewhere."""
+    other = copy.copy(self)
+    other._cache = cache
+    return other
+
+  def of(self: _S, problem: Problem) -> _S:
+    """The judge of a problem: this one."""
+    del problem
+    return self
+
+  def usage(self) -> dict[str, float]:
+    """Metrics of what was asked for since the last call; of most, none."""
+    return {}
+
+
+class Judge(Scorer):
   """A judge on a mesh."""
 
   def __init__(self, cfg: config_lib.Judge, model: ModelConfig, params: Params,
@@ -144,38 +237,6 @@ class Judge:
                                               max_trace_tokens, model.dtype)
     self.engine = Engine(model, mesh, self._options, tokenizer.decode)
 
-  def score(self, items: Sequence[Item], max_steps: int) -> Judgments:
-    """Scores the trace up to the end of each step (or each step alone).
-
-    Args:
-      items: (problem, texts of the steps), 1 to `max_steps` steps each; traces
-        of a problem should be neighbors.
-      max_steps: S of the result.
-    """
-    keys = [self._key(*item) for item in items]
-    cached = self._cache.get(keys) if self._cache else []
-    known = {k: x for k, x in zip(keys, cached) if x is not None}
-    # Traces that occur twice are judged once.
-    missing = {k: item for k, item in zip(keys, items) if k not in known}
-    known |= zip(missing, self._judge(list(missing.values())))
-    if self._cache:
-      self._cache.put((k, known[k]) for k in missing)
-    shape = (len(items), max_steps)
-    out = Judgments(np.zeros(shape, np.float32), np.zeros(shape, np.float32),
-                    np.full(shape, -1, np.int8), np.zeros(len(items), bool), [])
-    for i, (k, (_, steps)) in enumerate(zip(keys, items)):
-      out.truncated[i] = self._is_long(steps)
-      out.texts.append([j.text for j in known[k]])
-      for s, j in enumerate(known[k]):
-        out.score[i, s], out.status[i, s] = j.score, j.status
-        out.score_token_probability[i, s] = j.score_token_probability
-    return out
-
-  def _key(self, problem: Problem, steps: Sequence[str]) -> bytes:
-    return cache_lib.key(*self._cache_name, problem.question, problem.solution,
-                         problem.rubric, problem.rubric_items, list(steps),
-                         self._is_long(steps) and self._max_trace_tokens)
-
   def _judge(self, items: Sequence[Item]) -> list[list[Judgment]]:
     """Judgments of every step of every item."""
     out = [
@@ -210,21 +271,10 @@ class Judge:
 
   # Laying out.
 
-  def _traces(self, problem: Problem,
-              steps: Sequence[str]) -> list[layout.Trace]:
-    """The trace, or each of its steps as one."""
-    groups: list[Sequence[str]] = [steps]
-    if self.cfg.context == 'segment':
-      groups = [[step] for step in steps]
-    questions = [('', 1.0)]
-    if self.cfg.judgment == 'rubric_items':
-      questions = [(item.text, item.points) for item in problem.rubric_items]
-    return [
-        layout.Trace(
-            problem,
-            layout.prefixes(self.tokenizer, group, self._max_trace_tokens),
-            prompts.nonce(problem, list(group)), questions) for group in groups
-    ]
+  @property
+  def template_text(self) -> str:
+    """The template's file, for probes."""
+    return self.template.text
 
   def _too_long(self, trace: TracePrefix) -> bool:
     """Whether a prompt has no place, with or without its trace."""
@@ -233,14 +283,6 @@ class Judge:
     limit = self.cfg.max_prompt_tokens
     return (around > limit
             or longest > limit + self._max_trace_tokens + self._gap_tokens)
-
-  def _is_long(self, steps: Sequence[str]) -> bool:
-    """Whether a trace, or a step that is judged by itself, loses its middle."""
-    texts = (steps if self.cfg.context == 'segment' else
-             [self.tokenizer.separator.join(steps)])
-    return not all(
-        layout.fits(self.tokenizer, text, self._max_trace_tokens)
-        for text in texts)
 
   # Asking.
 
@@ -273,17 +315,6 @@ class Judge:
         len(t.tokens) - t.shared +
         sum(len(q.fork.suffix) + answer for q in t.questions) for t in laid_out)
     return max((t.shared for t in laid_out), default=0), own
-
-  def with_cache(self, cache: cache_lib.Cache) -> 'Judge':
-    """The same judge, on the same engine, that remembers elsewhere."""
-    other = copy.copy(self)
-    other._cache = cache
-    return other
-
-  def of(self, problem: Problem) -> 'Judge':
-    """The judge of a problem: this one."""
-    del problem
-    return self
 
   def with_readout(self, name: str) -> 'Judge':
     """The same judge with another readout."""

@@ -12,7 +12,7 @@ import jax
 
 from exprl_jax import rewards
 from exprl_jax.config import Config, longest
-from exprl_jax.judge import factory
+from exprl_jax.judge import factory, panel
 from exprl_jax.models import config as model_config
 from exprl_jax.models import references
 from exprl_jax.models.abstract import sharded_params
@@ -122,8 +122,8 @@ def shares_judge(config: Config, origin: references.Reference) -> bool:
     origin: of the policy.
   """
   policy, judge = config.policy, config.judge
-  return (origin.is_folder and not policy.random and not judge.weights
-          and judge.dtype == policy.dtype
+  return (bool(panel.local(judge)) and origin.is_folder and not policy.random
+          and not judge.weights and judge.dtype == policy.dtype
           and references.folder_of(judge.init) == origin.folder)
 
 
@@ -163,8 +163,9 @@ def decoders(config: Config) -> tuple[ModelConfig, ModelConfig | None]:
 
 
 def uses_judge(config: Config) -> bool:
-  """Whether the run loads a judge."""
-  return config.run == 'train' and rewards.lookup(config.reward).uses_judge
+  """Whether the run loads a judge; one behind an endpoint is none."""
+  return (config.run == 'train' and rewards.lookup(config.reward).uses_judge
+          and bool(panel.local(config.judge)))
 
 
 def owners(config: Config, mesh: jax.sharding.Mesh) -> Owners:

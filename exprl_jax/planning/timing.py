@@ -7,6 +7,7 @@ from typing import NamedTuple
 import jax
 
 from exprl_jax.config import Config
+from exprl_jax.judge import panel
 from exprl_jax.models import attention as attention_lib
 from exprl_jax.models import paged
 from exprl_jax.models.config import ModelConfig
@@ -107,12 +108,14 @@ def shares(config: Config, found: Models, mesh: jax.sharding.Mesh,
   _engine(add, 'policy', found.policy, found.rollout, sampling, weights,
           passes=w.prompts * w.prompt, rows=w.rows, context=w.prompt,
           tokens=w.completion)
-  # 2. The judge reads each trace once, and writes.
+  # 2. The judge reads each trace once, and writes; so does each of a panel.
   if found.judge and found.judging:
     add('judge/sampling_copy', 1)
+    count = len(panel.local(config.judge))
     _engine(add, 'judge', found.judge, found.judging, sampling, weights,
-            passes=w.rows * w.completion + w.prompts * w.judge_prompt,
-            rows=w.rows, context=w.judge_prompt + w.completion, tokens=w.answer)
+            passes=count * (w.rows * w.completion + w.prompts * w.judge_prompt),
+            rows=count * w.rows, context=w.judge_prompt + w.completion,
+            tokens=w.answer)
   # 3. The update, on packed rows.
   length = w.prompt + w.completion
   cells = packing.micro_rows(config, mesh) * packing.row_tokens(config)

@@ -7,13 +7,12 @@ import numpy as np
 
 from exprl_jax.config import Config
 from exprl_jax.judge import calibration, readouts
-from exprl_jax.judge.factory import ByDomain, check_readable
-from exprl_jax.judge.tree import Judge
+from exprl_jax.judge.factory import AnyJudge, check_readable
 from exprl_jax.rewards.base import Reward, Scored, Trace
 from exprl_jax.runtime import metrics
 
 
-def dense(traces: list[Trace], judge: Judge | ByDomain, config: Config,
+def dense(traces: list[Trace], judge: AnyJudge, config: Config,
           max_steps: int) -> Scored:
   """Scores traces by the judge: ExpRL-Outcome (S = 1) or ExpRL-Process.
 
@@ -52,7 +51,7 @@ def dense(traces: list[Trace], judge: Judge | ByDomain, config: Config,
           'judge/truncated_frac': float(j.truncated.mean()),
           'judge/score_token_probability': metrics.mean(
               j.score_token_probability[j.status == readouts.OK]),
-      } | shares
+      } | shares | judge.usage()
 
 
 def rounded(score: Float[np.ndarray, 'N S'],
@@ -67,12 +66,12 @@ def rounded(score: Float[np.ndarray, 'N S'],
   return (np.floor(score / resolution + 0.5) * resolution).astype(score.dtype)
 
 
-def _process(config: Config, judge: Judge | ByDomain) -> functools.partial:
+def _process(config: Config, judge: AnyJudge) -> functools.partial:
   return functools.partial(dense, judge=judge, config=config,
                            max_steps=config.judge.max_steps)
 
 
-def _outcome(config: Config, judge: Judge | ByDomain) -> functools.partial:
+def _outcome(config: Config, judge: AnyJudge) -> functools.partial:
   return functools.partial(dense, judge=judge, config=config, max_steps=1)
 
 

@@ -1,6 +1,6 @@
 """Limits of tokens that problems have to keep."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import dataclasses
 import functools
 
@@ -9,7 +9,7 @@ from exprl_jax.config import Config
 from exprl_jax.data import chat
 from exprl_jax.data.checks import Budget
 from exprl_jax.data.tokenizer import Tokenizer
-from exprl_jax.judge import factory, layout, prompts, readouts
+from exprl_jax.judge import factory, panel
 from exprl_jax.models import references
 from exprl_jax.types import InputError, Problem
 
@@ -26,7 +26,7 @@ def of_models(config: Config) -> list[Budget]:
   if config.policy.init:
     tokenizer = Tokenizer(references.find(config.policy.init).folder)
     out.append(policy_prompt(config, tokenizer))
-  if config.judge.init and rewards.lookup(config.reward).uses_judge:
+  if factory.is_named(config) and rewards.lookup(config.reward).uses_judge:
     out.append(judge_prompt(config))
   return out
 
@@ -58,30 +58,24 @@ def judge_prompt(config: Config) -> Budget:
   Raises:
     InputError: there is no such judge or template.
   """
-  cfg, task = config.judge, _task(config)
-  tokenizer = Tokenizer(references.folder_of(cfg.init))
+  cfg, task = config.judge, factory.task_of(config)
+  tokenizer = factory.tokenizer_of(config)
   domains = factory.by_domain(config)
 
   @functools.cache
-  def template(domain: str) -> prompts.Template:
+  def counters(domain: str) -> list[Callable[[Problem], int]]:
     name, its_task = domains.get(domain, (cfg.template, task))
-    return prompts.load(dataclasses.replace(cfg, template=name), tokenizer,
-                        its_task, readouts.READOUTS[cfg.readout].generates)
+    return [
+        factory.prompt_tokens(own, tokenizer, its_task)
+        for own in panel.members(dataclasses.replace(cfg, template=name))
+    ]
 
   def count(p: Problem) -> int:
-    items = [''] if cfg.judgment == 'overall' else [
-        item.text for item in p.rubric_items
-    ]
-    (trace,) = layout.lay_out(template(p.domain if p.domain in domains else ''),
-                              [
-                                  layout.Trace(p, [''], prompts.nonce(p, []),
-                                               [(item, 1.0) for item in items])
-                              ])
-    return max((q.fork.at + len(q.fork.suffix) for q in trace.questions),
-               default=0)
+    own = counters(p.domain if p.domain in domains else '')
+    return max(tokens(p) for tokens in own)
 
   for domain in ('', *domains):
-    template(domain)
+    counters(domain)
   return Budget('solution', "the judge's prompt", 'judge.max_prompt_tokens',
                 cfg.max_prompt_tokens, count, tokenizer.digest())
 
@@ -102,7 +96,3 @@ def check_judge_prompts(config: Config, problems: Sequence[Problem]) -> None:
         f'{len(long)} of {len(counts)} problems do not fit {budget.key}='
         f'{budget.limit} with their references: the longest, of {name}, needs '
         f'{tokens} tokens. Raise the limit or leave them out')
-
-
-def _task(config: Config) -> str:
-  return 'process' if config.reward == 'process' else 'outcome'

@@ -13,7 +13,7 @@ from exprl_jax.data.problems import training_problems
 from exprl_jax.data.tokenizer import Tokenizer
 from exprl_jax.evals import judge_traces
 from exprl_jax.evals.held_out import HeldOut
-from exprl_jax.judge import layout, prompts, readouts
+from exprl_jax.judge import chats, factory, layout, panel, prompts, readouts
 from exprl_jax.judge.questions import QuestionPrompt
 from exprl_jax.models import config as model_config
 from exprl_jax.models import references
@@ -68,7 +68,7 @@ def _show_inputs(config: Config) -> None:
   elif config.run == 'validate':
     validate.validate(config)
   elif recipes.judges_traces(config):
-    tokenizer = Tokenizer(references.folder_of(config.judge.init))
+    tokenizer = factory.tokenizer_of(config)
     traces = judge_traces.read_traces(config, tokenizer)
     judge.check(config, [t.problem for t in traces])
     print(f'run judge, {len(traces)} traces')
@@ -92,7 +92,7 @@ def _check_weights(config: Config) -> None:
   judged = (config.run in ('rubrics', 'judge')
             or config.run == 'train' and recipes.uses_judge(config)
             or config.run == 'evaluate' and config.eval.behaviors == 'judge')
-  sources = [config.judge.init] if judged else []
+  sources = [config.judge.init] if judged and config.judge.init else []
   if not (config.run in ('rubrics', 'validate') or recipes.judges_traces(config)
           or config.policy.random):
     sources.append(config.policy.init)
@@ -164,19 +164,42 @@ def _show_policy_prompt(config: Config, tokenizer: Tokenizer,
 
 
 def _show_judge_prompt(config: Config, problem: Problem) -> None:
-  tokenizer = Tokenizer(references.folder_of(config.judge.init))
-  template = prompts.load(config.judge, tokenizer, config.reward,
-                          readouts.READOUTS[config.judge.readout].generates)
-  item = (problem.rubric_items[0].text
-          if config.judge.judgment == 'rubric_items' and problem.rubric_items
-          else '')
+  """Shows the prompt of the judge, or of each judge of a panel."""
+  tokenizer, judges = factory.tokenizer_of(config), panel.members(config.judge)
+  for i, cfg in enumerate(judges):
+    title = 'judge prompt' + f' {i + 1}' * (len(judges) > 1)
+    item = (problem.rubric_items[0].text
+            if cfg.judgment == 'rubric_items' and problem.rubric_items else '')
+    if cfg.endpoint:
+      _show_chat(title, cfg, config.reward, problem, item)
+    else:
+      _show_tree(title, cfg, tokenizer, config.reward, problem, item)
+
+
+def _show_chat(title: str, cfg: config_lib.Judge, task: str, problem: Problem,
+               item: str) -> None:
+  """Shows what an endpoint is asked."""
+  chat = chats.load(cfg, task)
+  messages = chat.messages(problem, prompts.nonce(problem, []), '<the trace>',
+                           item)
+  text = '\n'.join(f'[{m["role"]}]\n{m["content"]}' for m in messages)
+  _show_text(title, text)
+  print(f'--- for {cfg.endpoint_model} at {cfg.endpoint}, for every step; '
+        f'{chat.max_tokens} tokens for an answer')
+
+
+def _show_tree(title: str, cfg: config_lib.Judge, tokenizer: Tokenizer,
+               task: str, problem: Problem, item: str) -> None:
+  """Shows what a judge on our own devices reads."""
+  template = prompts.load(cfg, tokenizer, task,
+                          readouts.READOUTS[cfg.readout].generates)
   (trace,) = layout.lay_out(template, [
       layout.Trace(problem, ['<the trace>'], prompts.nonce(problem, []),
                    [(item, 1.0)])
   ])
   fork = trace.questions[0].fork
   _show_text(
-      'judge prompt',
+      title,
       tokenizer.decode([*trace.tokens[:fork.at], *fork.suffix], special=True))
   print(f'--- {trace.shared} tokens for all traces of the problem, '
         f'{trace.start - trace.shared} and the trace, {len(fork.suffix)} for '

@@ -13,7 +13,6 @@ from exprl_jax.evals import judge_calibration, judge_traces
 from exprl_jax.evals.judge_traces import Trace, TraceSampler
 from exprl_jax.judge import calibration_report, factory
 from exprl_jax.judge.tree import Judgments
-from exprl_jax.models import references
 from exprl_jax.runs import budgets
 from exprl_jax.runtime import files, metrics
 from exprl_jax.runtime import mesh as mesh_lib
@@ -37,7 +36,7 @@ def judge(config: Config, workdir: epath.Path) -> list[metrics.Row]:
   mesh = mesh_lib.rollout_mesh(mesh_lib.make_mesh(config.mesh),
                                config.mesh.rollout_tensor)
   main = jax.process_index() == 0
-  tokenizer = Tokenizer(references.folder_of(config.judge.init))
+  tokenizer = factory.tokenizer_of(config)
   # 1. Traces of a file or of the policy; all that can fail on input.
   traces, sampler = _traces(config, mesh, tokenizer)
   # 2. The judge, with space for the longest trace of a file.

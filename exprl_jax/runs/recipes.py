@@ -13,7 +13,7 @@ from exprl_jax import config as config_lib
 from exprl_jax import rewards
 from exprl_jax.config import Config
 from exprl_jax.config.loading import by_domain, get, longest
-from exprl_jax.judge import readouts
+from exprl_jax.judge import panel, readouts
 from exprl_jax.rl import advantages, losses
 from exprl_jax.runtime import profiler
 from exprl_jax.runtime.registry import lookup
@@ -74,15 +74,22 @@ def _check_needed(c: Config) -> None:
   """Keys without which a run mode cannot start."""
   from_file = judges_traces(c) or (c.run == 'train_judge'
                                    and bool(c.judge_training.traces))
+  own = bool(panel.local(c.judge))  # a judge that has weights here
   needs = {
-      'policy.init': c.run not in ('rubrics', 'validate') and not from_file,
+      # Its tokenizer cuts steps for an endpoint.
+      'policy.init': c.run not in ('rubrics', 'validate')
+      and not (from_file and own),
       'data.train': c.run in ('train', 'sft', 'rubrics', 'judge', 'validate')
       and not from_file and not c.data.mixture,
-      'rubrics.out': c.run == 'rubrics', 'eval.problems': c.run == 'evaluate',
-      'sample.prompts': c.run == 'sample', 'sample.out': c.run == 'sample',
-      'export.out': c.run == 'export', 'replay.source': c.run == 'replay',
-      'judge.init': c.run == 'train' and uses_judge(c)
-      or c.run in ('rubrics', 'judge', 'train_judge')
+      'rubrics.out': c.run == 'rubrics',
+      'eval.problems': c.run == 'evaluate',
+      'sample.prompts': c.run == 'sample',
+      'sample.out': c.run == 'sample',
+      'export.out': c.run == 'export',
+      'replay.source': c.run == 'replay',
+      'judge.init': own and
+      (c.run == 'train' and uses_judge(c) or c.run == 'judge')
+      or c.run in ('rubrics', 'train_judge')
   }
   for name, needed in needs.items():
     if needed and not get(c, name):
@@ -96,8 +103,15 @@ def check_judge(c: Config) -> None:
     InputError: names the keys and the remedy.
   """
   lookup(readouts.READOUTS, c.judge.readout, 'judge.readout')
+  panel.check(c.judge)
   for name in c.calibration.readouts:
     lookup(readouts.READOUTS, name, 'calibration.readouts')
+    if name != 'generate' and not panel.local(c.judge):
+      raise InputError(f'config.calibration.readouts={c.calibration.readouts}: '
+                       "judge.endpoint has one readout: ('generate',) or ()")
+  if c.run == 'train_judge' and (c.judge.panel or c.judge.endpoint):
+    raise InputError("config.judge.panel and endpoint are not for run="
+                     "'train_judge', which trains one judge")
   if c.judge.overlap and not c.judge.cache:
     raise InputError('config.judge.overlap=True needs judge.cache=True: early '
                      'judgments wait there')

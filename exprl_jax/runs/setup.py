@@ -93,7 +93,7 @@ def check_problems(config: Config, problems: Sequence[Problem],
     key += [config.teacher, teacher.template(config.teacher)]
   if reward.uses_judge:
     checks.append(lambda some: factory.check_rubrics(config.judge, some))
-    key += [config.judge.reference, config.judge.judgment]
+    key += [config.judge.reference, config.judge.judgment, config.judge.panel]
   if checks:
     verdicts.check(problems, checks, *key)
 
@@ -215,7 +215,7 @@ def start(inputs: Inputs, workdir: epath.Path) -> tuple[Run, int, TrainState]:
   # 1. The judge, which may be the frozen copy of the policy.
   models = memory.models(config, inputs.mesh)
   judge = None
-  if models.judging:
+  if inputs.reward.uses_judge:
     shared = None
     if models.shared:
       shared = inputs.origin.folder, policy.model, policy.reference
@@ -259,7 +259,7 @@ def _show_kernels(inputs: Inputs, sampler: Sampler,
   if jax.process_index() or inputs.mesh.devices.flat[0].platform == 'cpu':
     return
   print(f'policy: {sampler.engine.options.layout.kernel.describe()}')
-  if judge:
+  if judge and judge.engine:
     print(f'judge: {judge.engine.options.layout.kernel.describe()}')
 
 

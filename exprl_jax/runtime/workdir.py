@@ -34,6 +34,11 @@ _MAY_CHANGE = frozenset({
     'rollout.pages',
     'judge.slots',
     'judge.pages',
+    'judge.endpoint',  # a service may move; endpoint_model says what it is
+    'judge.endpoint_key',
+    'judge.endpoint_requests',
+    'judge.endpoint_timeout',
+    'judge.endpoint_retries',
     'grading.workers'
 })
 

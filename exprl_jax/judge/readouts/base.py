@@ -18,7 +18,7 @@ OK, EMPTY, UNREADABLE, OVERLONG, DROPPED = range(5)
 
 REMEDY = {
     'unreadable': (
-        'is {judge.init} a judge for judge.template={judge.template!r}? The '
+        'is {name} a judge for judge.template={judge.template!r}? The '
         'scores 1..5 have less probability than judge.min_score_probability='
         '{judge.min_score_probability}, or no line says `Score: N`'),
     'overlong': ('their prompts without the trace have more than '
