@@ -64,8 +64,7 @@ def check(config: Config) -> None:
     InputError: judge.traces is not as it should be.
   """
   if config.judge.check_tokens and config.judge.traces:
-    judge_traces.read_traces(config,
-                             Tokenizer(references.folder_of(config.judge.init)))
+    judge_traces.read_traces(config, factory.tokenizer_of(config))
 
 
 def before_training(config: Config, judge: AnyJudge,
