@@ -144,6 +144,7 @@ def test_an_answer_that_fails_to_parse_is_tried_again(judge, monkeypatch):
   assert 'max_trace_tokens allow 6100' in found[5]['failed']
 
 
+@pytest.mark.slow
 def test_a_judge_that_cannot_count_is_reported(tmp_path, monkeypatch):
   """The tiny judge writes no JSON; what it has said is not asked again."""
   flags = [

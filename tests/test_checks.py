@@ -419,6 +419,7 @@ def test_a_run_leaves_out_so_many_bad_rows_and_no_more(tmp_path, capsys):
     setup.inputs(config)
 
 
+@pytest.mark.slow
 def test_sft_leaves_out_what_does_not_fit(tmp_path):
   rows = [
       json.loads(line) for line in config_lib.resolve(

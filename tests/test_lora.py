@@ -187,7 +187,11 @@ def test_a_small_change_arrives_in_the_sampler(policy, one_device, rng, size,
   assert arrived(merged, truth) < lost
 
 
-SETUPS = [('dense', 'float32'), ('dense', 'int8'), ('moe', 'float32')]
+SETUPS = [
+    pytest.param(('dense', 'float32'), marks=pytest.mark.slow),
+    ('dense', 'int8'),
+    pytest.param(('moe', 'float32'), marks=pytest.mark.slow)
+]
 
 
 @pytest.fixture(scope='module', params=SETUPS, ids=lambda x: '-'.join(x))

@@ -108,17 +108,18 @@ def test_the_main_job_in_short(tmp_path, capsys):
 
 
 @pytest.mark.parametrize('config, flags, names', [
-    ('tiny:outcome', GROUPS,
-     ['judge/score_token_probability', 'policy/clip_frac_low']),
+    pytest.param('tiny:outcome', GROUPS,
+                 ['judge/score_token_probability', 'policy/clip_frac_low'],
+                 marks=pytest.mark.slow),
     ('tiny:grpo', [
         *GROUPS, '--config.loss.kl_in=reward', '--config.loss.kl_estimator=k1',
         '--config.credit.rule=rloo', '--config.rollout.overlong=mask'
     ], ['mismatch/is_ess']),
     ('tiny:sft', [], ['sft/loss', 'perf/packing_fill']),
     ('tiny:self_distill', GROUPS, ['teacher/gap']),
-    ('tiny:self_distill', [
+    pytest.param('tiny:self_distill', [
         *GROUPS, '--config.loss.kind=exact_kl', '--config.rollout.overlong=mask'
-    ], ['policy/entropy']),
+    ], ['policy/entropy'], marks=pytest.mark.slow),
     ('tiny:stage2', [
         *GROUPS, '--config.select.drop_zero_variance=True',
         '--config.select.max_refills=1', '--config.select.curriculum=1'
