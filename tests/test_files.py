@@ -244,6 +244,8 @@ def test_judgments_that_cannot_be_stored_are_stored_later(
     cache.put([(one, judgments(1))])
   assert 'judgments are not stored' in capsys.readouterr().out
   assert cache.get([one]) == [judgments(1)]
+  # All or nothing: a part of a step's judgments would change the next run's.
+  assert cache_lib.Cache(tmp_path / 'j').get([one]) == [None]
   cache.put([(two, judgments(2))])
   assert cache_lib.Cache(tmp_path / 'j').get([one, two
                                              ]) == [judgments(1),
