@@ -524,7 +524,7 @@ def test_the_ends_of_the_unit_interval_draw_possible_tokens(u):
 
 
 @seed(0)
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=2000, deadline=None)
 @given(st.data())
 def test_pages_are_never_lost_nor_owned_twice(data):
   count = data.draw(st.integers(2, 20))

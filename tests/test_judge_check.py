@@ -54,7 +54,7 @@ def test_traces_are_made_of_a_solution(made):
   assert text['wrong_box'] == PROBLEM.solution.replace('{48}', '{47}')
   assert text['two_boxes'] == PROBLEM.solution + ' \\boxed{47}'
   assert text['answer_only'] == '\\boxed{48}'
-  assert text['truncated'] == 'Each box holds 12 pens.'
+  assert text['truncated'] == 'Each box holds 12 pens.\n\n'
   assert text['other'] == OTHER.solution + '\n\n\\boxed{7}'  # it had no box
   assert made['wrong_reference'].problem.solution == OTHER.solution
   assert text['wrong_step'].endswith('\\boxed{48}')
@@ -74,6 +74,20 @@ def test_kinds_that_cannot_be_made_are_left_out(tmp_path):
   assert {m.kind for m in judge_pairs.make(proof, OTHER, segment)
          } == {'reference', 'other', 'wrong_reference'}
   assert judge_pairs.make(Problem('d', 'x', ' '), OTHER, segment) == []
+
+
+@pytest.mark.parametrize('solution, wrong', [
+    ('So it is $\\boxed{b}$.', 'So it is $\\boxed{c}$.'),
+    ('\\boxed{1} or \\boxed{ 2 } .', '\\boxed{1} or \\boxed{ 1 } .'),
+])
+def test_the_last_box_is_made_wrong(tmp_path, solution, wrong):
+  segment = Segmenter(make_bpe(tmp_path, ['a b']), 'blank_line', 8)
+  problem = Problem('e', 'x', solution)
+  text = {
+      m.kind: ''.join(m.steps)
+      for m in judge_pairs.make(problem, OTHER, segment)
+  }
+  assert text['wrong_box'] == wrong
 
 
 class Scoring:

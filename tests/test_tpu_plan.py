@@ -113,7 +113,7 @@ def test_two_depths_give_all(folders):
                for n in (2, 4))
   guess = few.extrapolated(more, 5)
   # Small stacked arrays are padded to tiles of eight layers.
-  assert guess.arguments == pytest.approx(full.arguments, rel=1e-3)
+  assert guess.arguments == pytest.approx(full.arguments, rel=2e-4)
   assert guess.peak == pytest.approx(full.peak, rel=0.03)
   assert guess.flops == pytest.approx(full.flops, rel=1e-6)
 

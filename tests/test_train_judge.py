@@ -159,3 +159,13 @@ def test_labels_of_a_file(tmp_path):
   with pytest.raises(InputError, match='no such file'):
     labeled_traces.read(frozen('--config.judge_training.traces=/no/file'),
                         Tokenizer(config_lib.resolve(JUDGE)))
+
+
+def test_what_cannot_be_trained_on_is_said_first(capsys):
+  main.main([*FLAGS, '--dry_run'])
+  assert 'run train_judge, 96 traces' in capsys.readouterr().out
+  for flag, message in (('readout=generate', "readout='generate'.* 'direct'"),
+                        ('context=segment', "context='segment'.* 'prefix'"),
+                        ('max_prompt_tokens=20', '32 of 32 problems do not')):
+    with pytest.raises(InputError, match=message):
+      main.main([*FLAGS, '--dry_run', f'--config.judge.{flag}'])

@@ -24,7 +24,7 @@ import numpy as np
 
 from exprl_jax.data.steps import Segmenter
 from exprl_jax.evals import judge_traces
-from exprl_jax.grading.answers import final_answer
+from exprl_jax.grading.answers import boxes_of, final_answer
 from exprl_jax.judge import calibration
 from exprl_jax.judge.probes import wrong_answer
 from exprl_jax.judge.step_calibration import Marked
@@ -36,7 +36,6 @@ REFERENCE = 'reference'
 # asks for: a run may be refused for them.
 CLEAR = ('wrong_box', 'other', 'wrong_reference')
 _NUMBER = re.compile(r'(?<![\d.])\d{1,4}(?![\d.]*\d)')
-_BOX = re.compile(r'\\boxed\{(\s*)(.*?)(\s*)\}\s*\Z', re.DOTALL)
 
 
 class Made(NamedTuple):
@@ -67,40 +66,40 @@ def make(problem: Problem, other: Problem, segment: Segmenter) -> list[Made]:
   if not problem.solution.strip():
     return []
   right = _boxed(problem)
-  out = [Made(REFERENCE, problem, segment.split(right), -1)]
-  for kind, text, first in _flawed(problem, other, right, segment):
+  steps = segment.split(right)
+  out = [Made(REFERENCE, problem, steps, -1)]
+  for kind, text, at in _flawed(problem, other, right):
     if text.strip() and text != right:
-      steps = segment.split(text)
+      cut = segment.split(text)
       out.append(
-          Made(kind, problem, steps,
-               first(steps) if callable(first) else first))
+          Made(kind, problem, cut,
+               None if at is None else judge_traces.step_at(cut, text, at)))
+  if len(steps) > 1:
+    out.append(Made('truncated', problem, steps[:len(steps) // 2]))
   if other.solution.strip() != problem.solution.strip():
     changed = dataclasses.replace(problem, solution=other.solution,
                                   rubric=other.rubric,
                                   rubric_items=other.rubric_items)
-    out.append(Made('wrong_reference', changed, out[0].steps))
+    out.append(Made('wrong_reference', changed, steps))
   return out
 
 
-def _flawed(problem: Problem, other: Problem, right: str,
-            segment: Segmenter) -> Iterator[tuple[str, str, Any]]:
-  """Yields kind, text, and the first wrong step (or how to find it)."""
-  match = _BOX.search(right)
-  if match:
-    head, (before, answer, after) = right[:match.start()], match.groups()
-    wrong = wrong_answer(answer.strip(), other.answer.strip())
-    box = f'\\boxed{{{before}{wrong}{after}}}'
-    yield 'wrong_box', head + box, lambda steps: len(steps) - 1
-    yield 'two_boxes', f'{right.rstrip()} {box}', None
-    yield 'answer_only', match[0], None
-  steps = segment.split(right)
-  if changed := _wrong_step(problem, right, match.start() if match else None):
-    text, at = changed
-    yield 'wrong_step', text, lambda steps: judge_traces.step_at(
-        steps, text, at)
-  if len(steps) > 1:
-    half = _end(right, steps[:len(steps) // 2])
-    yield 'truncated', right[:half], None
+def _flawed(problem: Problem, other: Problem,
+            right: str) -> Iterator[tuple[str, str, int | None]]:
+  """Yields kind, text, and the first wrong character; None: hard to say."""
+  end = None
+  if boxes := boxes_of(right):
+    box, end = boxes[-1], boxes[-1].start
+    yield 'answer_only', right[box.start:box.end], None
+    if answer := box.content.strip():
+      at = right.rindex(answer, box.start, box.end)
+      wrong = wrong_answer(answer, other.answer.strip())
+      text = right[:at] + wrong + right[at + len(answer):]
+      second = text[box.start:box.end + len(wrong) - len(answer)]
+      yield 'wrong_box', text, box.start
+      yield 'two_boxes', f'{right.rstrip()} {second}', None
+  if changed := _wrong_step(problem, right, end):
+    yield 'wrong_step', *changed
   yield 'other', _boxed(other), 0
 
 
@@ -126,16 +125,6 @@ def _wrong_step(problem: Problem, right: str,
   new = str(value + rng.choice([k for k in (-3, -2, -1, 1, 2, 3)
                                 if value + k >= 0]))  # yapf: disable
   return right[:chosen.start()] + new + right[chosen.end():], chosen.start()
-
-
-def _end(text: str, steps: Sequence[str]) -> int:
-  """Where the first steps of a text end in it; white space is not counted."""
-  left = sum(len(''.join(step.split())) for step in steps)
-  for i, character in enumerate(text):
-    left -= not character.isspace()
-    if not left:
-      return i + 1
-  return len(text)
 
 
 def others(problems: Sequence[Problem]) -> list[Problem]:

@@ -10,7 +10,7 @@ these that it has:
   correct     1 or 0 for the whole trace
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import math
 from typing import Any
 
@@ -52,10 +52,10 @@ def read(config: Config, tokenizer: Tokenizer) -> list[Labeled]:
   return out
 
 
-def batches(config: Config,
-            tokenizer: Tokenizer) -> Callable[[int], list[Labeled]]:
+def batches(traces: Sequence[Labeled],
+            config: Config) -> Callable[[int], list[Labeled]]:
   """The function from a step to its batch; every epoch is another order."""
-  traces, size = read(config, tokenizer), config.data.batch
+  size = config.data.batch
   order = grain.MapDataset.source(traces).seed(config.seed).shuffle().repeat()
   return lambda step: [order[step * size + i] for i in range(size)]
 

@@ -54,7 +54,9 @@ _GOES_ON = re.compile(
 _HEDGE = re.compile(r'^\W*(?:or|and|/|&)\W|^\W*(?:or|and)\s+[A-Za-z]\b', re.I)
 
 
-class _Box(NamedTuple):
+class Box(NamedTuple):
+  """A \\boxed{...} in a text."""
+
   start: int  # of the backslash
   content: str
   end: int  # behind the closing brace
@@ -62,7 +64,7 @@ class _Box(NamedTuple):
 
 def boxed(text: str) -> str | None:
   r"""Returns the content of the last balanced \boxed{...}, or None."""
-  boxes = _boxes(text)
+  boxes = boxes_of(text)
   return boxes[-1].content if boxes else None
 
 
@@ -73,7 +75,7 @@ def final_answer(text: str) -> str | None:
   '1, 2, 3'.
   """
   text = without_thinking(text)
-  boxes = _boxes(text)
+  boxes = boxes_of(text)
   if not boxes:
     return None
   answers = [boxes[-1].content]
@@ -161,19 +163,19 @@ def _said_letter(said: str) -> str | None:
   return None
 
 
-def _boxes(text: str) -> list[_Box]:
+def boxes_of(text: str) -> list[Box]:
   """Finds all balanced boxes in one pass; sorts them by their start."""
-  found: list[_Box] = []
+  found: list[Box] = []
   opened: list[tuple[int | None, int]] = []  # start of a box; first inside
   for match in _BRACES.finditer(text):
     box, bare, brace = match.groups()
     if bare:
-      found.append(_Box(match.start(), bare, match.end()))
+      found.append(Box(match.start(), bare, match.end()))
     elif box or brace == '{':
       opened.append((match.start() if box else None, match.end()))
     elif brace and opened:
       start, inside = opened.pop()
       if start is not None:
         content = text[inside:match.start()].strip()
-        found.append(_Box(start, content, match.end()))
+        found.append(Box(start, content, match.end()))
   return sorted(found)

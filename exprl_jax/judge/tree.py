@@ -8,6 +8,7 @@ and each question is forked off the trace at the end of its step. docs/judge.md
 counts the tokens.
 """
 
+import abc
 from collections.abc import Mapping, Sequence
 import copy
 import dataclasses
@@ -107,7 +108,7 @@ def engine_options(cfg: config_lib.Judge, template: prompts.Template,
                  kernel=cfg.kernel, weights=cfg.weights, config_section='judge')
 
 
-class Scorer:
+class Scorer(abc.ABC):
   """What all judges do: they cut, remember, and lay out what they found."""
 
   cfg: config_lib.Judge
@@ -146,17 +147,10 @@ class Scorer:
                          problem.rubric, problem.rubric_items, list(steps),
                          self._is_long(steps) and self._max_trace_tokens)
 
+  @abc.abstractmethod
   def _judge_missing(
       self, items: Mapping[bytes, Item]) -> dict[bytes, list[Judgment]]:
-    """Judges traces and remembers the judgments."""
-    out = dict(zip(items, self._judge(list(items.values()))))
-    if self._cache:
-      self._cache.put(out.items())
-    return out
-
-  def _judge(self, items: Sequence[Item]) -> list[list[Judgment]]:
-    """Judgments of every step of every item."""
-    raise NotImplementedError
+    """Judges traces, by key, and remembers the judgments."""
 
   def _traces(self, problem: Problem,
               steps: Sequence[str]) -> list[layout.Trace]:
@@ -236,6 +230,13 @@ class Judge(Scorer):
     self._options = options or engine_options(cfg, self.template, tokenizer,
                                               max_trace_tokens, model.dtype)
     self.engine = Engine(model, mesh, self._options, tokenizer.decode)
+
+  def _judge_missing(
+      self, items: Mapping[bytes, Item]) -> dict[bytes, list[Judgment]]:
+    out = dict(zip(items, self._judge(list(items.values()))))
+    if self._cache:
+      self._cache.put(out.items())
+    return out
 
   def _judge(self, items: Sequence[Item]) -> list[list[Judgment]]:
     """Judgments of every step of every item."""

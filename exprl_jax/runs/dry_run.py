@@ -27,6 +27,7 @@ from exprl_jax.runs import (
     sample,
     setup,
     sft,
+    train_judge,
     validate,
 )
 from exprl_jax.runtime import mesh as mesh_lib
@@ -73,6 +74,10 @@ def _show_inputs(config: Config) -> None:
     judge.check(config, [t.problem for t in traces])
     print(f'run judge, {len(traces)} traces')
     _show_judge_prompt(config, traces[0].problem)
+  elif recipes.trains_judge_on_file(config):
+    labeled = train_judge.check(config)
+    print(f'run train_judge, {len(labeled)} traces, {config.steps} steps')
+    _show_judge_prompt(config, labeled[0].problem)
   elif config.run == 'train':
     inputs = setup.inputs(config)
     _show_model(config, inputs.mesh)
@@ -91,10 +96,11 @@ def _check_weights(config: Config) -> None:
   """Reads the headers of all weights that the run would load."""
   judged = (config.run in ('rubrics', 'judge')
             or config.run == 'train' and recipes.uses_judge(config)
+            or recipes.trains_judge_on_file(config)
             or config.run == 'evaluate' and config.eval.behaviors == 'judge')
   sources = [config.judge.init] if judged and config.judge.init else []
   if not (config.run in ('rubrics', 'validate') or recipes.judges_traces(config)
-          or config.policy.random):
+          or recipes.trains_judge_on_file(config) or config.policy.random):
     sources.append(config.policy.init)
   if config.run == 'evaluate':
     sources += config.eval.models

@@ -70,10 +70,14 @@ def judges_traces(c: Config) -> bool:
   return c.run == 'judge' and bool(c.judge.traces)
 
 
+def trains_judge_on_file(c: Config) -> bool:
+  """Whether run='train_judge' reads labeled traces from a file."""
+  return c.run == 'train_judge' and bool(c.judge_training.traces)
+
+
 def _check_needed(c: Config) -> None:
   """Keys without which a run mode cannot start."""
-  from_file = judges_traces(c) or (c.run == 'train_judge'
-                                   and bool(c.judge_training.traces))
+  from_file = judges_traces(c) or trains_judge_on_file(c)
   own = bool(panel.local(c.judge))  # a judge that has weights here
   needs = {
       # Its tokenizer cuts steps for an endpoint.
@@ -112,6 +116,12 @@ def check_judge(c: Config) -> None:
   if c.run == 'train_judge' and (c.judge.panel or c.judge.endpoint):
     raise InputError("config.judge.panel and endpoint are not for run="
                      "'train_judge', which trains one judge")
+  for key, value in (('readout', 'direct'), ('context', 'prefix'), ('judgment',
+                                                                    'overall')):
+    if c.run == 'train_judge' and getattr(c.judge, key) != value:
+      raise InputError(f"config.judge.{key}={getattr(c.judge, key)!r}: run="
+                       f"'train_judge' trains scores that are read with "
+                       f'{value!r}')
   if c.judge.overlap and not c.judge.cache:
     raise InputError('config.judge.overlap=True needs judge.cache=True: early '
                      'judgments wait there')

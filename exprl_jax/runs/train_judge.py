@@ -20,7 +20,7 @@ import numpy as np
 from exprl_jax.config import Config, Optim
 from exprl_jax.data.tokenizer import Tokenizer
 from exprl_jax.evals import judge_calibration, judge_traces, labeled_traces
-from exprl_jax.judge import calibration_report
+from exprl_jax.judge import calibration_report, factory
 from exprl_jax.judge import rows as rows_lib
 from exprl_jax.judge.rows import Rows
 from exprl_jax.judge.tree import Judge
@@ -28,6 +28,7 @@ from exprl_jax.models import config as model_config
 from exprl_jax.models import head, hf, references
 from exprl_jax.models.config import ModelConfig
 from exprl_jax.rl import optimizer
+from exprl_jax.runs import budgets
 from exprl_jax.runtime import checkpoints as checkpoints_lib
 from exprl_jax.runtime import files, metrics, report, stopping
 from exprl_jax.runtime import mesh as mesh_lib
@@ -61,10 +62,10 @@ class File:
   resumable = True
 
   def __init__(self, config: Config, mesh: jax.sharding.Mesh):
-    """Reads the traces; errors as labeled_traces.read."""
+    """Reads the traces; errors as `check`."""
     self._config, self._mesh = config, mesh
     self._folder = references.folder_of(config.judge.init)
-    self.draw = labeled_traces.batches(config, Tokenizer(self._folder))
+    self.draw = labeled_traces.batches(check(config), config)
 
   def start(self, model: ModelConfig) -> Params:
     """Loads the judge."""
@@ -78,6 +79,17 @@ class File:
     """Nothing is added."""
     del judge, number
     return {}
+
+
+def check(config: Config) -> list[Labeled]:
+  """Reads judge_training.traces, and checks that their references fit.
+
+  Raises:
+    InputError: no such file, a bad line, or a reference that is too long.
+  """
+  traces = labeled_traces.read(config, factory.tokenizer_of(config))
+  budgets.check_judge_prompts(config, [t.problem for t in traces])
+  return traces
 
 
 def train_judge(config: Config, workdir: epath.Path) -> list[metrics.Row]:
