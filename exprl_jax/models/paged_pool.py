@@ -113,23 +113,32 @@ def copy_pages(pool: Pool, cfg: ModelConfig, source: Int[AnyArray, 'parts n'],
                target: Int[AnyArray, 'parts n']) -> Pool:
   """Copies pages source[d, i] to target[d, i] in every layer of device d.
 
-  One after the other: to scatter pages of some shapes, XLA:TPU copies the pool.
+  No target is also a source. In one scatter, or on TPUs one after the other:
+  there a scatter of pages of some shapes copies the whole pool, elsewhere each
+  turn of a loop does.
   """
 
-  def copy_one(i: Any, pool: Pool, source: AnyArray, target: AnyArray) -> Pool:
+  def by_layer(x: jax.Array) -> jax.Array:  # [1, L * pages, ...]
+    return x.reshape(cfg.num_layers, -1, *x.shape[2:])
 
-    def move(x: jax.Array) -> jax.Array:  # [1, L * pages, ...]
-      layers = x.reshape(cfg.num_layers, -1, *x.shape[2:])
+  def scatter(x: jax.Array, source: AnyArray, target: AnyArray) -> jax.Array:
+    layers = by_layer(x)
+    return layers.at[:, target[0]].set(layers[:, source[0]]).reshape(x.shape)
+
+  def loop(x: jax.Array, source: AnyArray, target: AnyArray) -> jax.Array:
+
+    def copy_one(i: Any, x: jax.Array) -> jax.Array:
+      layers = by_layer(x)
       page = jax.lax.dynamic_index_in_dim(layers, source[0, i], 1)
       return jax.lax.dynamic_update_index_in_dim(layers, page, target[0, i],
                                                  1).reshape(x.shape)
 
-    return jax.tree.map(move, pool)
+    return jax.lax.fori_loop(0, source.shape[1], copy_one, x)
+
+  move = loop if mesh_lib.platform() == 'tpu' else scatter
 
   def copy_local(pool: Pool, source: AnyArray, target: AnyArray) -> Pool:
-    return jax.lax.fori_loop(0, source.shape[1],
-                             lambda i, pool: copy_one(i, pool, source, target),
-                             pool)
+    return jax.tree.map(lambda x: move(x, source, target), pool)
 
   mesh: Any = jax.sharding.get_abstract_mesh()
   if mesh.empty or mesh.size == 1:
