@@ -469,6 +469,13 @@ def test_shipped_templates_in_every_setting(tmp_path, name):
     ]
     assert text.endswith('assistant\n' if mode == 'generate' else 'Score: ')
     assert not any(c in text for c in '{}')
+    if name != 'math_paper':  # which asks as the paper does
+      together = load_template(
+          config_lib.Judge(template=name, reference=reference,
+                           judgment='group'), tokenizer, 'outcome')
+      said = [p.text for p in together.question(problem, 'N', 'T', '12')]
+      assert 'several works' in ''.join(said)
+      assert any('grade work' in text for text in said) and '12' in said
     # All that follows the trace is repeated for every step.
     after = [p.text for p in pieces]
     after = after[after.index('TRACE'):]

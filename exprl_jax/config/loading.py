@@ -36,7 +36,7 @@ RENAMED = {
     'select.floor': 'select.curriculum_floor',
     'select.memory': 'select.curriculum_memory',
     'judge.min_mass': 'judge.min_score_probability',
-    'judge.verdict': "judge.judgment ('overall' or 'rubric_items')",
+    'judge.verdict': "judge.judgment ('overall', 'rubric_items' or 'group')",
     'judge.alarm_window': 'judge.monitor_window',
     'judge.alarm_rise': 'judge.monitor_rise',
     'credit.single=group_centred': "credit.single='group_centered'",

@@ -79,8 +79,10 @@ class Judge:
   reference: Literal['solution', 'rubric', 'both'] = 'solution'  # it is shown
   context: Literal['prefix', 'segment'] = 'prefix'  # trace so far | step alone
   readout: str = 'direct'  # judge/readouts: direct | generate | generate_expect
-  judgment: Literal['overall', 'rubric_items'] = 'overall'  # one score, or one
-  # for each rubric item, weighted by its points
+  # One score; one for each rubric item, weighted by its points; or the traces
+  # of a problem, up to group_traces of them, in one reading (reward='outcome').
+  judgment: Literal['overall', 'rubric_items', 'group'] = 'overall'
+  group_traces: Annotated[int, Bound(2, 99)] = 8
   scale: Literal['smooth', 'semi_smooth',
                  'extreme'] = 'smooth'  # 1..5 to [0, 1]
   resolution: Share = 0.0  # scores are rounded to multiples: 0.25 has the
@@ -117,7 +119,7 @@ class Judge:
   kernel: Literal['auto', 'reference', 'ragged'] = 'auto'  # as rollout.kernel
   # Several judges in place of one (docs/judge.md): the keys in which each
   # differs, as ('template=math', 'template=math_paper,readout=generate'); also
-  # context, reference, endpoint, endpoint_model and endpoint_key.
+  # context, reference, judgment, endpoint, endpoint_model and endpoint_key.
   panel: tuple[str, ...] = ()
   combine: Literal['mean', 'min'] = 'mean'  # of the scores of a panel
   endpoint: str = ''  # an OpenAI-compatible service in place of `init`, such as

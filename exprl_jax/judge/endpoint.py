@@ -96,18 +96,15 @@ class EndpointJudge(Scorer):
     if not ''.join(steps).strip():
       return out
     for first, trace in enumerate(self._traces(problem, steps)):
-      for item, weight in trace.questions:
-        around = self.template.count(self.tokenizer, problem, trace.nonce, '',
-                                     item)
-        if around > self.cfg.max_prompt_tokens:
-          return None
-        out += [
-            _Asked(
-                key, first + step, weight,
-                functools.partial(self.template.messages, problem, trace.nonce,
-                                  text, item))
-            for step, text in enumerate(trace.texts)
-        ]
+      for step, (text, asked) in enumerate(zip(trace.texts, trace.questions)):
+        for item, weight in asked:
+          around = self.template.count(self.tokenizer, problem, trace.nonce, '',
+                                       item)
+          if around > self.cfg.max_prompt_tokens:
+            return None
+          messages = functools.partial(self.template.messages, problem,
+                                       trace.nonce, text, item)
+          out.append(_Asked(key, first + step, weight, messages))
     return out
 
   def _read(self, asked: Sequence[_Asked],
@@ -180,8 +177,8 @@ class EndpointJudge(Scorer):
         self.template.count(self.tokenizer, problem, trace.nonce, text, about) +
         self.template.max_tokens
         for trace in self._traces(problem, steps)
-        for text in trace.texts
-        for about, _ in trace.questions)
+        for text, asked in zip(trace.texts, trace.questions)
+        for about, _ in asked)
     return 0, own
 
   def usage(self) -> dict[str, float]:

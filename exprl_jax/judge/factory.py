@@ -215,22 +215,16 @@ def prompt_tokens(cfg: config_lib.Judge, tokenizer: Tokenizer,
   Raises:
     InputError: there is no such template, or it does not suit the tokenizer.
   """
-
-  def items(p: Problem) -> list[str]:
-    if cfg.judgment == 'overall':
-      return ['']
-    return [item.text for item in p.rubric_items]
-
   if cfg.endpoint:
     chat = chats.load(cfg, task)
     return lambda p: max((chat.count(tokenizer, p, prompts.nonce(p, []), '', x)
-                          for x in items(p)), default=0)
+                          for x in prompts.items(cfg, p)), default=0)
   template = _load(cfg, tokenizer, task)
 
   def count(p: Problem) -> int:
     (trace,) = layout.lay_out(template, [
         layout.Trace(p, [''], prompts.nonce(p, []),
-                     [(x, 1.0) for x in items(p)])
+                     [[(x, 1.0) for x in prompts.items(cfg, p)]])
     ])
     return max((q.fork.at + len(q.fork.suffix) for q in trace.questions),
                default=0)
@@ -285,12 +279,14 @@ def check_rubrics(cfg: config_lib.Judge, problems: Sequence[Problem]) -> None:
   Raises:
     InputError: one has not; names it.
   """
-  shown = {own.reference for own in panel.members(cfg)} - {'solution'}
+  members = panel.members(cfg)
+  shown = {own.reference for own in members} - {'solution'}
+  by_item = any(own.judgment == 'rubric_items' for own in members)
   for p in problems:
     if shown and not p.rubric:
       raise InputError(f'problem {p.id} has no rubric (judge.reference='
                        f"{min(shown)!r}); run='rubrics' writes them")
-    if cfg.judgment == 'rubric_items' and not p.rubric_items:
+    if by_item and not p.rubric_items:
       raise InputError(f'problem {p.id} has no rubric of items '
                        "(judge.judgment='rubric_items'); run='rubrics' writes "
                        'them')

@@ -25,13 +25,13 @@ class Trace(NamedTuple):
     problem: that it is about.
     texts: of the trace up to the end of each of its steps.
     nonce: around it.
-    questions: (text of a rubric item or '', weight) to ask after each step.
+    questions: (text of a rubric item or '', weight), those after each step.
   """
 
   problem: Problem
   texts: Sequence[str]
   nonce: str
-  questions: Sequence[tuple[str, float]]
+  questions: Sequence[Sequence[tuple[str, float]]]
 
 
 def prefixes(tokenizer: Tokenizer, steps: Sequence[str],
@@ -85,8 +85,8 @@ def lay_out(template: prompts.Template,
     ]
     texts += [
         template.question(t.problem, t.nonce, text, item)
-        for text in t.texts
-        for item, _ in t.questions
+        for text, asked in zip(t.texts, t.questions)
+        for item, _ in asked
     ]
   # 2. Tokens, and where each question leaves its trace.
   ids = iter(template.tokenizer.encode_pieces(texts))
@@ -95,8 +95,8 @@ def lay_out(template: prompts.Template,
     head, opening, prefix = next(ids), next(ids), next(ids)
     questions = [
         Question(step, _fork(prefix, template.without_score(next(ids))), weight)
-        for step in range(len(t.texts))
-        for _, weight in t.questions
+        for step, asked in enumerate(t.questions)
+        for _, weight in asked
     ]
     out.append(
         TracePrefix(prefix, common(prefix, head), common(prefix, opening),

@@ -17,7 +17,7 @@ from exprl_jax.types import InputError, Problem
 
 # Keys of config.judge that members may differ in. Other weights are not among
 # them: the sizes of all pools are those of one judge (planning/memory.py).
-KEYS = ('template', 'readout', 'context', 'reference', 'endpoint',
+KEYS = ('template', 'readout', 'context', 'reference', 'judgment', 'endpoint',
         'endpoint_model', 'endpoint_key')
 
 
@@ -47,6 +47,9 @@ def check(cfg: config_lib.Judge) -> None:
     lookup(readouts.READOUTS, own.readout, 'judge.readout')
     if own.endpoint:
       _check_endpoint(own)
+    if own.judgment == 'group' and own.context == 'segment':
+      raise InputError("config.judge.judgment='group' reads whole traces, "
+                       "judge.context='segment' single steps: choose one")
   remote = len(local(cfg)) < len(members(cfg))
   for key in ('endpoint_model', 'endpoint_key'):
     if not remote and any(getattr(own, key) for own in members(cfg)):

@@ -8,14 +8,17 @@ A file of judge/templates has sections, each opened by a line `[name]`:
   [direct] [reason]              replace {answer}: a number at once, or a
                                  rationale and a last line `Score: N`
   [user]                         the layout
+  [group]                        stands before [outcome] where several traces
+                                 are read together
   [solution] [rubric] [both]     replace {reference}
-  [whole] [item]                 replace {ask}: the question after the trace,
-                                 about all of it or about one rubric item
+  [whole] [item] [member]        replace {ask}: the question after the trace,
+                                 about all of it, about one rubric item, or
+                                 about one of several traces
   [score]                        how an answer begins; the score comes next
 
 The text then has the slots {problem}, {trace} and {solution} or {rubric} or
 both, once each, {nonce} on both sides of {trace}, and {item} where the judge is
-asked about rubric items. Slots are filled with plain text, in one pass: nothing
+asked about rubric items (its text) or several traces (a number). Slots are filled with plain text, in one pass: nothing
 in a problem, reference or trace is ever read as part of the template, and
 special tokens in them are spelled out. The nonce is a code that the author of
 the trace cannot know.
@@ -44,8 +47,10 @@ _FOLDER = pathlib.Path(__file__).parent / 'templates'
 SCORES = ('1', '2', '3', '4', '5')
 _SECTIONS = {
     'system', 'user', 'score', 'outcome', 'process', 'segment', 'direct',
-    'reason', 'solution', 'rubric', 'both', 'whole', 'item'
+    'reason', 'solution', 'rubric', 'both', 'whole', 'item', 'group', 'member'
 }
+# Of judge.judgment: the section that replaces {ask}.
+_ASK = {'overall': 'whole', 'rubric_items': 'item', 'group': 'member'}
 _SLOTS = ('problem', 'solution', 'rubric', 'nonce', 'trace', 'item')
 SLOT = re.compile('{(' + '|'.join(_SLOTS) + ')}')
 
@@ -114,6 +119,14 @@ def slot_values(problem: Problem, nonce: str, trace: str,
       'problem': problem.question, 'solution': problem.solution,
       'rubric': problem.rubric, 'nonce': nonce, 'trace': trace, 'item': item
   }
+
+
+def items(cfg: Judge, problem: Problem) -> list[str]:
+  """Returns what fills {item} in the questions about a trace; '' if nothing.
+  """
+  if cfg.judgment == 'rubric_items':
+    return [item.text for item in problem.rubric_items]
+  return ['1'] if cfg.judgment == 'group' else ['']
 
 
 def nonce(problem: Problem, steps: list[str]) -> str:
@@ -223,10 +236,11 @@ def _choices(cfg: Judge, task: str, reasons: bool) -> dict[str, str]:
   """Chooses the section that replaces each of {task}, {answer} and so on."""
   if task == 'process' and cfg.context == 'segment':
     task = 'segment'
+  if cfg.judgment == 'group':
+    task = 'group+outcome'
   return {
       'task': task, 'answer': 'reason' if reasons else 'direct',
-      'reference': cfg.reference,
-      'ask': 'item' if cfg.judgment == 'rubric_items' else 'whole'
+      'reference': cfg.reference, 'ask': _ASK[cfg.judgment]
   }
 
 
@@ -274,17 +288,19 @@ def _expand(sections: dict[str, str], role: str, choices: dict[str, str],
             path: pathlib.Path) -> str:
   """Puts the chosen sections into [system] or [user]."""
 
-  def section(match: re.Match[str]) -> str:
-    name = choices[match.group(1)]
+  def section(slot: str, name: str) -> str:
     if name not in sections:
       if name in ('solution', 'rubric'):
         return f'{{{name}}}'
       if name == 'whole':
         return ''
-      raise InputError(f'{path}: {{{match.group(1)}}} needs a section [{name}]')
+      raise InputError(f'{path}: {{{slot}}} needs a section [{name}]')
     return sections[name]
 
-  return re.sub('{(task|answer|reference|ask)}', section, sections[role])
+  return re.sub(
+      '{(task|answer|reference|ask)}', lambda match: '\n\n'.join(
+          section(match[1], name) for name in choices[match[1]].split('+')),
+      sections[role])
 
 
 def _check_slots(slots: list[str], cfg: Judge, path: pathlib.Path) -> None:
@@ -298,7 +314,7 @@ def _check_slots(slots: list[str], cfg: Judge, path: pathlib.Path) -> None:
       'both': ['solution', 'rubric']
   }[cfg.reference]
   wanted = ['problem', 'trace', *references, 'nonce', 'nonce']
-  wanted += ['item'] * (cfg.judgment == 'rubric_items')
+  wanted += ['item'] * (cfg.judgment != 'overall')
   if sorted(slots) != sorted(wanted):
     raise InputError(
         f'{path}: [user] should hold {_names(wanted)} (judge.reference='

@@ -57,7 +57,7 @@ def build_rows(template: prompts.Template, items: Sequence[tuple[Problem,
   laid_out = layout.lay_out(template, [
       layout.Trace(problem,
                    layout.prefixes(template.tokenizer, steps, _UNLIMITED),
-                   prompts.nonce(problem, steps), [('', 1.0)])
+                   prompts.nonce(problem, steps), [[('', 1.0)]] * len(steps))
       for problem, steps in items
   ])
   widest = max(

@@ -22,7 +22,7 @@ import numpy as np
 from exprl_jax import config as config_lib
 from exprl_jax.data.tokenizer import Tokenizer
 from exprl_jax.judge import cache as cache_lib
-from exprl_jax.judge import layout, prompts, readouts
+from exprl_jax.judge import groups, layout, prompts, readouts
 from exprl_jax.judge.readouts import Judgment
 from exprl_jax.judge.readouts.base import TracePrefix
 from exprl_jax.models.config import ModelConfig
@@ -43,11 +43,11 @@ _ENCODING = 'whole texts'
 # template, truncation. Every other key is part of the cache key.
 NOT_IN_CACHE_KEY = frozenset({
     'init', 'template', 'templates', 'delimiter', 'max_steps',
-    'min_step_tokens', 'thinking', 'resolution', 'max_trace_tokens',
-    'max_invalid_frac', 'max_probe_score', 'min_separation', 'check_tokens',
-    'monitor_window', 'monitor_rise', 'cache', 'overlap', 'slots', 'page',
-    'pages', 'kernel', 'traces', 'panel', 'combine', 'endpoint_key',
-    'endpoint_requests', 'endpoint_timeout', 'endpoint_retries'
+    'min_step_tokens', 'group_traces', 'thinking', 'resolution',
+    'max_trace_tokens', 'max_invalid_frac', 'max_probe_score', 'min_separation',
+    'check_tokens', 'monitor_window', 'monitor_rise', 'cache', 'overlap',
+    'slots', 'page', 'pages', 'kernel', 'traces', 'panel', 'combine',
+    'endpoint_key', 'endpoint_requests', 'endpoint_timeout', 'endpoint_retries'
 })
 
 
@@ -78,6 +78,12 @@ class Judgments(NamedTuple):
                      texts=[self.texts[i] for i in rows])
 
 
+def unasked(shape: tuple[int, int]) -> Judgments:
+  """Makes judgments of N traces without steps, to be filled in."""
+  return Judgments(np.zeros(shape, np.float32), np.zeros(shape, np.float32),
+                   np.full(shape, -1, np.int8), np.zeros(shape[0], bool), [])
+
+
 def concatenate(parts: Sequence[Judgments]) -> Judgments:
   """Judgments of several lists of traces, with equal S."""
   return Judgments(
@@ -100,12 +106,19 @@ def engine_options(cfg: config_lib.Judge, template: prompts.Template,
                    tokenizer: Tokenizer, max_trace_tokens: int,
                    dtype: str) -> Options:
   """The engine's sizes: prompt, trace (with a gap) and answer in a row."""
-  read = cfg.max_prompt_tokens + max_trace_tokens
+  read = cfg.max_prompt_tokens + trace_room(cfg, max_trace_tokens)
   answer = readouts.READOUTS[cfg.readout].max_new_tokens(template, cfg)
   return Options(cfg.slots, read + len(tokenizer.encode(layout.GAP)) + answer,
                  cfg.page, cfg.pages, prefill=min(256, -(-read // 32) * 32),
                  widths=(16, 64, 256, 1024), dtype=cfg.kv_dtype or dtype,
                  kernel=cfg.kernel, weights=cfg.weights, config_section='judge')
+
+
+def trace_room(cfg: config_lib.Judge, max_trace_tokens: int) -> int:
+  """Counts the tokens that traces may take in one prompt."""
+  if cfg.judgment == 'group':
+    return groups.room(max_trace_tokens, cfg.group_traces)
+  return max_trace_tokens
 
 
 class Scorer(abc.ABC):
@@ -122,18 +135,42 @@ class Scorer(abc.ABC):
 
     Args:
       items: (problem, texts of the steps), 1 to `max_steps` steps each; traces
-        of a problem should be neighbors.
+        of a problem should be neighbors. With judgment='group', those of a
+        problem are compared with each other, and have one score, at their end.
       max_steps: S of the result.
     """
+    if self.cfg.judgment == 'group':
+      return self._score_together(items, max_steps)
+    return self._score(items, max_steps)
+
+  def _score_together(self, items: Sequence[Item], max_steps: int) -> Judgments:
+    """Scores whole traces, those of a problem in common readings."""
+    texts = [self.tokenizer.separator.join(steps) for _, steps in items]
+    asked, places = groups.readings([p for p, _ in items], texts,
+                                    self.cfg.group_traces)
+    found = self._score(asked, self.cfg.group_traces)
+    out = unasked((len(items), max_steps))
+    for i, (text, place) in enumerate(zip(texts, places)):
+      steps = len(items[i][1])
+      end = i, steps - 1
+      out.status[end] = found.status[place] if place else readouts.EMPTY
+      out.texts.append([''] * steps)
+      if place:
+        out.score[end] = found.score[place]
+        out.score_token_probability[end] = found.score_token_probability[place]
+        out.truncated[i] = self._is_long([text])
+        out.texts[i][-1] = found.texts[place.reading][place.member]
+    return out
+
+  def _score(self, items: Sequence[Item], max_steps: int) -> Judgments:
+    """Scores traces one by one, or readings with traces in place of steps."""
     keys = [self._key(*item) for item in items]
     cached = self._cache.get(keys) if self._cache else []
     known = {k: x for k, x in zip(keys, cached) if x is not None}
     # Traces that occur twice are judged once.
     missing = {k: item for k, item in zip(keys, items) if k not in known}
     known |= self._judge_missing(missing)
-    shape = (len(items), max_steps)
-    out = Judgments(np.zeros(shape, np.float32), np.zeros(shape, np.float32),
-                    np.full(shape, -1, np.int8), np.zeros(len(items), bool), [])
+    out = unasked((len(items), max_steps))
     for i, (k, (_, steps)) in enumerate(zip(keys, items)):
       out.truncated[i] = self._is_long(steps)
       out.texts.append([j.text for j in known[k]])
@@ -154,24 +191,29 @@ class Scorer(abc.ABC):
 
   def _traces(self, problem: Problem,
               steps: Sequence[str]) -> list[layout.Trace]:
-    """The trace, or each of its steps as one."""
-    groups: list[Sequence[str]] = [steps]
+    """The trace, each of its steps as one, or several traces as one."""
+    if self.cfg.judgment == 'group':
+      return [
+          groups.lay_out(self.tokenizer, problem, steps, self._max_trace_tokens)
+      ]
+    parts: list[Sequence[str]] = [steps]
     if self.cfg.context == 'segment':
-      groups = [[step] for step in steps]
+      parts = [[step] for step in steps]
     questions = [('', 1.0)]
     if self.cfg.judgment == 'rubric_items':
       questions = [(item.text, item.points) for item in problem.rubric_items]
     return [
         layout.Trace(
             problem,
-            layout.prefixes(self.tokenizer, group, self._max_trace_tokens),
-            prompts.nonce(problem, list(group)), questions) for group in groups
+            layout.prefixes(self.tokenizer, part, self._max_trace_tokens),
+            prompts.nonce(problem, list(part)), [questions] * len(part))
+        for part in parts
     ]
 
   def _is_long(self, steps: Sequence[str]) -> bool:
-    """Whether a trace, or a step that is judged by itself, loses its middle."""
-    texts = (steps if self.cfg.context == 'segment' else
-             [self.tokenizer.separator.join(steps)])
+    """Whether a trace, or a part that is read by itself, loses its middle."""
+    apart = self.cfg.context == 'segment' or self.cfg.judgment == 'group'
+    texts = steps if apart else [self.tokenizer.separator.join(steps)]
     return not all(
         layout.fits(self.tokenizer, text, self._max_trace_tokens)
         for text in texts)
@@ -282,8 +324,8 @@ class Judge(Scorer):
     longest = max(q.fork.at + len(q.fork.suffix) for q in trace.questions)
     around = trace.start + max(len(q.fork.suffix) for q in trace.questions)
     limit = self.cfg.max_prompt_tokens
-    return (around > limit
-            or longest > limit + self._max_trace_tokens + self._gap_tokens)
+    room = trace_room(self.cfg, self._max_trace_tokens) + self._gap_tokens
+    return around > limit or longest > limit + room
 
   # Asking.
 

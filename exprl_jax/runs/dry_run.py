@@ -174,8 +174,7 @@ def _show_judge_prompt(config: Config, problem: Problem) -> None:
   tokenizer, judges = factory.tokenizer_of(config), panel.members(config.judge)
   for i, cfg in enumerate(judges):
     title = 'judge prompt' + f' {i + 1}' * (len(judges) > 1)
-    item = (problem.rubric_items[0].text
-            if cfg.judgment == 'rubric_items' and problem.rubric_items else '')
+    (item, *_) = prompts.items(cfg, problem) or ['']
     if cfg.endpoint:
       _show_chat(title, cfg, config.reward, problem, item)
     else:
@@ -201,7 +200,7 @@ def _show_tree(title: str, cfg: config_lib.Judge, tokenizer: Tokenizer,
                           readouts.READOUTS[cfg.readout].generates)
   (trace,) = layout.lay_out(template, [
       layout.Trace(problem, ['<the trace>'], prompts.nonce(problem, []),
-                   [(item, 1.0)])
+                   [[(item, 1.0)]])
   ])
   fork = trace.questions[0].fork
   _show_text(

@@ -122,6 +122,10 @@ def check_judge(c: Config) -> None:
       raise InputError(f"config.judge.{key}={getattr(c.judge, key)!r}: run="
                        f"'train_judge' trains scores that are read with "
                        f'{value!r}')
+  if c.reward == 'process' and any(
+      own.judgment == 'group' for own in panel.members(c.judge)):
+    raise InputError("config.judge.judgment='group' compares whole traces: "
+                     "reward='outcome', not 'process'")
   if c.judge.overlap and not c.judge.cache:
     raise InputError('config.judge.overlap=True needs judge.cache=True: early '
                      'judgments wait there')
