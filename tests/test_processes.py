@@ -138,6 +138,39 @@ def test_two_processes_train_as_one(tmp_path, more):
   assert len(a) == len(b)
 
 
+def test_two_processes_share_the_checks_of_data(tmp_path):
+  """The same findings in the same order, and the same first error."""
+  rows = [
+      dict(id=str(i), question=f'max has {i} pens . how many ?',
+           solution=f'\\boxed{{ {i} }}', answer=str(i)) for i in range(2600)
+  ]
+  for i, changed in ((5, dict(solution='')), (1500, dict(question='a\x08b')),
+                     (1600, dict(question=rows[3]['question'])),
+                     (2300, dict(question='how many ? ' * 40)),
+                     (2500, dict(answer='', question=rows[9]['question']))):
+    rows[i] |= changed
+  (tmp_path / 'rows.jsonl').write_text(''.join(
+      json.dumps(row) + '\n' for row in rows))
+  flags = [
+      '--config=configs/tiny.py', '--config.eval.problems=',
+      f'--config.data.train={tmp_path}/rows.jsonl', '--config.compare='
+  ]
+  for run in ('validate', 'train'):
+    command = [*flags, f'--config.run={run}']
+    one = subprocess.run([
+        sys.executable, '-m', 'exprl_jax.main', *command,
+        f'--workdir={tmp_path}/one-{run}'
+    ], cwd=ROOT, capture_output=True, text=True, check=False)
+    children = start_two('main', *command, f'--workdir={tmp_path}/two-{run}')
+    said = [child.communicate(timeout=120)[0] for child in children]
+    assert [child.returncode for child in children] == [one.returncode] * 2, (
+        said)
+    assert one.returncode == 2
+    if run == 'validate':
+      assert one.stdout in said[0] and 'too_long' in one.stdout
+    assert one.stderr.strip().splitlines()[-1] in said[0]
+
+
 def result(workdir):
   return (without_times(metrics.read(workdir / 'metrics.jsonl')),
           (workdir / 'model/model.safetensors').read_bytes())

@@ -29,7 +29,7 @@ def check(problems: Sequence[Problem], checks: Sequence[Check], *key:
           Any) -> None:
   """Gives all problems to the checks, CHUNK at a time.
 
-  All processes call it: process 0 checks, the others wait for what it finds.
+  All processes call it, and each checks its share of the chunks.
 
   Args:
     problems: to be checked.
@@ -40,31 +40,27 @@ def check(problems: Sequence[Problem], checks: Sequence[Check], *key:
   Raises:
     InputError: the first error of a check, in every process.
   """
-  error = ''
-  if jax.process_index() == 0:
-    try:
-      _check(problems, checks, key)
-    except InputError as e:
-      error = str(e)
-  if error := mesh.broadcast(error):
-    raise InputError(error)
+
+  def check_all() -> dict[str, int]:
+    errors = mesh.everywhere(_first_error(problems, checks))
+    if found := [(i, text) for i, text in errors if text]:
+      raise InputError(min(found)[1])
+    return {'problems': len(problems)}
+
+  remembered(problems, check_all, *key)
 
 
-def _check(problems: Sequence[Problem], checks: Sequence[Check],
-           key: Sequence[Any]) -> None:
-  # What is in memory is checked as fast as it was read.
-  own = digest_of(problems) if len(problems) > stored.IN_MEMORY else ''
-  path = files.cache_folder(
-      'checked') / f'{digest(__version__, own, *key)}.json'
-  if own and path.is_file():
-    return
-  for chunk in chunks(problems):
-    for function in checks:
-      function(chunk)
-  if own:
-    with contextlib.suppress(OSError):  # then the next start checks again
-      stored.write_whole(path,
-                         json.dumps({'problems': len(problems), 'data': own}))
+def _first_error(problems: Sequence[Problem],
+                 checks: Sequence[Check]) -> tuple[int, str]:
+  """The first error in this process's chunks: its chunk and text, or ''."""
+  for i, chunk in enumerate(chunks(problems)):
+    if mesh.is_mine(i):
+      try:
+        for function in checks:
+          function(chunk)
+      except InputError as e:
+        return i, str(e)
+  return 0, ''
 
 
 def remembered(problems: Sequence[Problem], compute: Callable[[], Any], *key:

@@ -18,10 +18,10 @@ A file of judge/templates has sections, each opened by a line `[name]`:
 
 The text then has the slots {problem}, {trace} and {solution} or {rubric} or
 both, once each, {nonce} on both sides of {trace}, and {item} where the judge is
-asked about rubric items (its text) or several traces (a number). Slots are filled with plain text, in one pass: nothing
-in a problem, reference or trace is ever read as part of the template, and
-special tokens in them are spelled out. The nonce is a code that the author of
-the trace cannot know.
+asked about rubric items (its text) or several traces (a number). Slots are
+filled with plain text, in one pass: nothing in a problem, reference or trace is
+ever read as part of the template, and special tokens in them are spelled out.
+The nonce is a code that the author of the trace cannot know.
 
 What precedes the trace is the same for all traces of a problem, so the judge
 computes it once. A template that puts the reference after the trace

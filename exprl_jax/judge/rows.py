@@ -64,7 +64,7 @@ def build_rows(template: prompts.Template, items: Sequence[tuple[Problem,
       len(t.tokens) + sum(len(q.fork.suffix)
                           for q in t.questions)
       for t in laid_out)
-  multiple = _ROUND if widest <= 256 else 256
+  multiple = _ROUND if widest <= 256 else 128
   shape = (len(items), -(-widest // multiple) * multiple)
   scores = (len(items), max_steps)
   rows = Rows(tokens=np.zeros(shape,

@@ -223,6 +223,11 @@ def broadcast(value: Any) -> Any:
   return json.loads(np.asarray(data).tobytes())
 
 
+def is_mine(i: int) -> bool:
+  """Whether part `i` of work that processes share is this process's."""
+  return i % jax.process_count() == jax.process_index()
+
+
 def everywhere(value: Any) -> list[Any]:
   """Returns the values of all processes, which JSON can hold, to each."""
   if jax.process_count() == 1:

@@ -1,11 +1,15 @@
 """Checks of data sets, row by row, in a single pass.
 
 Rows come as (FILE:LINE, Problem). What is kept of them are hashes. KINDS has
-all kinds of findings; docs/validation.md describes them.
+all kinds of findings; docs/validation.md describes them. Several processes
+share what takes long: the texts and tokens of a row.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 import itertools
+from typing import Any
+
+import jax
 
 from exprl_jax.data.checks import golds, rows, text
 from exprl_jax.data.checks.golds import Row
@@ -20,6 +24,8 @@ from exprl_jax.data.checks.report import (
 )
 from exprl_jax.data.checks.rows import Budget
 from exprl_jax.grading.grader import Grader
+from exprl_jax.runtime import mesh
+from exprl_jax.types import InputError, Problem
 
 __all__ = [
     'KINDS', 'Budget', 'Evaluation', 'Finding', 'Report', 'Row', 'check',
@@ -61,19 +67,73 @@ def find(data: Iterable[Row], needs: Sequence[str] = (),
          budgets: Sequence[Budget] = (), grader: Grader | None = None,
          evaluation: Evaluation | None = None) -> Iterator[Finding]:
   """Yields the findings about a data set; `check` has the arguments."""
-  earlier, stream = rows.Earlier(), iter(data)
-  while chunk := list(itertools.islice(stream, _CHUNK)):
+
+  def of_rows(chunk: Sequence[Row]) -> Iterator[Finding]:
     for where, p in chunk:
-      words = text.tokens(p.question)
-      key = text.key(words, p.question)
-      found = list(rows.texts(where, p, needs))
-      yield from found
-      # A tokenizer may refuse texts with half a character.
-      if all(f.kind != 'control_characters' for f in found):
-        yield from rows.lengths(where, p, budgets)
-      yield from earlier.check(where, p, key)
-      yield from rows.copied(where, p, words)
-      if evaluation:
-        yield from evaluation.check(where, words, key)
-    if grader:
+      yield from _of_row(where, p, needs, budgets, evaluation)
+
+  def together(chunk: Sequence[Row]) -> Iterator[Finding]:
+    yield from earlier.check_all(chunk)
+    if grader:  # process 0 grades for all
       yield from golds.check(chunk, grader)
+
+  earlier, stream = rows.Earlier(), iter(data)
+  numbered = enumerate(iter(lambda: list(itertools.islice(stream, _CHUNK)), []))
+  if jax.process_count() == 1:
+    for _, chunk in numbered:
+      yield from of_rows(chunk)
+      yield from together(chunk)
+    return
+  common: list[list[Finding]] = []
+  mine: list[tuple[int, list[Finding]]] = []
+  error = ''
+  for i, chunk in numbered:
+    common.append(list(together(chunk)))
+    if mesh.is_mine(i) and not error:
+      mine.append((i, []))
+      error = _collect(of_rows, chunk, mine[-1][1])
+  yield from _merged(mesh.everywhere([error, mine]), common)
+
+
+def _of_row(where: str, p: Problem, needs: Sequence[str],
+            budgets: Sequence[Budget],
+            evaluation: Evaluation | None) -> Iterator[Finding]:
+  """Checks what does not depend on other rows."""
+  words = text.tokens(p.question)
+  found = list(rows.texts(where, p, needs))
+  yield from found
+  # A tokenizer may refuse texts with half a character.
+  if all(f.kind != 'control_characters' for f in found):
+    yield from rows.lengths(where, p, budgets)
+  yield from rows.copied(where, p, words)
+  if evaluation:
+    yield from evaluation.check(where, words, text.key(words, p.question))
+
+
+def _collect(check: Callable[[Sequence[Row]], Iterator[Finding]],
+             chunk: Sequence[Row], out: list[Finding]) -> str:
+  """Adds a chunk's findings; returns the error that all processes raise."""
+  try:
+    out += check(chunk)
+  except InputError as e:
+    return str(e)
+  return ''
+
+
+def _merged(shares: Sequence[Any],
+            common: Sequence[Sequence[Finding]]) -> Iterator[Finding]:
+  """Yields all findings, as a single process would.
+
+  Args:
+    shares: [error, [(chunk, its findings), ...]] of each process.
+    common: findings that all processes have made, by chunk.
+
+  Raises:
+    InputError: a process had an error.
+  """
+  if error := next((error for error, _ in shares if error), ''):
+    raise InputError(error)
+  found = {i: own for _, parts in shares for i, own in parts}
+  for i, others in enumerate(common):
+    yield from (Finding(*values) for values in found[i])
+    yield from others
