@@ -23,7 +23,7 @@ from ml_collections import config_flags
 from exprl_jax import config as config_lib
 from exprl_jax.config import files, loading
 from exprl_jax.config.loading import RENAMED
-from exprl_jax.runtime import failures, stopping, watchdog, xla_flags
+from exprl_jax.runtime import failures, peers, stopping, watchdog, xla_flags
 from exprl_jax.types import InputError, StartAgain, Unfinished, printable
 
 if TYPE_CHECKING:
@@ -197,6 +197,7 @@ def main(argv: list[str]) -> None:
   config = recipes.freeze(values)
   if given.distributed:
     join(given.distributed)
+    peers.start()
   if given.dry_run:
     from exprl_jax.runs import dry_run
     if config.compare:
@@ -316,6 +317,12 @@ def command(argv: list[str]) -> int:
   Returns:
     The exit code (runtime/failures.py).
   """
+  code = _command(argv)
+  peers.leave(code)
+  return code
+
+
+def _command(argv: list[str]) -> int:
   try:
     stopping.install()
     watchdog.start()
@@ -327,6 +334,8 @@ def command(argv: list[str]) -> int:
     return failures.exit_code(e)
   except Exception as e:
     code = failures.exit_code(e)
+    if code in (failures.AGAIN, failures.BUG):
+      peers.await_news()
     plain = code == failures.INPUT or failures.unreachable(e)
     if not plain or logging.get_verbosity() >= logging.INFO:
       traceback.print_exc()
@@ -346,6 +355,7 @@ def _leave_at_once(code: int) -> None:
   """Exits without waiting for other processes, which may wait for this one."""
   import jax
   if jax.process_count() > 1:
+    peers.leave(code)
     os._exit(code)
 
 

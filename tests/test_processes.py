@@ -1,6 +1,7 @@
 """Two processes with four devices each are one process with eight."""
 
 import functools
+import gzip
 import json
 import pathlib
 import re
@@ -65,24 +66,34 @@ def run(folder, out, sizes):
 
 def two_processes(*command):
   """Runs a command of this file in two processes; what they said."""
-  children = start_two(*command)
-  said = [child.communicate(timeout=300)[0] for child in children]
-  assert [child.returncode for child in children] == [0, 0], '\n'.join(said)
+  return processes(2, *command)
+
+
+def processes(count, *command):
+  """Runs a command of this file in several processes; what they said."""
+  children = start(count, *command)
+  said = [child.communicate(timeout=600)[0] for child in children]
+  assert [child.returncode for child in children
+         ] == [0] * count, '\n'.join(said)
   return said
 
 
 def start_two(*command):
   """Starts a command of this file in two processes."""
+  return start(2, *command)
+
+
+def start(count, *command):
+  """Starts a command of this file in processes with 8 devices together."""
   with socket.socket() as s:
     s.bind(('127.0.0.1', 0))
     port = s.getsockname()[1]
   return [
       subprocess.Popen([
-          sys.executable, '-m', 'tests.test_processes',
-          str(port),
+          sys.executable, '-m', 'tests.test_processes', f'{port},{count}',
           str(i), *map(str, command)
       ], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-      for i in range(2)
+      for i in range(count)
   ]
 
 
@@ -108,34 +119,89 @@ def test_two_processes_are_one(small_folder, tmp_path, sizes):
                                                    file).read_bytes()
 
 
-@pytest.mark.parametrize(
-    'more', [['--config.mesh.data=8'],
-             pytest.param([
-                 '--config.mesh.data=1', '--config.mesh.fsdp=8',
-                 '--config.mesh.rollout_tensor=2', '--config.policy.lora_rank=2'
-             ], marks=pytest.mark.slow, id='adapters')])
-def test_two_processes_train_as_one(tmp_path, more):
+RECIPES = {
+    'process': [''],
+    'adapters': [
+        '', '--config.mesh.data=1', '--config.mesh.fsdp=8',
+        '--config.mesh.rollout_tensor=2', '--config.policy.lora_rank=2'
+    ],
+    'outcome': [':outcome', '--config.mesh.fsdp=2', '--config.mesh.data=4'],
+    'teacher': [':self_distill'],
+    'dynamic_sampling': [':grpo', '--config.select.drop_zero_variance=True'],
+    'partial_rollouts': [':grpo', '--config.rollout.partial_rollouts=4'],
+}
+
+
+@pytest.mark.parametrize('recipe, count', [
+    ('process', 2),
+    *(pytest.param(name, 2, marks=pytest.mark.slow)
+      for name in list(RECIPES)[1:]),
+    pytest.param('process', 4, marks=pytest.mark.slow),
+    pytest.param('adapters', 4, marks=pytest.mark.slow),
+])
+def test_several_processes_train_as_one(tmp_path, recipe, count):
   """The whole command, two steps: the same samples, and losses that agree."""
+  config, *more = RECIPES[recipe]
   flags = [
-      '--config=configs/tiny.py', '--config.compare=', '--config.steps=2',
-      '--config.data.batch=8', '--config.eval.limit=8',
-      '--config.eval.samples=2', '--config.eval.ks=(1,2)', *more
+      f'--config=configs/tiny.py{config}', '--config.compare=',
+      '--config.steps=2', '--config.data.batch=8', '--config.eval.limit=8',
+      '--config.eval.samples=2', '--config.eval.ks=(1,2)',
+      '--config.mesh.data=8', *more
   ]
   main.main([*flags, f'--workdir={tmp_path}/one'])
-  said = two_processes('main', *flags, f'--workdir={tmp_path}/two')
-  assert 'pass@1' in said[0] and 'pass@1' not in said[1]
-  one, two = (metrics.read(tmp_path / f'{name}/metrics.jsonl')
-              for name in ('one', 'two'))
-  assert len(one) == len(two) == 4
-  for a, b in zip(one, two):
+  said = processes(count, 'main', *flags, f'--workdir={tmp_path}/several')
+  assert 'pass@1' in said[0] and not any('pass@1' in x for x in said[1:])
+  one, several = (metrics.read(tmp_path / f'{name}/metrics.jsonl')
+                  for name in ('one', 'several'))
+  assert len(one) == len(several) == 4
+  for a, b in zip(one, several):
     assert a.keys() == b.keys()
     for key in a.keys():
       if not key.startswith(('time/', 'perf/', 'hbm/')):
         np.testing.assert_allclose(a[key], b[key], rtol=1e-3, atol=1e-5)
-  a, b = (np.frombuffer(
-      (tmp_path / f'{name}/model/model.safetensors').read_bytes(), np.uint8)
-          for name in ('one', 'two'))
-  assert len(a) == len(b)
+  texts = [[row['trace']
+            for row in traces(tmp_path / name)]
+           for name in ('one', 'several')]
+  assert texts[0] == texts[1] and len(texts[0]) >= 32
+
+
+def traces(workdir):
+  """All traces that a run has kept."""
+  out = []
+  for path in sorted((workdir / 'traces').glob('*.jsonl.gz')):
+    with gzip.open(path, 'rt') as file:
+      out += map(json.loads, file)
+  return out
+
+
+@pytest.mark.slow
+def test_several_processes_evaluate_and_export_as_one(tmp_path):
+  """The same tables and samples, and the same files of a model."""
+  evaluate = [
+      '--config=configs/tiny.py:evaluate', '--config.eval.limit=16',
+      '--config.eval.samples=2', '--config.eval.ks=(1,2)',
+      '--config.eval.newly_solved_k=2', '--config.mesh.data=8'
+  ]
+  export = [
+      '--config=configs/export.py', '--config.policy.init=asset:tiny_policy'
+  ]
+  for name, run_ in (('one', lambda *a: main.command(list(a))),
+                     ('two', lambda *a: two_processes('main', *a))):
+    run_(*evaluate, f'--workdir={tmp_path}/{name}')
+    run_(*export, f'--config.export.out={tmp_path}/{name}-model',
+         f'--workdir={tmp_path}/{name}-export')
+  one, two = (json.loads((tmp_path / f'{name}/comparison.json').read_text())
+              for name in ('one', 'two'))
+  jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+      if isinstance(a, float) else _same(a, b), one, two)
+  for file in ('model.safetensors', 'config.json', 'tokenizer.json'):
+    assert ((tmp_path / 'one-model' /
+             file).read_bytes() == (tmp_path / 'two-model' / file).read_bytes())
+
+
+def _same(a, b):
+  assert a == b
 
 
 def test_two_processes_share_the_checks_of_data(tmp_path):
@@ -163,8 +229,8 @@ def test_two_processes_share_the_checks_of_data(tmp_path):
     ], cwd=ROOT, capture_output=True, text=True, check=False)
     children = start_two('main', *command, f'--workdir={tmp_path}/two-{run}')
     said = [child.communicate(timeout=120)[0] for child in children]
-    assert [child.returncode for child in children] == [one.returncode] * 2, (
-        said)
+    assert [child.returncode for child in children
+           ] == [one.returncode] * 2, (said)
     assert one.returncode == 2
     if run == 'validate':
       assert one.stdout in said[0] and 'too_long' in one.stdout
@@ -257,14 +323,39 @@ def test_one_process_goes_on_as_two_and_two_as_one(tmp_path, capfd):
          ] == [1, 2, 3, 4, 5]
 
 
+@pytest.mark.parametrize('count, lost',
+                         [(2, 1),
+                          pytest.param(2, 0, marks=pytest.mark.slow),
+                          pytest.param(4, 2, marks=pytest.mark.slow)])
+def test_a_killed_process_ends_the_others_at_once(tmp_path, count, lost):
+  """With 42, and a line that names it and the phase; no stack of C++."""
+  children = start(count, 'main', '--config=configs/tiny.py:grpo',
+                   '--config.eval.problems=', '--config.mesh.data=8',
+                   '--config.data.batch=8', f'--workdir={tmp_path}')
+  while not has_row(tmp_path):
+    time.sleep(0.1)
+  children[lost].kill()
+  began = time.monotonic()
+  for i, child in enumerate(children):
+    said = child.communicate(timeout=30)[0]
+    if i != lost:
+      assert time.monotonic() - began < 5
+      assert child.returncode == 42
+      assert re.search(
+          rf'process {lost} is gone .* process {i} was in [a-z -]+; exiting '
+          'with 42',
+          said.strip().splitlines()[-1]), said
+
+
 if __name__ == '__main__':
-  port, index, what, *rest = sys.argv[1:]
-  jax.config.update('jax_num_cpu_devices', 4)
-  where = f'127.0.0.1:{port}'
+  where, index, what, *rest = sys.argv[1:]
+  port, count = where.split(',')
+  jax.config.update('jax_num_cpu_devices', 8 // int(count))
+  where = f'127.0.0.1:{port},{count},{index}'
   if what == 'main':
-    sys.exit(main.command([*rest, f'--distributed={where},2,{index}']))
+    sys.exit(main.command([*rest, f'--distributed={where}']))
   else:
-    main.join(f'{where},2,{index}')
-    assert (jax.process_count(), jax.local_device_count()) == (2, 4)
+    main.join(where)
+    assert jax.process_count() * jax.local_device_count() == 8
     folder, out, sizes = rest
     run(pathlib.Path(folder), pathlib.Path(out), json.loads(sizes))

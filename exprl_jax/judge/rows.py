@@ -25,7 +25,7 @@ from exprl_jax.types import Params, Problem
 TRACE, PADDING = 0, -1
 _UNLIMITED = 10**9  # tokens of a trace
 # Row widths are rounded up to multiples of it, those above 256 to multiples of
-# 256, so that few programs compile.
+# 128, so that few programs compile.
 _ROUND = 32
 
 

@@ -19,6 +19,11 @@ def beat(phase: str) -> None:
   _beat = time.monotonic(), phase
 
 
+def phase() -> str:
+  """What the run does, as of the last beat."""
+  return _beat[1]
+
+
 def limit(minutes: float) -> None:
   """Sets the key watchdog_minutes; 0: never."""
   global _limit
@@ -38,11 +43,11 @@ def start() -> None:
 def _watch() -> None:
   while True:
     time.sleep(min(max(_limit / 20, 0.1), 10) if _limit else 1)
-    since, phase = _beat
+    since, doing = _beat
     silent = time.monotonic() - since
     if _limit and silent > _limit:
       print(
-          f'watchdog: {silent / 60:.1f} minutes without progress in {phase} '
+          f'watchdog: {silent / 60:.1f} minutes without progress in {doing} '
           '(watchdog_minutes); exiting with 42 to be started again. Stacks:',
           file=sys.stderr, flush=True)
       faulthandler.dump_traceback(all_threads=True)
