@@ -241,7 +241,7 @@ def run(config: config_lib.Config, path: str,
   # 2. The others, each in its folder.
   import jax
 
-  from exprl_jax.runtime import lock, report
+  from exprl_jax.runtime import bugs, lock, report
   first = jax.process_index() == 0
   with failures.naming(f'--workdir={workdir}'):
     folder = _folder(config, path, workdir)
@@ -250,7 +250,7 @@ def run(config: config_lib.Config, path: str,
     runs.append((config.compare, compared(config, path), folder / 'compare'))
   if first:
     print(f'workdir {folder}', flush=True)
-  with lock.Lock(folder):
+  with lock.Lock(folder), bugs.counting(folder):
     results, failed = _run_each(runs, config.run == 'report')
     if first and config.run not in _OWN_REPORT:
       report.finish(folder, results)

@@ -1,15 +1,24 @@
-"""Runs a config once for every combination of some flags, one after another.
+r"""Runs a config once for every combination of some flags.
 
   python launch/sweep.py --config=configs/tiny.py --root=runs/sweep \
     --set=config.seed=0,1,2 --set=config.optim.lr=3e-4,5e-4
 
-Each run has its own workdir below --root, named after its values. A run that
-exits with 42 (start me again; docs/reliability.md) is started again, any other
-failure is final. Starting the sweep again resumes it. --dry_run prints the
-command lines, for a scheduler of your own. Flags after `--` go to all runs.
+runs them here, one after another, each in a workdir below --root that is named
+after its values. A run that exits with 42 (start me again) or 1 (a bug, which
+the third time is a 3; docs/reliability.md) is started again, any other failure
+is final. Starting the sweep again resumes it. With a launcher,
+
+  python launch/sweep.py --config=configs/qwen3_4b.py:exprl_process_fast \
+    --root=lr --set=config.optim.lr=5e-7,1e-6 \
+    --launcher="python launch/gke.py --slice=v5e-64 --image=IMAGE --bucket=B"
+
+each is a job (or TPU VM: launch/tpu_vm.py) of its own, all at once; --root is
+how their names begin. --dry_run prints the command lines. Flags after `--` go
+to all runs.
 """
 
 import itertools
+import re
 import shlex
 import subprocess
 import sys
@@ -21,19 +30,21 @@ from exprl_jax import main as exprl_main
 from exprl_jax.runs import recipes
 from exprl_jax.types import InputError
 
-_AGAIN = 42  # exit code of a run that can go on
+_AGAIN = (1, 42)  # exit codes of a run that may go on
 
 _CONFIG = flags.DEFINE_string('config', None, 'Config file.', required=True)
 _ROOT = flags.DEFINE_string('root', None, 'Folder of the workdirs.',
                             required=True)
 _SET = flags.DEFINE_multi_string('set', [], 'KEY=VALUE,VALUE,...')
-_RESTARTS = flags.DEFINE_integer('restarts', 10, 'Of a run that exits with 42.')
+_LAUNCHER = flags.DEFINE_string('launcher', '', 'A launcher with its flags, '
+                                'but for --name.')
+_RESTARTS = flags.DEFINE_integer('restarts', 10,
+                                 'Of a run that exits with 42 or 1.')
 _DRY_RUN = flags.DEFINE_bool('dry_run', False, 'Print the commands only.')
 
 
-def commands(config: str, root: str, settings: list[str],
-             more: list[str]) -> list[list[str]]:
-  """A command line for each combination.
+def combinations(settings: list[str]) -> list[tuple[str, list[str]]]:
+  """A name and the flags of each combination.
 
   Raises:
     ValueError: a setting is not KEY=VALUE,VALUE,...
@@ -47,12 +58,14 @@ def commands(config: str, root: str, settings: list[str],
   out = []
   for point in itertools.product(*axes):
     name = '-'.join(f'{k.split(".")[-1]}={v}' for k, v in point) or 'run'
-    out.append([
-        sys.executable, '-m', 'exprl_jax.main', f'--config={config}',
-        *(f'--{k}={v}' for k, v in point), *more,
-        f'--workdir={epath.Path(root) / name}'
-    ])
+    out.append((name, [f'--{k}={v}' for k, v in point]))
   return out
+
+
+def launched(launcher: str, root: str, name: str, args: list[str]) -> list[str]:
+  """The command that makes a run a job of its own."""
+  job = re.sub(r'[^a-z0-9]+', '-', f'{root}-{name}'.lower()).strip('-')
+  return [*shlex.split(launcher), f'--name={job}', '--', *args]
 
 
 def run(line: list[str], restarts: int) -> int:
@@ -63,28 +76,31 @@ def run(line: list[str], restarts: int) -> int:
   """
   for _ in range(restarts + 1):
     code = subprocess.run(line, check=False).returncode
-    if code != _AGAIN:
+    if code not in _AGAIN:
       break
   return code
 
 
 def main(argv):
   """Runs the commands, or prints them."""
+  lines, root = [], _ROOT.value
   try:
-    lines = commands(_CONFIG.value, _ROOT.value, _SET.value, argv[1:])
-  except ValueError as e:
-    raise app.UsageError(str(e)) from None
-  for line in lines:  # a misspelt key is found before anything runs
-    try:
-      _, values, _ = exprl_main.parse(line[3:])
-      recipes.freeze(values)
-    except InputError as e:
-      raise app.UsageError(str(e)) from None
+    for name, own in combinations(_SET.value):
+      args = [f'--config={_CONFIG.value}', *own, *argv[1:]]
+      # A misspelt key is found before anything runs.
+      recipes.freeze(exprl_main.parse(args)[1])
+      lines.append(
+          launched(_LAUNCHER.value, root, name, args) if _LAUNCHER.value else
+          [sys.executable, '-m', 'exprl_jax.main', *args,
+           f'--workdir={epath.Path(root) / name}'])  # yapf: disable
+  except (ValueError, InputError) as e:
+    sys.exit(f'error: {e}')
   failed = 0
   for line in lines:
     print(shlex.join(line), flush=True)
     if not _DRY_RUN.value:
-      failed += run(line, _RESTARTS.value) != 0
+      restarts = 0 if _LAUNCHER.value else _RESTARTS.value
+      failed += run(line, restarts) != 0
   if failed:
     sys.exit(f'{failed} of {len(lines)} runs failed')
 

@@ -1,19 +1,27 @@
 """Manifests and scripts, as far as they go without a cluster."""
 
 import importlib.util
+import io
+import math
+import os
 import pathlib
 import re
+import socket
 import subprocess
 import sys
+import tarfile
+import time
 import tomllib
 
+import jsonschema
+import kubernetes_validate
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 import pytest
 import yaml
 
 import exprl_jax
-from exprl_jax.runtime import failures
+from exprl_jax.runtime import failures, metrics, topology
 
 LAUNCH = pathlib.Path('launch')
 PROJECT = tomllib.loads(pathlib.Path('pyproject.toml').read_text())
@@ -32,47 +40,187 @@ def gke():
   return load('gke')
 
 
-def job(gke, slice_name):
-  text = gke.manifest('run-1', slice_name, 'image', 'bucket', 'account', 3,
-                      ['--config=configs/tiny.py:grpo', '--config.seed=1'])
-  return yaml.safe_load(text)
+# What configs/ are planned for, and two slices.
+NAMED = [('v5e-8', 1), ('v5e-64', 1), ('v6e-16', 1), ('v5p-16', 1),
+         ('v5e-16', 2)]
+ARGS = ['--config=configs/tiny.py:grpo', '--config.seed=1']
 
 
-def test_jobset_runs_the_command_on_the_whole_slice(gke):
-  for slice_name, (accelerator, topology, chips) in gke.SLICES.items():
-    spec = job(gke, slice_name)
-    assert spec['kind'] == 'JobSet' and spec['metadata']['name'] == 'run-1'
-    (replicated,) = spec['spec']['replicatedJobs']
-    batch_job = replicated['template']['spec']
-    pod = batch_job['template']['spec']
+def job(gke, name='v5e-64', count=1, args=tuple(ARGS), **more):
+  return gke.manifest('run-1', gke.slices_lib.find(name), count, 'image:1',
+                      'bucket', list(args), **more)
+
+
+def check(manifest):
+  """Holds a manifest against the schemas of JobSet and Kubernetes, and against
+  what the pods of a slice have to add up to."""
+  schema = yaml.safe_load(pathlib.Path('tests/jobset_schema.yaml').read_text())
+  jsonschema.validate(manifest, schema)
+  for replicated in manifest['spec']['replicatedJobs']:
+    spec = replicated['template']['spec']
+    kubernetes_validate.validate(
+        {
+            'apiVersion': 'batch/v1', 'kind': 'Job', 'metadata': {'name': 'j'},
+            'spec': spec
+        }, '1.33', strict=True)
+    pod = spec['template']['spec']
     (container,) = pod['containers']
-    assert container['command'] == ['python', '-m', 'exprl_jax.main']
-    assert container['args'] == [
-        '--config.checkpoint.grace_s=120', '--config=configs/tiny.py:grpo',
-        '--config.seed=1', '--workdir=gs://bucket/runs/run-1'
-    ]
-    assert container['resources']['limits']['google.com/tpu'] == chips
-    sizes = [int(n) for n in topology.split('x')]
-    product = 1
-    for n in sizes:
-      product *= n
-    assert product == chips, 'one host holds the slice'
-    assert pod['nodeSelector']['cloud.google.com/gke-tpu-accelerator'] == (
-        accelerator)
-    assert pod['restartPolicy'] == 'Never'  # wanted by podFailurePolicy
-    rule = batch_job['podFailurePolicy']['rules'][0]['onExitCodes']
-    assert rule['containerName'] == container['name']
-    assert rule['operator'] == 'In' and rule['values'] == [
-        failures.BUG, failures.INPUT, failures.VERDICT, failures.UNFINISHED
-    ]
-    assert pod['terminationGracePeriodSeconds'] == 120
+    selector = pod['nodeSelector']
+    chips = container['resources']['limits']['google.com/tpu']
+    assert container['resources']['requests']['google.com/tpu'] == chips
+    topology = selector['cloud.google.com/gke-tpu-topology']
+    assert spec['completions'] == spec['parallelism']
+    assert spec['completions'] * chips == math.prod(
+        map(int, topology.split('x'))), 'completions x chips = the slice'
+    for rule in spec['podFailurePolicy']['rules']:
+      assert rule['onExitCodes']['containerName'] == container['name']
+    assert {v['name'] for v in pod['volumes']
+           } == {m['name'] for m in container['volumeMounts']}
 
 
-def test_gke_rejects_bad_names_and_no_config(gke):
-  with pytest.raises(ValueError, match='lower-case'):
-    gke.manifest('Run_1', 'v5e-8', 'i', 'b', 'a', 1, ['--config=x.py'])
-  with pytest.raises(ValueError, match='no --config'):
-    gke.manifest('run', 'v5e-8', 'i', 'b', 'a', 1, [])
+@pytest.mark.parametrize('name, count', NAMED)
+@pytest.mark.parametrize(
+    'more',
+    [{}, dict(spot=True, mount=True, queue='q'),
+     dict(reservation='r')], ids=['plain', 'spot', 'reserved'])
+def test_manifests_are_valid(gke, name, count, more):
+  manifest = job(gke, name, count, **more)
+  check(manifest)
+  (replicated,) = manifest['spec']['replicatedJobs']
+  assert replicated['replicas'] == count
+  slice_ = gke.slices_lib.find(name)
+  spec = replicated['template']['spec']
+  pod = spec['template']['spec']
+  (container,) = pod['containers']
+  # A pool of single-host slices may hold many jobs, one of several hosts one.
+  assert bool(manifest['metadata']['annotations']) == (slice_.hosts > 1)
+  assert container['command'] == ['python', '-m', 'exprl_jax.main']
+  args = container['args']
+  assert args[0] == '--config.checkpoint.grace_s=120'
+  assert args[-1] == '--workdir=gs://bucket/runs/run-1'
+  assert [a for a in ARGS if a not in args] == []
+  assert ('--distributed=auto' in args) == (slice_.hosts * count > 1)
+  assert (f'--config.mesh.data={count}' in args) == (count > 1)
+  assert pod['terminationGracePeriodSeconds'] == 120
+  assert pod['restartPolicy'] == 'Never'  # wanted by podFailurePolicy
+  # The input, the run's verdict and an unfinished end are final.
+  (rule,) = spec['podFailurePolicy']['rules']
+  assert rule['onExitCodes']['operator'] == 'In'
+  assert rule['onExitCodes']['values'] == [
+      failures.INPUT, failures.VERDICT, failures.UNFINISHED
+  ]
+  assert ('cloud.google.com/gke-spot'
+          in pod['nodeSelector']) == bool(more.get('spot'))
+
+
+def spec_of(m):
+  return m['spec']['replicatedJobs'][0]['template']['spec']
+
+
+def pod_of(m):
+  return spec_of(m)['template']['spec']
+
+
+BROKEN = {
+    'unknown field of the JobSet': lambda m: m['spec'].update(maxRestart=3),
+    'misspelt action': lambda m: m['spec']['failurePolicy']['rules'][0].update(
+        action='FailJobset'),
+    'misspelt reason': lambda m: m['spec']['failurePolicy']['rules'][0].update(
+        onJobFailureReasons=['PodFailed']),
+    'other version': lambda m: m.update(apiVersion='jobset.x-k8s.io/v1'),
+    'no jobs': lambda m: m['spec'].update(replicatedJobs=[]),
+    'upper-case name': lambda m: m['metadata'].update(name='Run'),
+    'number as label': lambda m: m['metadata'].update(labels={'a': 1}),
+    'misspelt field of the Job': lambda m: spec_of(m).update(paralellism=2),
+    'text as number': lambda m: spec_of(m).update(completions='16'),
+    'misspelt field of the pod': lambda m: pod_of(m).update(restartPolice='x'),
+    'restarts inside the pod': lambda m: pod_of(m).update(restartPolicy=3),
+    'arguments as a text': lambda m: pod_of(m)['containers'][0].update(args='a'
+                                                                      ),
+    'no image name': lambda m: pod_of(m)['containers'][0].pop('name'),
+    'too few pods': lambda m: spec_of(m).update(completions=2, parallelism=2),
+    'half of the pods at a time': lambda m: spec_of(m).update(parallelism=8),
+    'other chips': lambda m: pod_of(m)['containers'][0]['resources']['limits'].
+    update({'google.com/tpu': 8}),
+    'rule about no container': lambda m: spec_of(m)['podFailurePolicy'][
+        'rules'][0]['onExitCodes'].update(containerName='worker'),
+    'mount of no volume': lambda m: pod_of(m)['containers'][0][
+        'volumeMounts'].append({'name': 'data', 'mountPath': '/data'}),
+}
+
+
+@pytest.mark.parametrize('name', BROKEN)
+def test_broken_manifests_are_refused(gke, name):
+  manifest = yaml.safe_load(yaml.safe_dump(job(gke)))
+  check(manifest)
+  BROKEN[name](manifest)
+  with pytest.raises((jsonschema.ValidationError, AssertionError, KeyError,
+                      kubernetes_validate.ValidationError)):
+    check(manifest)
+
+
+def test_slices_have_the_chips_of_their_names(gke):
+  lib = gke.slices_lib
+  for name, slice_ in lib.SLICES.items():
+    generation, _, size = name.partition('-')
+    chips = math.prod(map(int, slice_.topology.split('x')))
+    assert int(size) == chips * (1 if generation in ('v5e', 'v6e') else 2)
+    assert slice_.hosts * slice_.host_chips == chips
+    assert slice_.machine.endswith(f'-{slice_.host_chips}t')
+    # As the compiler for this topology sees it.
+    assert topology.hosts(f'{generation}:{slice_.topology}') == slice_.hosts
+  with pytest.raises(ValueError, match='v5e-64'):
+    lib.find('v5e-63')
+  with pytest.raises(ValueError, match='v6e-N'):
+    lib.find('v7-8')
+
+
+@pytest.mark.parametrize('keys, message', [
+    (dict(name='Run_1'), 'lower-case'),
+    (dict(bucket='gs://b'), 'without gs://'),
+    (dict(args=['--config.seed=1']), 'no --config'),
+    (dict(spot=True, reservation='r'), 'one or the other'),
+])
+def test_gke_refuses(gke, keys, message):
+  values = dict(name='n', slice_=gke.slices_lib.find('v5e-8'), count=1,
+                image='i', bucket='bucket', args=ARGS) | keys
+  with pytest.raises(ValueError, match=message):
+    gke.manifest(**values)
+
+
+def test_flags_of_several_slices_can_be_overridden(gke):
+  args = job(gke, 'v5e-16', 2, [*ARGS, '--config.mesh.data=4'])
+  args = pod_of(args)['containers'][0]['args']
+  assert [a for a in args if 'mesh.data' in a] == ['--config.mesh.data=4']
+
+
+@pytest.mark.slow
+def test_the_rendered_command_runs_on_two_hosts(gke, tmp_path):
+  """As processes on loopback, with what the cluster would put in."""
+  (container,) = pod_of(
+      job(
+          gke, 'v5e-16', args=[
+              '--config=configs/tiny.py:grpo', '--config.steps=1',
+              '--config.eval.problems=', '--config.data.batch=2'
+          ]))['containers']
+  with socket.socket() as s:
+    s.bind(('127.0.0.1', 0))
+    port = s.getsockname()[1]
+  changed = {
+      'python': sys.executable,
+      '--workdir=gs://bucket/runs/run-1': f'--workdir={tmp_path}'
+  }
+  children = []
+  for i in range(4):
+    where = f'--distributed=127.0.0.1:{port},4,{i}'
+    line = [changed.get(x, x) for x in container['command'] + container['args']]
+    line = [where if x == '--distributed=auto' else x for x in line]
+    children.append(
+        subprocess.Popen(line, env=os.environ | {'JAX_PLATFORMS': 'cpu'},
+                         stderr=subprocess.PIPE, text=True))
+  said = [child.communicate(timeout=300)[1] for child in children]
+  assert [child.returncode for child in children] == [0] * 4, said
+  assert [r['step'] for r in metrics.read(tmp_path / 'metrics.jsonl')] == [1]
 
 
 def test_sweep_is_the_product():
@@ -121,30 +269,138 @@ def test_sweep_starts_a_run_again_while_it_asks_for_it(tmp_path):
     assert len((tmp_path / name).read_text()) == min(4, restarts + 1)
 
 
-def test_tpu_vm_dry_run_prints_the_command():
+def test_sweeps_go_to_launchers():
+  out = subprocess.run([
+      sys.executable, LAUNCH / 'sweep.py', '--dry_run',
+      '--config=configs/tiny.py:grpo', '--root=LR_a', '--set=config.seed=0,1',
+      '--launcher=python launch/gke.py --image=i --bucket=bucket'
+  ], text=True, capture_output=True, check=True).stdout.splitlines()
+  for seed, line in enumerate(out):
+    made = subprocess.run(
+        [sys.executable, *line.split()[1:-3], '--dry_run', *line.split()[-3:]],
+        text=True, capture_output=True, check=True).stdout
+    manifest = yaml.safe_load(made)
+    check(manifest)
+    assert manifest['metadata']['name'] == f'lr-a-seed-{seed}'
+    assert f'--config.seed={seed}' in pod_of(manifest)['containers'][0]['args']
+
+
+def test_tpu_vm_dry_run_prints_the_commands():
 
   def run(*args):
-    return subprocess.run(['bash', LAUNCH / 'tpu_vm.sh', *args], text=True,
-                          capture_output=True)
+    return subprocess.run([
+        sys.executable, LAUNCH / 'tpu_vm.py', '--dry_run', '--name=n',
+        '--zone=z', *args
+    ], text=True, capture_output=True)
 
-  out = run('--dry_run', 'n', 'zone', 'v6e-8', '--config=configs/tiny.py:sft',
-            "--config.run=a b")
+  args = ['--', '--config=configs/tiny.py:sft', "--config.run=a b"]
+  one = run('--slice=v6e-8', *args).stdout
+  assert '--accelerator-type=v6e-8' in one and '--node-id=n' in one
+  assert "start n" in one and "a b" in one and 'distributed' not in one
+  assert one.count('--worker=all') == 2
+  bad = run('--slice=v6e-16', *args)
+  assert bad.returncode == 1 and '--workdir=gs://' in bad.stderr
+  two = run('--slice=v5e-16', '--slices=2', '--spot', *args,
+            '--workdir=gs://b/r').stdout
+  assert '--node-count=2' in two and '--spot' in two
+  assert '--distributed=auto' in two and '--config.mesh.data=2' in two
+  assert 'ssh n-0' in two and 'ssh n-1' in two
+  assert 'on GKE only' in run('--slice=tpu7x-8', *args).stderr
+  assert 'no --config' in run('--slice=v6e-8').stderr
+  assert 'remote.sh stop n' in run('--do=stop').stdout
+  assert 'delete n' in run('--do=delete').stdout
+
+
+def test_the_working_tree_is_shipped_as_it_is(tmp_path):
+  pack = load('working_tree').pack
+  git = ['git', '-C', tmp_path, '-c', 'user.name=a', '-c', 'user.email=a@b']
+  subprocess.run(['git', 'init', '-q', tmp_path], check=True)
+  (tmp_path / '.gitignore').write_text('ignored\n')
+  for name in ('kept', 'edited', 'deleted', 'ignored'):
+    (tmp_path / name).write_text(name)
+  subprocess.run([*git, 'add', '.'], check=True)
+  subprocess.run([*git, 'commit', '-qm', 'a'], check=True)
+  _, before, changed = pack(tmp_path)
+  assert not changed
+  (tmp_path / 'edited').write_text('new text')
+  (tmp_path / 'added').write_text('added')
+  (tmp_path / 'deleted').unlink()
+  data, after, changed = pack(tmp_path)
+  assert sorted(changed) == ['added', 'deleted', 'edited'] and after != before
+  with tarfile.open(fileobj=io.BytesIO(data)) as tar:
+    assert sorted(tar.getnames()) == ['.gitignore', 'added', 'edited', 'kept']
+    assert tar.extractfile('edited').read() == b'new text'
+
+
+@pytest.fixture
+def host(tmp_path):
+  """Runs remote.sh in a home folder with a version that is installed; the
+  package is a script that ends with the codes of a file, one after another."""
+  version = tmp_path / 'exprl_jax/v1'
+  (version / 'venv/bin').mkdir(parents=True)
+  (version / '.installed').touch()
+  python = version / 'venv/bin/python'
+  python.write_text('#!/usr/bin/env bash\n'
+                    'trap "exit 42" TERM\n'
+                    'echo "args: $*"\n'
+                    'read -r code < ~/codes; sed -i 1d ~/codes\n'
+                    'if [[ $code == wait ]]; then sleep 60 & wait; fi\n'
+                    'exit "$code"\n')
+  python.chmod(0o755)
+
+  def run(*args, codes=''):
+    if codes:
+      (tmp_path / 'codes').write_text(codes.replace(' ', '\n') + '\n')
+    return subprocess.run(['bash', (LAUNCH / 'remote.sh').resolve(), *args],
+                          env=os.environ |
+                          {'HOME': str(tmp_path), 'RESTART_DELAY': '0'},
+                          text=True, capture_output=True)
+
+  return run, tmp_path / 'runs/r'
+
+
+def wait_for(path):
+  deadline = time.monotonic() + 20
+  while not path.exists():
+    assert time.monotonic() < deadline
+    time.sleep(0.05)
+  return path.read_text()
+
+
+@pytest.mark.parametrize('codes, last, starts', [('42 137 1 0', 0, 4),
+                                                 ('2 0', 2, 1), ('42 3', 3, 2)])
+def test_a_supervised_run_leaves_its_log_and_exit_code(host, codes, last,
+                                                       starts):
+  run, folder = host
+  out = run('start', 'r', 'v1', '--config=a', "--config.x=two words",
+            codes=codes)
   assert out.returncode == 0, out.stderr
-  assert 'exprl_jax.main --config=configs/tiny.py:sft' in out.stdout
-  assert run('n', 'zone').returncode == 2
-  assert 'one of' in run('--dry_run', 'n', 'z', 'v9-8', '--config=c').stderr
+  assert wait_for(folder / 'exit_code').strip() == str(last)
+  log = (folder / 'log').read_text()
+  assert log.count(
+      'args: -m exprl_jax.main --config=a --config.x=two words') == starts
+  assert f'exit code {last}' in run('status', 'r').stdout
 
 
-def test_gke_dry_run_prints_yaml():
-  out = subprocess.run([
-      sys.executable, LAUNCH / 'gke.py', '--dry_run', '--name=n', '--image=i',
-      '--bucket=b', '--', '--config=c.py'
-  ], text=True, capture_output=True, check=True)
-  assert yaml.safe_load(out.stdout)['kind'] == 'JobSet'
+def test_one_run_at_a_time_and_stopping_lets_it_save(host):
+  run, folder = host
+  run('start', 'r', 'v1', codes='wait 0')
+  wait_for(folder / 'child')
+  again = run('start', 'r', 'v1')
+  assert again.returncode == 1 and 'lives' in again.stderr
+  assert ': runs' in run('status', 'r').stdout
+  assert 'exit code 42' in run('stop', 'r').stdout
+  assert (folder / 'exit_code').read_text().strip() == '42'  # not started again
+  assert run('status', 'r').stdout.count('start 1') == 1
+
+
+def test_scripts_are_clean():
+  scripts = [*LAUNCH.glob('*.sh'), '.ci/run']
+  subprocess.run(['shellcheck', '--exclude=SC1091', *scripts], check=True)
 
 
 def test_launchers_install_extras_that_exist():
-  for name in ('Dockerfile', 'tpu_vm.sh'):
+  for name in ('Dockerfile', 'remote.sh'):
     (extras,) = re.findall(r"-e '\.\[(.+)\]'", (LAUNCH / name).read_text())
     assert set(extras.split(',')) <= set(
         PROJECT['project']['optional-dependencies']), name

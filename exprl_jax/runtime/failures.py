@@ -1,7 +1,7 @@
 """Exit codes, and which exception stands for which.
 
   0  done
-  1  a bug: an exception that nothing below covers
+  1  a bug: an exception that nothing below covers (bugs.py: the third time, 3)
   2  the input: a flag, key, file or model; also a full disk, and storage that
      does not let us in
   3  the run's own verdict: more of the same cannot help
@@ -9,7 +9,7 @@
   42 start me again with the same command: stopped from outside, or by a device,
      network or storage that may work again
 
-docs/reliability.md has the table for users; launch/jobset.yaml follows it.
+docs/reliability.md has the table for users; launch/ follows it.
 """
 
 from collections.abc import Iterator

@@ -44,15 +44,20 @@ def make_mesh(cfg: config_lib.Mesh,
               devices: Sequence[jax.Device] | None = None) -> Mesh:
   """Makes a mesh with axes (data, fsdp, expert, tensor) over all devices.
 
+  The last axis is the innermost: tensor joins chips of a host if that has
+  enough of them, then come the hosts of a slice, then slices.
+
   Args:
     cfg: axis sizes; at most one is -1 and takes the remaining devices.
     devices: the devices to use; all of them by default.
 
   Raises:
-    InputError: the sizes do not multiply to the number of devices.
+    InputError: the sizes do not multiply to the number of devices, or an axis
+      other than data would span slices.
   """
   sizes = tuple(getattr(cfg, axis) for axis in AXES)
-  devices = jax.devices() if devices is None else list(devices)
+  devices = jax.devices() if devices is None else devices
+  devices = sorted(devices, key=lambda d: (slice_of(d), d.process_index, d.id))
   known = int(np.prod([s for s in sizes if s != -1]))
   if sum(s == -1 for s in sizes) > 1 or any(s < 1 and s != -1 for s in sizes):
     raise InputError(
@@ -64,9 +69,20 @@ def make_mesh(cfg: config_lib.Mesh,
         f'{" or a multiple" if -1 in sizes else ""}, there are {len(devices)}'
         f'{"" if -1 in sizes else "; -1 for one axis takes what is left"}')
   sizes = tuple(len(devices) // known if s == -1 else s for s in sizes)
+  slices = len({slice_of(d) for d in devices})
+  if sizes[0] % slices:
+    raise InputError(
+        f'mesh.data={sizes[0]} on {slices} slices: parameters would be sharded '
+        'over the slow network between them. --config.mesh.data='
+        f'{slices} --config.mesh.fsdp=-1 gives every slice a copy')
   return Mesh(
       np.array(devices).reshape(sizes), AXES,
       axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def slice_of(device: jax.Device) -> int:
+  """The number of the slice that a device is in; 0 where there are none."""
+  return getattr(device, 'slice_index', None) or 0
 
 
 def spec(logical: Sequence[str | None], shape: Sequence[int],

@@ -43,13 +43,9 @@ def devices(name: str) -> list[jax.Device]:
   os.environ.setdefault('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')
   os.environ.setdefault('TPU_MIN_LOG_LEVEL', '3')
   from jax.experimental import topologies
-  kind, config, host = _GENERATIONS[generation]
-  dims = [*shape, *(1,) * (3 - len(shape))]
-  if generation in ('v5e', 'v6e') and shape == (2, 4):
-    host = (2, 4, 1)  # one host
+  kind, config, _ = _GENERATIONS[generation]
   options: dict[str, Any] = {
-      'chips_per_host_bounds': tuple(map(math.gcd, dims, host)),
-      'num_slices': slices
+      'chips_per_host_bounds': _host(generation, shape), 'num_slices': slices
   }
   if config:
     options['chip_config_name'] = config
@@ -63,6 +59,24 @@ def devices(name: str) -> list[jax.Device]:
             **options).devices)
   except Exception as e:  # whatever libtpu raises
     raise InputError(f'plan.topology={name}: {str(e).splitlines()[0]}') from e
+
+
+def hosts(name: str) -> int:
+  """Counts the hosts of a topology.
+
+  Raises:
+    InputError: the name is none.
+  """
+  generation, shape, slices = _parse(name)
+  return slices * math.prod(shape) // math.prod(_host(generation, shape))
+
+
+def _host(generation: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+  """Chips of a host along each axis."""
+  if generation in ('v5e', 'v6e') and shape == (2, 4):
+    return (2, 4, 1)  # one host
+  dims = [*shape, *(1,) * (3 - len(shape))]
+  return tuple(map(math.gcd, dims, _GENERATIONS[generation][2]))
 
 
 def _parse(name: str) -> tuple[str, tuple[int, ...], int]:
