@@ -51,8 +51,8 @@ def main(_):
   config = config_lib.Config(
       reward='process',
       judge=config_lib.Judge(init=_JUDGE.value, template='tiny',
-                             max_steps=MAX_STEPS, max_prompt_tokens=96,
-                             cache=False),
+                             delimiter='###', max_steps=MAX_STEPS,
+                             max_prompt_tokens=96, cache=False),
       rollout=config_lib.Rollout(max_prompt_tokens=48, max_new_tokens=48,
                                  temperature=0.8))
   mesh = mesh_lib.make_mesh(config_lib.Mesh(data=-1, fsdp=1))
