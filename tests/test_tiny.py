@@ -1,5 +1,6 @@
 """The tiny world: what ships is what the generator makes; labels by hand."""
 
+import collections
 import dataclasses
 import json
 import random
@@ -129,3 +130,23 @@ def test_the_shipped_judge_is_right_and_is_not_fooled(one_device):
   wrong = judge.score([(p, x.steps) for p, x in zip(other, items[::3])], 8)
   assert wrong.score[:, 6].mean() < 0.10
   assert max(hacking.probe(config, judge, problems).values()) < 0.3
+
+
+def test_the_shipped_judge_reads_the_box(one_device):
+  """Right steps with a wrong box, or with two, are not a right trace."""
+  config = config_lib.freeze(main.parse(['--config=configs/judge.py'])[1])
+  judge = factory.load(config, one_device)
+  scores = collections.defaultdict(list)
+  for story in world.stories('judge_accept')[:32]:
+    problem = story.problem('')
+    *steps, right = story.worked().split(' ### ')
+    steps = [steps[0], *(f'### {step}' for step in steps[1:])]
+    wrong = f'\\boxed{{ {int(problem.answer) + 1} }}'
+    for name, end in (('right', right), ('wrong', wrong),
+                      ('both', f'{right} {wrong}'), ('both again',
+                                                     f'{wrong} {right}')):
+      got = judge.score([(problem, [*steps, f'### {end}'])], 8)
+      scores[name].append(got.score[0, len(steps)])
+  means = {name: np.mean(values) for name, values in scores.items()}
+  assert means.pop('right') > 0.98
+  assert max(means.values()) < 0.8
