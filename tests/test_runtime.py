@@ -313,3 +313,13 @@ def test_windows_hide_pairs_and_experts_are_the_chosen_ones():
   experts = dataclasses.replace(SMALL, num_experts=4, experts_per_token=2)
   more = flops.matmul_params(experts) - flops.matmul_params(SMALL)
   assert more == SMALL.num_layers * SMALL.embed_dim * (3 * SMALL.mlp_dim + 4)
+
+
+def test_late_compilations_say_what_differs_and_no_more():
+  model = 'Static(val=Model(' + 'a=1, ' * 100 + 'layers={}, ' + 'b=2, ' * 100
+  text = (f'at input path [0], now {model.format(3)} and before '
+          f'{model.format(4)}, so the metadata does not match')
+  brief = compilation._brief(text)
+  assert brief.startswith('at input path [0], now layers=3, b=2')
+  assert ', before layers=4, b=2' in brief and len(brief) < 200
+  assert compilation._brief('x' * 999) == 'x' * 60

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 import functools
 import logging as py_logging
+import os
 import re
 from typing import NamedTuple
 
@@ -16,6 +17,7 @@ _EVENT = '/jax/core/compile/backend_compile_duration'
 # Explains why a jitted function is traced again (jax_explain_cache_misses).
 _EXPLAINS = 'jax._src.interpreters.partial_eval'
 _PREFIX = 'TRACING CACHE MISS'
+_SHOWN = 60  # characters of a value in a reason
 
 
 def use_cache(where: str) -> str:
@@ -91,7 +93,23 @@ def _parse(explanation: str) -> tuple[str, str]:
       return following.split(' ')[0], 'a new function of this name'
   function = next((x.split(' ')[1] for x in lines if x.startswith('for ')), '')
   differences = [x.removeprefix('* ') for x in lines if x.startswith('* ')]
-  return function, '; '.join(differences[:2]) or lines[-1]
+  return function, '; '.join(map(_brief, differences[:2])) or lines[-1]
+
+
+def _brief(difference: str) -> str:
+  """Cuts `WHERE, now A and before B` to where A and B differ.
+
+  They may be the `repr` of a whole model's configuration.
+  """
+  found = re.fullmatch(r'(.*?), now (.*) and before (.*?)(?:, so .*)?',
+                       difference)
+  if not found:
+    return difference[:_SHOWN]
+  where, now, before = found.groups()
+  same = os.path.commonprefix([now, before])
+  start = max(same.rfind(' '), same.rfind('(')) + 1
+  return (f'{where}, now {now[start:start + _SHOWN]}, before '
+          f'{before[start:start + _SHOWN]}')
 
 
 @functools.cache
