@@ -321,5 +321,5 @@ def test_late_compilations_say_what_differs_and_no_more():
           f'{model.format(4)}, so the metadata does not match')
   brief = compilation._brief(text)
   assert brief.startswith('at input path [0], now layers=3, b=2')
-  assert ', before layers=4, b=2' in brief and len(brief) < 200
+  assert ' and before layers=4, b=2' in brief and len(brief) < 200
   assert compilation._brief('x' * 999) == 'x' * 60

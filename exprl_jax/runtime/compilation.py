@@ -108,7 +108,7 @@ def _brief(difference: str) -> str:
   where, now, before = found.groups()
   same = os.path.commonprefix([now, before])
   start = max(same.rfind(' '), same.rfind('(')) + 1
-  return (f'{where}, now {now[start:start + _SHOWN]}, before '
+  return (f'{where}, now {now[start:start + _SHOWN]} and before '
           f'{before[start:start + _SHOWN]}')
 
 
