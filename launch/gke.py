@@ -54,6 +54,7 @@ _DRY_RUN = flags.DEFINE_bool('dry_run', False, 'Print the manifest only.')
 _EXCLUSIVE = 'alpha.jobset.sigs.k8s.io/exclusive-topology'
 _MOUNT_OPTIONS = (
     'implicit-dirs',  # folders that no object stands for
+    'rename-dir-limit:100000',  # a model is written aside and renamed
     'file-cache:enable-parallel-downloads:true',
     'metadata-cache:ttl-secs:60',  # other hosts write to the bucket, too
     'metadata-cache:negative-ttl-secs:0',  # a checkpoint's last file is awaited
@@ -71,11 +72,12 @@ def manifest(name: str, slice_: slices_lib.Slice, count: int, image: str,
     ValueError: a name is none of Kubernetes' or of buckets, or there is no
       --config.
   """
-  if not re.fullmatch(r'[a-z]([-a-z0-9]{0,34}[a-z0-9])?', name):
-    raise ValueError(f'--name={name}: up to 36 lower-case letters, digits and '
-                     '-, a letter first')
+  slices_lib.check_name(name)
   if not re.fullmatch(r'[a-z0-9][-_.a-z0-9]{1,61}[a-z0-9]', bucket):
     raise ValueError(f'--bucket={bucket}: the name of a bucket, without gs://')
+  if any(a.startswith('--workdir') for a in args):
+    raise ValueError('--workdir: it is gs://BUCKET/runs/NAME here, so that '
+                     'every job has its own; leave it out')
   if spot and reservation:
     raise ValueError('--spot and --reservation: nodes are one or the other')
   args = slices_lib.flags_of(slice_, count, args)

@@ -15,7 +15,10 @@ shift 2
 run=$HOME/runs/$name
 mkdir -p "$run"
 
-alive() { [[ -f $run/pid ]] && kill -0 "$(cat "$run/pid")" 2>/dev/null; }
+# The supervisor, and not what has its number since the host was restarted.
+alive() {
+  [[ -f $run/pid ]] && grep -qs supervise "/proc/$(cat "$run/pid")/cmdline"
+}
 
 install_version() {  # from ~/exprl_jax-VERSION.tar.gz
   local folder=$HOME/exprl_jax/$1
@@ -43,6 +46,7 @@ supervise() {
     [[ -f $run/stop ]] && break
     case $code in 0 | 2 | 3 | 4) break ;; esac
     sleep "${RESTART_DELAY:-10}"
+    [[ -f $run/stop ]] && break
   done
   echo "$code" >"$run/exit_code"
   rm -f "$run/pid" "$run/child"
@@ -81,9 +85,11 @@ status)
 logs) tail -n 200 -F "$run/log" ;;
 stop)  # SIGTERM: the run saves its step
   touch "$run/stop"
-  if alive; then kill -TERM "$(cat "$run/child")"; fi
+  # Between two starts there is no child.
+  if alive; then kill -TERM "$(cat "$run/child")" 2>/dev/null || true; fi
   while alive; do sleep 1; done
-  echo "$(hostname): stopped, exit code $(cat "$run/exit_code")"
+  echo "$(hostname): stopped, exit code $(cat "$run/exit_code" 2>/dev/null ||
+    echo 'none: it never ended')"
   ;;
 *)
   echo "error: $action: one of start, status, logs, stop" >&2

@@ -1,6 +1,7 @@
 """TPU slices by name: what GKE and TPU VMs call them."""
 
 import math
+import re
 from typing import NamedTuple
 
 
@@ -88,6 +89,17 @@ def find(name: str) -> Slice:
                      f'{", ".join(known)} (v5e and v6e by chips, others by '
                      'cores, two a chip)')
   return SLICES[name]
+
+
+def check_name(name: str) -> None:
+  """Checks the name of a job.
+
+  Raises:
+    ValueError: it is none that Kubernetes and Google Cloud take.
+  """
+  if not re.fullmatch(r'[a-z]([-a-z0-9]{0,34}[a-z0-9])?', name):
+    raise ValueError(f'--name={name}: up to 36 lower-case letters, digits and '
+                     '-, a letter first')
 
 
 def flags_of(slice_: Slice, count: int, args: list[str]) -> list[str]:

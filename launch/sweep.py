@@ -12,9 +12,9 @@ is final. Starting the sweep again resumes it. With a launcher,
     --root=lr --set=config.optim.lr=5e-7,1e-6 \
     --launcher="python launch/gke.py --slice=v5e-64 --image=IMAGE --bucket=B"
 
-each is a job (or TPU VM: launch/tpu_vm.py) of its own, all at once; --root is
-how their names begin. --dry_run prints the command lines. Flags after `--` go
-to all runs.
+each is a job of its own, and Kueue may let them wait; --root is how their names
+begin. launch/tpu_vm.py waits until each has its slice before the next.
+--dry_run prints the command lines. Flags after `--` go to all runs.
 """
 
 import itertools
@@ -62,10 +62,23 @@ def combinations(settings: list[str]) -> list[tuple[str, list[str]]]:
   return out
 
 
-def launched(launcher: str, root: str, name: str, args: list[str]) -> list[str]:
-  """The command that makes a run a job of its own."""
-  job = re.sub(r'[^a-z0-9]+', '-', f'{root}-{name}'.lower()).strip('-')
-  return [*shlex.split(launcher), f'--name={job}', '--', *args]
+def job_names(root: str, names: list[str]) -> list[str]:
+  """Names of jobs, all different.
+
+  Raises:
+    ValueError: two are the same, or one is too long.
+  """
+  out = [
+      re.sub(r'[^a-z0-9]+', '-', f'{root}-{name}'.lower()).strip('-')
+      for name in names
+  ]
+  for job in out:
+    if out.count(job) > 1:
+      raise ValueError(f'--set: two runs would be the job {job}: use values '
+                       'that differ in letters or digits')
+    if len(job) > 36:
+      raise ValueError(f'--root, --set: {job} is longer than 36 characters')
+  return out
 
 
 def run(line: list[str], restarts: int) -> int:
@@ -83,23 +96,27 @@ def run(line: list[str], restarts: int) -> int:
 
 def main(argv):
   """Runs the commands, or prints them."""
-  lines, root = [], _ROOT.value
+  root, launcher = _ROOT.value, shlex.split(_LAUNCHER.value)
   try:
-    for name, own in combinations(_SET.value):
-      args = [f'--config={_CONFIG.value}', *own, *argv[1:]]
-      # A misspelt key is found before anything runs.
+    points = combinations(_SET.value)
+    runs = [[f'--config={_CONFIG.value}', *own, *argv[1:]] for _, own in points]
+    for args in runs:  # a misspelt key is found before anything runs
       recipes.freeze(exprl_main.parse(args)[1])
-      lines.append(
-          launched(_LAUNCHER.value, root, name, args) if _LAUNCHER.value else
-          [sys.executable, '-m', 'exprl_jax.main', *args,
-           f'--workdir={epath.Path(root) / name}'])  # yapf: disable
+    names = [name for name, _ in points]
+    if launcher:
+      lines = [[*launcher, f'--name={job}', '--', *args]
+               for job, args in zip(job_names(root, names), runs)]
+    else:
+      main_ = [sys.executable, '-m', 'exprl_jax.main']
+      lines = [[*main_, *args, f'--workdir={epath.Path(root) / name}']
+               for name, args in zip(names, runs)]
   except (ValueError, InputError) as e:
     sys.exit(f'error: {e}')
   failed = 0
   for line in lines:
     print(shlex.join(line), flush=True)
     if not _DRY_RUN.value:
-      restarts = 0 if _LAUNCHER.value else _RESTARTS.value
+      restarts = 0 if launcher else _RESTARTS.value
       failed += run(line, restarts) != 0
   if failed:
     sys.exit(f'{failed} of {len(lines)} runs failed')

@@ -37,6 +37,8 @@ _NAME = flags.DEFINE_string('name', None, 'Of the slice and the run.',
 _ZONE = flags.DEFINE_string('zone', None, 'Zone of the TPU.', required=True)
 _SLICE = flags.DEFINE_string('slice', 'v6e-8', 'TPU slice: v5e-8, v5p-16, ...')
 _SLICES = flags.DEFINE_integer('slices', 1, 'Number of slices.', lower_bound=1)
+_BUCKET = flags.DEFINE_string(
+    'bucket', '', 'The workdir is gs://BUCKET/runs/NAME; or give --workdir.')
 _SPOT = flags.DEFINE_bool('spot', False, 'Spot capacity.')
 _RESERVED = flags.DEFINE_bool('reserved', False, 'Reserved capacity.')
 _DO = flags.DEFINE_enum('do', 'run',
@@ -101,17 +103,22 @@ class Vms:
 
 
 def start_command(name: str, version: str, slice_: slices_lib.Slice, count: int,
-                  args: list[str]) -> str:
+                  args: list[str], bucket: str = '') -> str:
   """The command that starts a run on a host.
 
   Raises:
     ValueError: there is no --config, or no workdir that all hosts share.
   """
   args = slices_lib.flags_of(slice_, count, args)
+  if bucket:
+    args = [*args, f'--workdir=gs://{bucket}/runs/{name}']
   workdir = [a for a in args if a.startswith('--workdir=')]
   several = slice_.hosts * count > 1
   if several and not (workdir and workdir[0].startswith('--workdir=gs://')):
-    raise ValueError('several hosts need a --workdir=gs://BUCKET/FOLDER')
+    raise ValueError('several hosts need --bucket=BUCKET, or a --workdir='
+                     'gs://BUCKET/FOLDER after --')
+  if len(workdir) > 1:
+    raise ValueError('--bucket and --workdir: give one of them')
   args += [] if workdir else [f'--workdir=runs/{name}/workdir']
   return shlex.join(['bash', 'remote.sh', 'start', name, version, *args])
 
@@ -152,7 +159,8 @@ def launch(vms: Vms, slice_: slices_lib.Slice, args: list[str],
     ValueError: as start_command.
   """
   data, version, changed = working_tree.pack(_ROOT)
-  command = start_command(_NAME.value, version, slice_, _SLICES.value, args)
+  command = start_command(_NAME.value, version, slice_, _SLICES.value, args,
+                          _BUCKET.value)
   if changed:
     print(f'ships {len(changed)} uncommitted files: {", ".join(changed[:5])}'
           f'{", ..." * (len(changed) > 5)}')
@@ -171,6 +179,7 @@ def main(argv):
   vms = Vms(_NAME.value, _ZONE.value, _SLICES.value)
   try:
     slice_ = slices_lib.find(_SLICE.value)
+    slices_lib.check_name(_NAME.value)
     if not slice_.vm_type:
       raise ValueError(f'--slice={_SLICE.value}: on GKE only (launch/gke.py)')
     if _SPOT.value and _RESERVED.value:

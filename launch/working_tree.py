@@ -22,7 +22,9 @@ def pack(root: pathlib.Path) -> tuple[bytes, str, list[str]]:
     return [name for name in out.split('\0') if name]
 
   names = git('ls-files', '-z', '--cached', '--others', '--exclude-standard')
-  changed = [line[3:] for line in git('status', '--porcelain', '-z')]
+  changed = [
+      line[3:] for line in git('status', '--porcelain', '--no-renames', '-z')
+  ]
   digest, file = hashlib.blake2b(digest_size=6), io.BytesIO()
   with tarfile.open(fileobj=file, mode='w:gz') as tar:
     for name in sorted(set(names)):

@@ -180,6 +180,7 @@ def test_slices_have_the_chips_of_their_names(gke):
     (dict(bucket='gs://b'), 'without gs://'),
     (dict(args=['--config.seed=1']), 'no --config'),
     (dict(spot=True, reservation='r'), 'one or the other'),
+    (dict(args=[*ARGS, '--workdir=/w']), 'leave it out'),
 ])
 def test_gke_refuses(gke, keys, message):
   values = dict(name='n', slice_=gke.slices_lib.find('v5e-8'), count=1,
@@ -298,6 +299,8 @@ def test_tpu_vm_dry_run_prints_the_commands():
   assert '--accelerator-type=v6e-8' in one and '--node-id=n' in one
   assert "start n" in one and "a b" in one and 'distributed' not in one
   assert one.count('--worker=all') == 2
+  assert '--workdir=gs://b/runs/n' in run('--slice=v6e-16', '--bucket=b',
+                                          *args).stdout
   bad = run('--slice=v6e-16', *args)
   assert bad.returncode == 1 and '--workdir=gs://' in bad.stderr
   two = run('--slice=v5e-16', '--slices=2', '--spot', *args,
@@ -332,6 +335,18 @@ def test_the_working_tree_is_shipped_as_it_is(tmp_path):
     assert tar.extractfile('edited').read() == b'new text'
 
 
+def test_sweeps_name_every_job_once():
+  for flags_, message in ((['--set=config.data.train=x/a.jsonl,x-a.jsonl'],
+                           'two runs would be the job'),
+                          (['--set=config.data.train=' + 'a' * 30],
+                           'longer than 36')):
+    out = subprocess.run([
+        sys.executable, LAUNCH / 'sweep.py', '--dry_run',
+        '--config=configs/tiny.py:grpo', '--root=a', '--launcher=l', *flags_
+    ], text=True, capture_output=True)
+    assert out.returncode == 1 and message in out.stderr
+
+
 @pytest.fixture
 def host(tmp_path):
   """Runs remote.sh in a home folder with a version that is installed; the
@@ -348,12 +363,12 @@ def host(tmp_path):
                     'exit "$code"\n')
   python.chmod(0o755)
 
-  def run(*args, codes=''):
+  def run(*args, codes='', delay='0'):
     if codes:
       (tmp_path / 'codes').write_text(codes.replace(' ', '\n') + '\n')
     return subprocess.run(['bash', (LAUNCH / 'remote.sh').resolve(), *args],
                           env=os.environ |
-                          {'HOME': str(tmp_path), 'RESTART_DELAY': '0'},
+                          {'HOME': str(tmp_path), 'RESTART_DELAY': delay},
                           text=True, capture_output=True)
 
   return run, tmp_path / 'runs/r'
@@ -392,6 +407,23 @@ def test_one_run_at_a_time_and_stopping_lets_it_save(host):
   assert 'exit code 42' in run('stop', 'r').stdout
   assert (folder / 'exit_code').read_text().strip() == '42'  # not started again
   assert run('status', 'r').stdout.count('start 1') == 1
+
+
+def test_a_run_can_be_stopped_between_two_starts(host):
+  run, folder = host
+  run('start', 'r', 'v1', codes='42 0', delay='3')
+  while 'start 1' not in (folder / 'log').read_text():
+    time.sleep(0.05)
+  out = run('stop', 'r')
+  assert out.returncode == 0 and 'exit code 42' in out.stdout, out.stderr
+  assert (folder / 'log').read_text().count('args:') == 1
+
+
+def test_a_number_of_an_earlier_boot_is_no_run(host):
+  run, folder = host
+  folder.mkdir(parents=True)
+  (folder / 'pid').write_text(str(os.getpid()))
+  assert 'never ended' in run('status', 'r').stdout
 
 
 def test_scripts_are_clean():

@@ -21,8 +21,10 @@ import sys
 from typing import NamedTuple
 
 LENGTHS = (4, 5)
-_SIZES = {'warm_up': 600, 'train': 1000, 'validation': 48, 'test': 160,
-          'judge': 800, 'judge_test': 60}
+_SIZES = {
+    'warm_up': 600, 'train': 1000, 'validation': 48, 'test': 160, 'judge': 800,
+    'judge_test': 60
+}
 _NAMES = ('Tom Anna Ben Clara David Emma Felix Grace Henry Ivy Jack Kate Leo '
           'Mia Noah Olga Paul Rosa Sam Tina').split()
 _THINGS = ('apples books marbles stickers shells coins cards pencils stamps '
@@ -60,8 +62,10 @@ class Story(NamedTuple):
 
   def row(self, solution: str) -> dict[str, str]:
     """A row of a file of problems."""
-    return {'id': self.id, 'question': self.question, 'solution': solution,
-            'answer': str(self.answer)}
+    return {
+        'id': self.id, 'question': self.question, 'solution': solution,
+        'answer': str(self.answer)
+    }
 
   def reference(self) -> str:
     """The results alone, as a terse expert writes them."""
@@ -76,9 +80,10 @@ def make_story(rng: random.Random, name: str, steps: int) -> Story:
   text = [f'{who} has {value} {things}.']
   for i in range(steps):
     operator, n = _draw_change(rng, value)
-    said = {'+': rng.choice(_MORE), '-': rng.choice(_LESS),
-            '*': 'doubles what is there' if n == 2 else
-                 'triples what is there'}[operator].format(n=n)
+    said = {
+        '+': rng.choice(_MORE), '-': rng.choice(_LESS),
+        '*': 'doubles what is there' if n == 2 else 'triples what is there'
+    }[operator].format(n=n)
     text.append(f'{_THEN[i]} {who} {said}.')
     changes.append(Change(value, operator, n, _OPERATE[operator](value, n)))
     value = changes[-1].after
@@ -150,8 +155,10 @@ def score_steps(story: Story, steps: Sequence[str]) -> list[float]:
   reached, out = 0, []
   for i, step in enumerate(steps):
     points = 0
-    stated = [Change(int(a), o, int(b), int(c))
-              for a, o, b, c in _STATED.findall(step)]
+    stated = [
+        Change(int(a), o, int(b), int(c))
+        for a, o, b, c in _STATED.findall(step)
+    ]
     if reached < len(story.changes) and stated == [story.changes[reached]]:
       reached += 1
     elif i == len(steps) - 1 and step.strip() == f'\\boxed{{{story.answer}}}':
@@ -173,8 +180,9 @@ def labeled(story: Story, trace: str, held_out: bool) -> dict[str, object]:
   row: dict[str, object] = dict(story.row(story.reference()), steps=steps)
   if held_out:
     scores = score_steps(story, steps)
-    return row | {'correct': scores[-1] == 1.0,
-                  'label': first_wrong(story, steps)}
+    return row | {
+        'correct': scores[-1] == 1.0, 'label': first_wrong(story, steps)
+    }
   return row | {'scores': score_steps(story, steps)}
 
 

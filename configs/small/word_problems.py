@@ -4,8 +4,8 @@ r"""A published 135M model on word problems, on the two cores of a laptop.
 
 runs all of it: problems, the base policy, the judge, four arms, and their
 comparison on held-out problems. MODEL is SmolLM2-135M-Instruct as a Hugging
-Face folder or name. Every recipe below is one run of it; docs/results.md has
-what came out.
+Face folder or name. Every recipe below is one run of it; docs/results.md says
+how far it has been run.
 """
 
 import pathlib
@@ -45,8 +45,8 @@ def _train(c: ConfigDict) -> None:
   c.rollout.group_size = 6
   c.loss = ConfigDict(dict(clip_low=0.2, clip_high=0.28, kl_coef=0.0))
   c.optim = ConfigDict(
-      dict(lr=5e-4, weight_decay=0.0, clip_norm=1.0, updates=1,
-           row_tokens=512, micro_rows=4))
+      dict(lr=5e-4, weight_decay=0.0, clip_norm=1.0, updates=1, row_tokens=512,
+           micro_rows=4))
   c.eval = ConfigDict(
       dict(problems=f'{_DATA}/validation.jsonl', samples=2, ks=(1, 2)))
   c.checkpoint = ConfigDict(dict(every=8, keep=1))
@@ -68,13 +68,13 @@ def base(c: ConfigDict) -> None:
 def judge(c: ConfigDict) -> None:
   """Makes the judge: the published model, on labeled traces."""
   c.run = 'train_judge'
-  c.steps = 50
+  c.steps = 150
   _judge(c)
   c.judge.init = _MODEL
   c.judge.min_score_probability = 0.0
-  c.data = ConfigDict(dict(batch=12))
+  c.data = ConfigDict(dict(batch=8))
   c.optim = ConfigDict(
-      dict(lr=2e-4, schedule='cosine', warmup_steps=4, b2=0.98, clip_norm=1.0,
+      dict(lr=3e-4, schedule='cosine', warmup_steps=4, b2=0.98, clip_norm=1.0,
            micro_rows=4))
   c.judge_training = ConfigDict(
       dict(traces=f'{_DATA}/judge.jsonl', held_out=f'{_DATA}/judge_test.jsonl',

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 import pathlib
 from typing import NamedTuple
 
-from exprl_jax.planning import timing
+from exprl_jax.planning import arrangements, timing
 from exprl_jax.planning.memory import MARGIN
 from exprl_jax.planning.plan import Plan
 
@@ -15,7 +15,7 @@ def text(plan: Plan) -> str:
       _programs(plan),
       _memory(plan),
       _pools(plan),
-      _time(plan),
+      _time(plan), *filter(None, [_arrangements(plan)]),
       _verdict(plan)
   ])
 
@@ -106,6 +106,18 @@ def _time(plan: Plan) -> str:
   parts = ', '.join(f'{p} {s:.1f}' for p, s in seconds.items())
   return (f'a step of {work.rows} samples of {work.prompt} + {work.completion} '
           f'tokens on average: {sum(seconds.values()):.1f} s ({parts})')
+
+
+def _arrangements(plan: Plan) -> str:
+  """Simulated steps with samples of different lengths."""
+  rows = [[a.name, *(f'{x:.1f}'
+                     for x in (a.rollout, a.rest, a.step))]
+          for a in arrangements.compare(plan)]
+  if not rows:
+    return ''
+  return table(['simulated, s', 'rollout', 'rest', 'step'], rows) + (
+      '\nlog-normal lengths of that mean, the scheduler as it is; one step off '
+      'is not implemented')
 
 
 def _verdict(plan: Plan) -> str:

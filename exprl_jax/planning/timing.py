@@ -97,11 +97,9 @@ def shares(config: Config, found: Models, mesh: jax.sharding.Mesh,
     if name in weights and calls:
       x = weights[name]
       flops, read = flops + x.flops, read + x.memory_bytes
-      seconds = 0.0 if chip is None else max(
-          flops / (MATMUL * chip.flops), read /
-          (MEMORY * chip.bandwidth)) + (x.network_bytes /
-                                        (NETWORK * chip.links))
-      out[name] = Share(calls, seconds, flops, read)
+      out[name] = Share(calls,
+                        seconds(x, flops, read, chip) if chip else 0.0, flops,
+                        read)
 
   # 1. The rollout: prompts once, then chunks of all live slots.
   add('policy/sampling_copy', 1)
@@ -135,6 +133,19 @@ def shares(config: Config, found: Models, mesh: jax.sharding.Mesh,
   add('learner/add_gradient', max(0, micro - updates), again * attention)
   add('learner/apply_gradient', updates)
   return out
+
+
+def seconds(weight: Weight, flops: float, read: float, chip: Chip) -> float:
+  """Seconds of a call: matrix products or HBM, and the network.
+
+  Args:
+    weight: of the program, for the network.
+    flops: of the call on each device.
+    read: bytes of HBM.
+    chip: of the devices.
+  """
+  return (max(flops / (MATMUL * chip.flops), read / (MEMORY * chip.bandwidth)) +
+          weight.network_bytes / (NETWORK * chip.links))
 
 
 def _runs_logprobs(config: Config) -> bool:
