@@ -51,6 +51,7 @@ def test_the_families_have_all_recipes():
           '', 'outcome', 'grpo', 'sft', 'self_distill', 'stage2', 'evaluate',
           'policy', 'judge'
       },
+      'word_problems': {'', 'base', 'judge', 'outcome', 'grpo', 'sft'},
       'qwen3_4b': {
           'exprl_outcome', 'exprl_process', 'exprl_process_fast',
           'exprl_process_authors', 'exprl_process_end', 'exprl_process_group',
@@ -100,7 +101,7 @@ def test_a_bad_argument_is_one_clear_line(path, message):
 
 def test_every_file_that_a_recipe_replaced_says_so():
   for path, argument in COMMANDS:
-    if argument:
+    if argument and path.parent.name == 'configs':
       for old in (f'{path.stem}_{argument}.py', f'{path.stem}/{argument}.py'):
         with pytest.raises(InputError, match=f'renamed to {path}:{argument}$'):
           files.read(f'configs/{old}')

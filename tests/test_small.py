@@ -13,13 +13,13 @@ import pytest
 from exprl_jax import main
 from exprl_jax.runs import recipes
 
-SMALL = pathlib.Path('configs/small')
+SCRIPTS = pathlib.Path('benchmarks')
 
 
 @pytest.fixture(scope='module')
 def problems():
   spec = importlib.util.spec_from_file_location('problems',
-                                                SMALL / 'problems.py')
+                                                SCRIPTS / 'word_problems.py')
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
   return module
@@ -69,13 +69,13 @@ def test_flawed_traces_are_of_all_kinds(problems):
 
 def test_every_stage_is_a_valid_command(data):
   out = subprocess.run([
-      sys.executable, SMALL / 'run.py', '--dry_run',
+      sys.executable, SCRIPTS / 'small_run.py', '--dry_run',
       '--model=asset:tiny_policy', f'--root={data.parent}'
   ], text=True, capture_output=True, check=True).stdout.splitlines()
   assert len(out) == 8
   for line in out[1:]:
     recipes.freeze(main.parse(shlex.split(line)[3:])[1])
-  bad = subprocess.run(
-      [sys.executable, SMALL / 'run.py', '--model=m', '--stages=base,x'],
-      text=True, capture_output=True)
+  bad = subprocess.run([
+      sys.executable, SCRIPTS / 'small_run.py', '--model=m', '--stages=base,x'
+  ], text=True, capture_output=True)
   assert bad.returncode == 1 and 'choose from' in bad.stderr

@@ -1,6 +1,6 @@
 r"""A published 135M model on word problems, on the two cores of a laptop.
 
-  python configs/small/run.py --model=FOLDER --root=runs/small
+  python benchmarks/small_run.py --model=FOLDER --root=runs/small
 
 runs all of it: problems, the base policy, the judge, four arms, and their
 comparison on held-out problems. MODEL is SmolLM2-135M-Instruct as a Hugging
@@ -8,11 +8,8 @@ Face folder or name. Every recipe below is one run of it; docs/results.md says
 how far it has been run.
 """
 
-import pathlib
-
 from ml_collections import ConfigDict
 
-_FOLDER = pathlib.Path(__file__).parent
 _MODEL = 'HuggingFaceTB/SmolLM2-135M-Instruct'
 _DATA = 'runs/small/data'
 
@@ -31,8 +28,8 @@ def _base() -> ConfigDict:
 
 def _judge(c: ConfigDict) -> None:
   c.judge = ConfigDict(
-      dict(template=str(_FOLDER / 'judge.txt'), delimiter='blank_line',
-           max_steps=7, max_prompt_tokens=224, page=32,
+      dict(init='runs/small/judge/model', template='configs/small/judge.txt',
+           delimiter='blank_line', max_steps=7, max_prompt_tokens=224, page=32,
            traces=f'{_DATA}/judge_test.jsonl'))
 
 
@@ -53,8 +50,13 @@ def _train(c: ConfigDict) -> None:
 
 
 def base(c: ConfigDict) -> None:
-  """Makes the base policy: the form of a trace, from problems of one and two
-  steps. It does not know how to go on for four."""
+  """Makes the base policy.
+
+  python -m exprl_jax.main --config=configs/small/word_problems.py:base
+
+  It learns the form of a trace from problems of one and two steps, and does not
+  know how to go on for four.
+  """
   c.run = 'sft'
   c.steps = 16
   c.data = ConfigDict(dict(train=f'{_DATA}/warm_up.jsonl', batch=16))
@@ -66,7 +68,10 @@ def base(c: ConfigDict) -> None:
 
 
 def judge(c: ConfigDict) -> None:
-  """Makes the judge: the published model, on labeled traces."""
+  """Makes the judge: the published model, on labeled traces.
+
+  python -m exprl_jax.main --config=configs/small/word_problems.py:judge
+  """
   c.run = 'train_judge'
   c.steps = 150
   _judge(c)
@@ -83,7 +88,10 @@ def judge(c: ConfigDict) -> None:
 
 
 def process(c: ConfigDict) -> None:
-  """ExpRL-Process."""
+  """ExpRL-Process. The default.
+
+  python -m exprl_jax.main --config=configs/small/word_problems.py
+  """
   _train(c)
   _judge(c)
   c.reward = 'process'
@@ -91,7 +99,10 @@ def process(c: ConfigDict) -> None:
 
 
 def outcome(c: ConfigDict) -> None:
-  """ExpRL-Outcome."""
+  """ExpRL-Outcome.
+
+  python -m exprl_jax.main --config=configs/small/word_problems.py:outcome
+  """
   _train(c)
   _judge(c)
   c.reward = 'outcome'
@@ -99,7 +110,10 @@ def outcome(c: ConfigDict) -> None:
 
 
 def grpo(c: ConfigDict) -> None:
-  """Sparse GRPO: 1 for a right final answer."""
+  """Sparse GRPO: 1 for a right final answer.
+
+  python -m exprl_jax.main --config=configs/small/word_problems.py:grpo
+  """
   _train(c)
   c.reward = 'sparse'
   c.credit = ConfigDict(dict(rule='group'))
@@ -107,23 +121,26 @@ def grpo(c: ConfigDict) -> None:
 
 
 def sft(c: ConfigDict) -> None:
-  """Supervised fine-tuning on the references of the same problems."""
+  """Supervised fine-tuning on the references of the same problems.
+
+  python -m exprl_jax.main --config=configs/small/word_problems.py:sft
+  """
   _train(c)
   c.run = 'sft'
   c.data.batch = 48
 
 
 RECIPES = {
+    '': process,
     'base': base,
     'judge': judge,
-    'process': process,
     'outcome': outcome,
     'grpo': grpo,
     'sft': sft,
 }
 
 
-def get_config(argument: str = 'process') -> ConfigDict:
+def get_config(argument: str = '') -> ConfigDict:
   c = _base()
   RECIPES[argument](c)
   return c

@@ -1,6 +1,6 @@
 """Writes word problems in plain English, worked traces, and labeled traces.
 
-  python configs/small/problems.py FOLDER
+  python benchmarks/word_problems.py FOLDER
 
 A problem starts with a count and changes it step by step; the reference is the
 bare chain of results. Files of FOLDER, no problem in two of them:

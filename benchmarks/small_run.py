@@ -1,6 +1,6 @@
 """Runs all of configs/small/word_problems.py, one stage after another.
 
-  python configs/small/run.py --model=FOLDER --root=runs/small
+  python benchmarks/small_run.py --model=FOLDER --root=runs/small
 
 Makes the problems, tunes the base policy, trains and examines the judge, trains
 the four arms, and compares them on held-out problems. Every stage is a run in a
@@ -16,6 +16,7 @@ import sys
 from absl import app, flags
 
 _HERE = pathlib.Path(__file__).parent
+_CONFIGS = _HERE.parent / 'configs/small'
 ARMS = ('process', 'outcome', 'grpo', 'sft')
 STAGES = ('base', 'judge', *ARMS, 'compare')
 
@@ -28,13 +29,16 @@ _DRY_RUN = flags.DEFINE_bool('dry_run', False, 'Print the commands only.')
 
 def command(stage: str, model: str, root: pathlib.Path) -> list[str]:
   """The command line of a stage."""
-  data, recipe = root / 'data', 'process' if stage == 'compare' else stage
+  data = root / 'data'
+  recipe = '' if stage in ('process', 'compare') else f':{stage}'
   init = model if stage in ('base', 'judge') else str(root / 'base')
   line = [
       sys.executable, '-m', 'exprl_jax.main',
-      f'--config={_HERE}/word_problems.py:{recipe}',
+      f'--config={_CONFIGS}/word_problems.py{recipe}',
       f'--workdir={root / stage}', f'--config.policy.init={init}'
   ]
+  if stage in ('judge', 'process', 'outcome', 'compare'):
+    line.append(f'--config.judge.template={_CONFIGS}/judge.txt')
   if stage == 'judge':
     return [
         *line, f'--config.judge.init={model}', '--config.judge.traces=',
@@ -63,7 +67,11 @@ def main(_):
   if unknown := [s for s in _STAGES.value if s not in STAGES]:
     sys.exit(f'error: --stages={",".join(unknown)}: choose from '
              f'{", ".join(STAGES)}')
-  lines = [[sys.executable, str(_HERE / 'problems.py'), str(root / 'data')]]
+  lines = [[
+      sys.executable,
+      str(_HERE / 'word_problems.py'),
+      str(root / 'data')
+  ]]
   lines += [
       command(s, _MODEL.value, root) for s in STAGES if s in _STAGES.value
   ]
