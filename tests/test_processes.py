@@ -1,4 +1,4 @@
-"""Two processes with four devices each are one process with eight."""
+"""Several processes with eight devices together are one process with eight."""
 
 import functools
 import gzip

@@ -15,8 +15,10 @@ import pytest
 from exprl_jax import main
 from exprl_jax.models import flops, transformer
 from exprl_jax.runtime import (
+    bugs,
     chips,
     compilation,
+    failures,
     memory,
     metrics,
     profiler,
@@ -323,3 +325,18 @@ def test_late_compilations_say_what_differs_and_no_more():
   assert brief.startswith('at input path [0], now layers=3, b=2')
   assert ' and before layers=4, b=2' in brief and len(brief) < 200
   assert compilation._brief('x' * 999) == 'x' * 60
+
+
+def test_the_same_bug_at_the_same_step_three_times_is_final(tmp_path):
+  """What happens in between, another error or another step, begins anew."""
+
+  def fail(text, error=ValueError):
+    with pytest.raises(Exception) as e, bugs.counting(tmp_path):
+      raise error(text)
+    return failures.exit_code(e.value)
+
+  assert [fail('a'), fail('a'), fail('a')] == [1, 1, 3]
+  assert [fail('a'), fail('b'), fail('b')] == [1, 1, 1]
+  (tmp_path / 'metrics.jsonl').write_text('{"step": 1}\n')
+  assert [fail('b'), fail('b'), fail('b')] == [1, 1, 3]
+  assert [fail('x', InputError)] * 3 == [2] * 3

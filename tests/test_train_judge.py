@@ -94,14 +94,16 @@ def test_micro_batches_change_nothing(one_device):
   batch = source.draw(0)
   results = []
   for size in (8, 3, 1):
-    cfg = frozen(f'--config.optim.micro_rows={size}')
+    # The first step of Adam divides by |gradient| + eps: with 1e-8 the noise of
+    # a gradient near 0 would be as large as the step.
+    cfg = frozen(f'--config.optim.micro_rows={size}', '--config.optim.eps=1e-5')
     state = optimizer.init_state(source.start(judge.model), cfg.optim, 10)
     state, values = train_judge._step(cfg, judge, state, source, batch,
                                       one_device)
     results.append((state.params, values))
   for params, values in results[1:]:
     for x, y in zip(jax.tree.leaves(params), jax.tree.leaves(results[0][0])):
-      np.testing.assert_allclose(x, y, atol=5e-5)
+      np.testing.assert_allclose(x, y, atol=2e-5)
     for name, value in values.items():
       np.testing.assert_allclose(value, results[0][1][name], rtol=1e-4)
 

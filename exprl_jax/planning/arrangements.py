@@ -49,8 +49,9 @@ def compare(plan: Plan) -> list[Arrangement]:
   rest = sum(seconds.values()) - seconds.get('rollout', 0.0)
 
   def sampled(share: float, ahead: int) -> float:
+    # Without samples that go on, one step is like the next.
     return simulation.steady(step, lengths, ahead, options, costs(plan, share),
-                             parts, steps=4)
+                             parts, steps=6 if ahead else 1)
 
   # 1. One after the other.
   alone = sampled(1.0, 0)
