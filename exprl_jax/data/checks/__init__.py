@@ -5,7 +5,7 @@ all kinds of findings; docs/validation.md describes them. Several processes
 share what takes long: the texts and tokens of a row.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 import itertools
 from typing import Any
 
@@ -33,6 +33,7 @@ __all__ = [
 ]
 
 _CHUNK = 1024  # rows whose gold answers are graded together
+Words = Sequence[list[str]]  # tokens of each question: text.tokens
 
 
 def check(name: str, data: Iterable[Row], *, errors: Iterable[str],
@@ -68,12 +69,13 @@ def find(data: Iterable[Row], needs: Sequence[str] = (),
          evaluation: Evaluation | None = None) -> Iterator[Finding]:
   """Yields the findings about a data set; `check` has the arguments."""
 
-  def of_rows(chunk: Sequence[Row]) -> Iterator[Finding]:
-    for where, p in chunk:
-      yield from _of_row(where, p, needs, budgets, evaluation)
+  def of_rows(chunk: Sequence[Row], words: Words) -> Iterator[Finding]:
+    for (where, p), own in zip(chunk, words):
+      yield from _of_row(where, p, own, needs, budgets, evaluation)
 
-  def together(chunk: Sequence[Row]) -> Iterator[Finding]:
-    yield from earlier.check_all(chunk)
+  def together(chunk: Sequence[Row], words: Words) -> Iterator[Finding]:
+    for (where, p), own in zip(chunk, words):
+      yield from earlier.check(where, p, text.key(own, p.question))
     if grader:  # process 0 grades for all
       yield from golds.check(chunk, grader)
 
@@ -81,25 +83,26 @@ def find(data: Iterable[Row], needs: Sequence[str] = (),
   numbered = enumerate(iter(lambda: list(itertools.islice(stream, _CHUNK)), []))
   if jax.process_count() == 1:
     for _, chunk in numbered:
-      yield from of_rows(chunk)
-      yield from together(chunk)
+      words = [text.tokens(p.question) for _, p in chunk]
+      yield from of_rows(chunk, words)
+      yield from together(chunk, words)
     return
   common: list[list[Finding]] = []
   mine: list[tuple[int, list[Finding]]] = []
   error = ''
   for i, chunk in numbered:
-    common.append(list(together(chunk)))
+    words = [text.tokens(p.question) for _, p in chunk]
+    common.append(list(together(chunk, words)))
     if mesh.is_mine(i) and not error:
       mine.append((i, []))
-      error = _collect(of_rows, chunk, mine[-1][1])
+      error = _collect(of_rows(chunk, words), mine[-1][1])
   yield from _merged(mesh.everywhere([error, mine]), common)
 
 
-def _of_row(where: str, p: Problem, needs: Sequence[str],
+def _of_row(where: str, p: Problem, words: list[str], needs: Sequence[str],
             budgets: Sequence[Budget],
             evaluation: Evaluation | None) -> Iterator[Finding]:
-  """Checks what does not depend on other rows."""
-  words = text.tokens(p.question)
+  """Checks what does not depend on other rows; `words` are the question's."""
   found = list(rows.texts(where, p, needs))
   yield from found
   # A tokenizer may refuse texts with half a character.
@@ -110,11 +113,10 @@ def _of_row(where: str, p: Problem, needs: Sequence[str],
     yield from evaluation.check(where, words, text.key(words, p.question))
 
 
-def _collect(check: Callable[[Sequence[Row]], Iterator[Finding]],
-             chunk: Sequence[Row], out: list[Finding]) -> str:
+def _collect(findings: Iterator[Finding], out: list[Finding]) -> str:
   """Adds a chunk's findings; returns the error that all processes raise."""
   try:
-    out += check(chunk)
+    out += findings
   except InputError as e:
     return str(e)
   return ''

@@ -88,13 +88,14 @@ class Earlier:
     self._questions: dict[int, _First] = {}
     self._conflicts: set[int] = set()
 
-  def check_all(self, chunk: Sequence[golds.Row]) -> Iterator[Finding]:
-    """Compares rows, FILE:LINE and problem, with all before, and adds them."""
-    for where, p in chunk:
-      key = text.key(text.tokens(p.question), p.question)
-      yield from self._check(where, p, key)
+  def check(self, where: str, p: Problem, key: int) -> Iterator[Finding]:
+    """Compares a row with all before it, and adds it.
 
-  def _check(self, where: str, p: Problem, key: int) -> Iterator[Finding]:
+    Args:
+      where: FILE:LINE.
+      p: the problem.
+      key: hash of the question's tokens.
+    """
     first = self._ids.setdefault(text.digest(p.id), where)
     if first != where:
       yield Finding('duplicate_id', where, 'id',
