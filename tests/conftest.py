@@ -31,6 +31,7 @@ import tokenizers
 from exprl_jax import config as config_lib
 from exprl_jax.data.tokenizer import Tokenizer
 from exprl_jax.models import config, hf, transformer
+from exprl_jax.runtime import compilation
 from exprl_jax.runtime import mesh as mesh_lib
 
 POLICY = config_lib.resolve('asset:tiny_policy')
@@ -78,8 +79,15 @@ def make_bpe(folder, merges=(), eos='<|im_end|>', special=('<|im_start|>',)):
 
 @pytest.fixture(scope='session', autouse=True)
 def _cache_of_the_tests(tmp_path_factory):
-  """Tests leave the user's cache alone; child processes inherit this."""
+  """Tests leave the user's cache alone; child processes inherit this.
+
+  What one of pytest's processes has compiled, the others find.
+  """
   os.environ['EXPRL_CACHE'] = str(tmp_path_factory.mktemp('cache'))
+  base = tmp_path_factory.getbasetemp()
+  shared = base.parent if 'PYTEST_XDIST_WORKER' in os.environ else base
+  os.environ['JAX_COMPILATION_CACHE_DIR'] = str(shared / 'xla')
+  compilation.use_cache(str(shared / 'xla'))
 
 
 @pytest.fixture(scope='module', autouse=True)

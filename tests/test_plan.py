@@ -287,6 +287,7 @@ def test_a_run_finds_the_programs_that_were_compiled_before(tmp_path, caplog):
   """The warm-up fills a cache; the run then compiles no program of the list."""
   config = tiny('--config.steps=1', '--config.compare=',
                 '--config.eval.every=0', '--config.eval.limit=4')
+  before = compilation.use_cache('auto')
   compilation.use_cache(str(tmp_path / 'cache'))
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
   try:
@@ -295,7 +296,7 @@ def test_a_run_finds_the_programs_that_were_compiled_before(tmp_path, caplog):
     with caplog.at_level('DEBUG', logger='jax._src.compiler'):
       train.train(config, tmp_path / 'run')
   finally:
-    compilation.use_cache('')
+    compilation.use_cache(before)
   found = {
       kind: set(re.findall(rf"{kind} for 'jit_(\w+)'", caplog.text))
       for kind in ('CACHE MISS', 'cache hit')

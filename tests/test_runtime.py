@@ -3,6 +3,8 @@
 import dataclasses
 import importlib.util
 import math
+import os
+import pathlib
 import subprocess
 import sys
 
@@ -89,7 +91,7 @@ def test_flags_come_before_the_devices():
 
 @pytest.fixture
 def watch():
-  watch = compilation.Watch()
+  watch = compilation.Watch(late_s=0.0)
   yield watch
   watch.close()
 
@@ -129,19 +131,42 @@ def test_a_program_that_appears_late_is_expected_once(watch, caplog):
   assert not caplog.records, "jax's own explanations are not shown"
 
 
-def test_compiled_programs_are_kept(tmp_path):
-  try:
-    assert compilation.use_cache('auto') == '', 'CPUs have none'
-    assert compilation.use_cache(str(tmp_path)) == str(tmp_path)
-    # All compilations, also short ones.
-    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
-    jax.jit(lambda x: x @ x)(np.ones((3, 3)))
-    assert list(tmp_path.iterdir())
-    assert compilation.use_cache('') == ''
-  finally:
-    jax.config.update('jax_compilation_cache_dir', None)
-    jax.config.update('jax_persistent_cache_min_compile_time_secs', 1.0)
-    compilation_cache.reset_cache()
+@pytest.fixture
+def other_cache():
+  """Puts the cache of the tests back."""
+  names = [
+      'jax_compilation_cache_dir', 'jax_persistent_cache_min_compile_time_secs'
+  ]
+  before = {name: jax.config.values[name] for name in names}
+  yield
+  for name, value in before.items():
+    jax.config.update(name, value)
+  compilation_cache.reset_cache()
+
+
+def test_compiled_programs_are_kept(tmp_path, other_cache):
+  assert compilation.use_cache(str(tmp_path)) == str(tmp_path)
+  # All compilations, also short ones.
+  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
+  jax.jit(lambda x: x @ x)(np.ones((3, 3)))
+  assert list(tmp_path.iterdir())
+  assert compilation.use_cache('') == ''
+
+
+def test_the_cache_is_the_users_and_is_bounded(tmp_path, other_cache,
+                                               monkeypatch):
+  monkeypatch.setenv('EXPRL_CACHE', str(tmp_path))
+  monkeypatch.setattr(compilation, '_CACHE_BYTES', 250)
+  assert compilation.use_cache('') == ''
+  folder = pathlib.Path(compilation.use_cache('auto'))
+  assert folder.parent == tmp_path / 'xla', 'a folder for this kind of CPU'
+  folder.mkdir(parents=True)
+  for age, name in enumerate('abc'):
+    (folder / name).write_bytes(bytes(100))
+    os.utime(folder / name, (1000 - age, 1000 - age))
+  compilation.use_cache('')
+  compilation.use_cache('auto')
+  assert {x.name for x in folder.iterdir()} == {'a', 'b'}, 'c is the oldest'
 
 
 GROWING = """

@@ -452,8 +452,8 @@ class Config:
   reward: str = 'process'  # rewards/: process | outcome | sparse | teacher |
   # FILE.py:FUNCTION | MODULE:FUNCTION
   compare: str = ''  # a config, beside this one, to run as well; '': none
-  compile_cache: str = 'auto'  # folder or gs:// of compiled programs; auto: on
-  # TPUs, ~/.cache/exprl_jax/xla; '': none
+  compile_cache: str = 'auto'  # folder or gs:// of compiled programs; auto:
+  # ~/.cache/exprl_jax/xla; '': none
   watchdog_minutes: NonNegative = 30.0  # without progress until the run exits,
   # to be started again; 0: never
   policy: Model = Model()

@@ -207,7 +207,9 @@ def start(inputs: Inputs, workdir: epath.Path) -> tuple[Run, int, TrainState]:
     The run, the steps done, and the training state.
   """
   config = inputs.config
-  warm_up.warm_up(config, inputs.mesh)
+  # CPUs have no limit of memory to check, and compile just what they meet.
+  if inputs.mesh.devices.flat[0].platform != 'cpu':
+    warm_up.warm_up(config, inputs.mesh)
   policy, params = load_policy(config, inputs.mesh, inputs.origin)
   workdir_lib.claim(workdir, config)
   state = optimizer.init_state(params, config.optim,

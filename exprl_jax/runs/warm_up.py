@@ -11,8 +11,8 @@ from exprl_jax.types import InputError
 def warm_up(config: Config, mesh: jax.sharding.Mesh) -> None:
   """Fills the compilation cache, and checks that the run fits.
 
-  Only with a persistent cache (config.compile_cache), which CPUs do not have by
-  default: the run finds its programs there.
+  Only with a persistent cache (config.compile_cache): the run finds its programs
+  there.
 
   Args:
     config: of a training run.

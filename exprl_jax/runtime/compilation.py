@@ -1,9 +1,13 @@
 """Compilations: kept between runs, counted, explained when they are late."""
 
 from collections.abc import Iterable
+import contextlib
 import functools
+import hashlib
 import logging as py_logging
 import os
+import pathlib
+import platform
 import re
 from typing import NamedTuple
 
@@ -17,6 +21,10 @@ _EVENT = '/jax/core/compile/backend_compile_duration'
 # Explains why a jitted function is traced again (jax_explain_cache_misses).
 _EXPLAINS = 'jax._src.interpreters.partial_eval'
 _PREFIX = 'TRACING CACHE MISS'
+# With that switch on, they tell of the persistent cache, too.
+_ALSO_EXPLAIN = ('jax._src.compiler', 'jax._src.compilation_cache')
+_LATE_S = 2.0  # shorter compilations and those read from the cache are no news
+_CACHE_BYTES = 2 * 10**9
 _SHOWN = 60  # characters of a value in a reason
 
 
@@ -26,27 +34,64 @@ def use_cache(where: str) -> str:
   JAX_COMPILATION_CACHE_DIR, where it is set, takes the place of 'auto'.
 
   Args:
-    where: 'auto': on TPUs the folder `xla` of the cache ($EXPRL_CACHE, by
-      default ~/.cache/exprl_jax), elsewhere none, since programs for CPUs are
-      of one machine. '': none. Otherwise a folder, which may be on gs://.
+    where: 'auto': the folder `xla` of the cache ($EXPRL_CACHE, by default
+      ~/.cache/exprl_jax), on CPUs one for each kind of machine, kept under
+      2 GB. '': none. Otherwise a folder, which may be on gs://.
 
   Returns:
     The folder; '': there is none.
   """
   current = jax.config.values['jax_compilation_cache_dir'] or ''
   if where == 'auto':
-    where = current
-    if not where and jax.default_backend() == 'tpu':
-      where = str(files.cache_folder('xla'))
+    where = current or str(_own_folder())
   if where != current:
     jax.config.update('jax_compilation_cache_dir', where or None)
     compilation_cache.reset_cache()  # JAX opens it at the first compilation
   if where:
     # Short compilations are not worth the file.
-    jax.config.update('jax_persistent_cache_min_compile_time_secs', 1.0)
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
     jax.config.update('jax_persistent_cache_min_entry_size_bytes', 0)
     logging.info('compiled programs are kept in %s', where)
   return where
+
+
+def _own_folder() -> pathlib.Path:
+  """The folder of 'auto', emptied of its oldest programs.
+
+  XLA compiles for the CPU's own instructions, and home directories are shared
+  by machines, so each kind of CPU has its own.
+  """
+  folder = files.cache_folder('xla')
+  if jax.default_backend() == 'cpu':
+    folder /= _cpu()
+  _prune(folder, _CACHE_BYTES)
+  return folder
+
+
+def _cpu() -> str:
+  """Names the kind of CPU: its instruction set and extensions."""
+  try:
+    lines = pathlib.Path('/proc/cpuinfo').read_text().splitlines()
+  except OSError:  # not Linux
+    lines = [platform.processor()]
+  kind = next((x for x in lines if x.startswith(('flags', 'Features'))),
+              lines[0] if lines else '')
+  digest = hashlib.sha256(kind.encode()).hexdigest()[:8]
+  return f'{platform.machine()}-{digest}'
+
+
+def _prune(folder: pathlib.Path, limit: int) -> None:
+  """Deletes the files that were not read for longest, until `limit` bytes are
+  left. Another process may delete the same ones."""
+  with contextlib.suppress(OSError):
+    found = [(x, x.stat()) for x in folder.iterdir() if x.is_file()]
+    found.sort(key=lambda x: max(x[1].st_atime, x[1].st_mtime))
+    size = sum(stat.st_size for _, stat in found)
+    for file, stat in found:
+      if size <= limit:
+        break
+      file.unlink(missing_ok=True)
+      size -= stat.st_size
 
 
 class Compilation(NamedTuple):
@@ -77,8 +122,12 @@ class _Listener(py_logging.Filter):
 
   def filter(self, record: py_logging.LogRecord) -> bool:
     """Takes explanations out of the log while a Watch asks for them."""
+    if not self.explaining:
+      return True
+    if record.name in _ALSO_EXPLAIN:
+      return 'persistent c' not in record.getMessage().lower()
     text = record.getMessage()
-    if not (self.explaining and text.startswith(_PREFIX)):
+    if not text.startswith(_PREFIX):
       return True
     function, reason = _parse(text)
     self._reasons[function] = reason
@@ -117,7 +166,8 @@ def _listener() -> _Listener:
   """The one listener of this process."""
   listener = _Listener()
   jax.monitoring.register_event_duration_secs_listener(listener.event)
-  py_logging.getLogger(_EXPLAINS).addFilter(listener)
+  for name in (_EXPLAINS, *_ALSO_EXPLAIN):
+    py_logging.getLogger(name).addFilter(listener)
   return listener
 
 
@@ -127,8 +177,9 @@ class Watch:
   Explanations cost time only where something is compiled.
   """
 
-  def __init__(self) -> None:
-    self._listener = _listener()
+  def __init__(self, late_s: float = _LATE_S) -> None:
+    """Args: `late_s` seconds of compilation are worth a line."""
+    self._listener, self._late_s = _listener(), late_s
     self._logged = len(self._listener.compilations)
     self._known: set[str] = set()
     self._warm = False
@@ -164,6 +215,6 @@ class Watch:
 
   def _late(self, new: Iterable[Compilation]) -> Iterable[str]:
     for c in new:
-      if c.name in self._known:
+      if c.name in self._known and c.seconds >= self._late_s:
         why = f': {c.reason}' if c.reason else ''
         yield (f'{c.name} was compiled again, in {c.seconds:.1f} s{why}')
