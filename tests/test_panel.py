@@ -183,7 +183,7 @@ def test_a_panel_is_examined_before_a_run(load, one_device):
 
 
 def test_the_engine_is_as_large_as_the_longest_answer():
-  mesh = mesh_lib.make_mesh(frozen().mesh)
+  meshes = mesh_lib.meshes(frozen())
   sizes = []
   for entries in (('template=math,readout=direct',),
                   ('template=math,readout=generate',),
@@ -191,7 +191,7 @@ def test_the_engine_is_as_large_as_the_longest_answer():
                    'template=math,readout=generate')):
     config = frozen(f'--config.judge.panel={entries!r}', config='tiny')
     sizes.append(factory.engine_options(config)[1].max_tokens)
-    assert memory.models(config, mesh).judging.max_tokens == sizes[-1]
+    assert memory.models(config, meshes).judging.max_tokens == sizes[-1]
   assert sizes[0] < sizes[1] == sizes[2]
 
 

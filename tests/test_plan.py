@@ -100,13 +100,13 @@ def test_operations_are_two_for_each_parameter_and_attention(remat, passes):
   """Rows of one length; the reference for CPUs computes all pairs."""
   config = dataclasses.replace(
       tiny(), policy=dataclasses.replace(tiny().policy, remat=remat))
-  mesh = mesh_lib.make_mesh(config.mesh, jax.devices()[:1])
+  meshes = mesh_lib.meshes(config, jax.devices()[:1])
   model = memory.policy_model(config)
-  listed = {p.name: p for p in programs.programs(config, mesh)}
+  listed = {p.name: p for p in programs.programs(config, meshes)}
 
   def count(name):
     p = listed[name]
-    with jax.set_mesh(mesh):
+    with jax.set_mesh(meshes.train):
       return jaxpr_flops.count(p.function.trace(*p.args, **p.kwargs).jaxpr)
 
   rows, tokens = listed['learner/gradient'].args[2].tokens.shape
@@ -132,9 +132,9 @@ def test_operations_are_two_for_each_parameter_and_attention(remat, passes):
 def test_each_program_has_the_memory_that_the_compiler_reports():
   config = tiny('--config.reward=sparse', '--config.credit.rule=group',
                 '--config.credit.first=final')
-  mesh = mesh_lib.make_mesh(config.mesh, jax.devices()[:1])
+  meshes = mesh_lib.meshes(config, jax.devices()[:1])
   compiler = compiled.Compiler()
-  for program in programs.programs(config, mesh):
+  for program in programs.programs(config, meshes):
     if program.name in ('policy/logprobs', 'policy/decode'):
       owned = compiled.owned_bytes(program)
       weight = compiler.weigh(program, owned, 8)
@@ -154,7 +154,7 @@ def test_the_account_is_what_a_run_keeps_alive(tmp_path, monkeypatch):
   config = tiny('--config.steps=1', '--config.compare=',
                 '--config.eval.every=0', '--config.eval.limit=4',
                 '--config.optim.updates=1')
-  account = memory.account(config, mesh_lib.make_mesh(config.mesh))
+  account = memory.account(config, mesh_lib.meshes(config))
   measured = {}
 
   def watch(module, name, phase):
@@ -211,30 +211,30 @@ def test_a_run_that_does_not_fit_is_refused_with_what_does(
   """Qwen3-4B on eight devices of 15 GB."""
   monkeypatch.setattr(chips, 'memory_limit', lambda device: 15 * 10**9)
   config = qwen(tmp_path)
-  mesh = mesh_lib.make_mesh(config.mesh, jax.devices()[:8])
+  devices = jax.devices()[:8]
   with pytest.raises(InputError, match='it fits with --config') as error:
-    search.check(config, mesh)
+    search.check(config, devices)
   flags = re.findall(r'--config\.\S+', str(error.value))
   fixed = qwen(tmp_path, *flags)
-  search.check(fixed, mesh)
-  assert search.estimated(fixed, mesh).fits
-  assert not search.estimated(config, mesh).fits
+  search.check(fixed, devices)
+  assert search.estimated(fixed, devices).fits
+  assert not search.estimated(config, devices).fits
 
 
 def test_nothing_helps_on_a_device_that_is_far_too_small(tmp_path, monkeypatch):
   monkeypatch.setattr(chips, 'memory_limit', lambda device: 10**9)
   config = qwen(tmp_path)
-  mesh = mesh_lib.make_mesh(config.mesh, jax.devices()[:8])
+  devices = jax.devices()[:8]
   with pytest.raises(InputError, match='use more devices'):
-    search.check(config, mesh)
+    search.check(config, devices)
 
 
 def test_a_shared_judge_is_one_copy(tmp_path):
   config = qwen(tmp_path)
-  mesh = mesh_lib.make_mesh(config.mesh, jax.devices()[:8])
-  shared = memory.account(config, mesh).owners
+  meshes = mesh_lib.meshes(config, jax.devices()[:8])
+  shared = memory.account(config, meshes).owners
   own = memory.account(qwen(tmp_path, '--config.judge.weights=int8'),
-                       mesh).owners
+                       meshes).owners
   assert 'gradient' not in shared['judge'][1]
   assert set(own['judge'][1]) == set(memory.PHASES)
   assert own['judge'][0] < 0.65 * shared['judge'][0]
@@ -291,7 +291,7 @@ def test_a_run_finds_the_programs_that_were_compiled_before(tmp_path, caplog):
   compilation.use_cache(str(tmp_path / 'cache'))
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
   try:
-    warm_up.warm_up(config, mesh_lib.make_mesh(config.mesh))
+    warm_up.warm_up(config, jax.devices())
     jax.clear_caches()
     with caplog.at_level('DEBUG', logger='jax._src.compiler'):
       train.train(config, tmp_path / 'run')

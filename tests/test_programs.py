@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from exprl_jax import config as config_lib
 from exprl_jax import main
 from exprl_jax.planning import programs
 from exprl_jax.rl import learner, optimizer
@@ -41,8 +40,9 @@ def test_every_program_of_the_main_job_is_listed():
     ids=str)
 def test_listed_programs_compile(flags):
   """On two devices, with adapters, too."""
-  mesh = mesh_lib.make_mesh(config_lib.Mesh(data=1, fsdp=2), jax.devices()[:2])
-  listed = {p.name: p for p in programs.programs(tiny(*flags), mesh)}
+  config = tiny('--config.mesh.data=1', '--config.mesh.fsdp=2', *flags)
+  meshes = mesh_lib.meshes(config, jax.devices()[:2])
+  listed = {p.name: p for p in programs.programs(config, meshes)}
   for name in ('learner/gradient', 'learner/apply_gradient', 'policy/logprobs'):
     assert listed[name].compile().memory_analysis() is not None
 
@@ -52,7 +52,11 @@ def test_what_is_listed_is_what_runs(policy, one_device):
   arguments."""
   model, params, _ = policy
   config = tiny()
-  listed = {p.name: p for p in programs.programs(config, one_device)}
+  listed = {
+      p.name: p for p in programs.programs(
+          config, mesh_lib.meshes(config,
+                                  jax.devices()[:1]))
+  }
   apply = listed['learner/apply_gradient']
   state = optimizer.init_state(jax.tree.map(jnp.copy, params), config.optim,
                                config.steps * config.optim.updates)

@@ -101,14 +101,13 @@ def test_production_configs_fit(target, folders):
 def test_two_depths_give_all(folders):
   """Extrapolated from two and four layers to twelve, and compiled in full."""
   (program,) = [
-      p for p in programs.programs(_short(folders, 12), _mesh())
-      if p.name == 'learner/gradient'
+      p for p in _programs(folders, 12) if p.name == 'learner/gradient'
   ]
   compiler = compiled.Compiler(xla_flags.compiler_options('v5e'))
   full = compiler.weigh(program, 0, 1)
   few, more = (compiler.weigh(
       next(p
-           for p in programs.programs(_short(folders, n), _mesh())
+           for p in _programs(folders, n)
            if p.name == 'learner/gradient'), 0, 1)
                for n in (2, 4))
   guess = few.extrapolated(more, 5)
@@ -118,9 +117,11 @@ def test_two_depths_give_all(folders):
   assert guess.flops == pytest.approx(full.flops, rel=1e-6)
 
 
-def _mesh():
-  return mesh_lib.make_mesh(config_lib.Mesh(1, 8, 1, 1),
-                            topology.devices('v5e:2x4'))
+def _programs(folders, layers):
+  """On eight chips, with all of them in fsdp."""
+  config = _short(folders, layers)
+  meshes = mesh_lib.meshes(config, topology.devices('v5e:2x4'))
+  return programs.programs(config, meshes)
 
 
 def _short(folders, layers):

@@ -181,6 +181,9 @@ class Rollout:
   oversampling_rule: Literal['', 'first_to_end'] = ''
   partial_rollouts: Count = 0  # problems started ahead of the batch; what is
   # unfinished at the end of a step goes on in the next one
+  # async: the next step's samples are drawn during this step's update, one
+  # step off policy, on devices of their own: mesh.sampling_devices.
+  source: Literal['sync', 'async'] = 'sync'
   slots: Positive = 64  # sequences that decode at a time
   chunk: Positive = 32  # tokens decoded between two scheduling decisions
   page: Positive = 128  # tokens in a page of keys and values
@@ -349,6 +352,8 @@ class Mesh:
   tensor: Axis = 1
   rollout_tensor: Count = 0  # tensor axis while sampling, the others are data;
   # 0: sample on the training mesh
+  sampling_devices: Count = 0  # rollout.source='async': so many sample, the
+  # others judge and train; 0: half of them
 
 
 @dataclasses.dataclass(frozen=True)

@@ -42,8 +42,7 @@ def compare(plan: Plan) -> list[Arrangement]:
   work = timing.work(config, plan.models)
   samples = config.rollout.group_size + config.rollout.oversampling
   step = Step(work.prompts, samples, work.prompt, config.rollout.max_new_tokens)
-  sampling = mesh_lib.rollout_mesh(plan.mesh, config.mesh.rollout_tensor)
-  parts = mesh_lib.batch_parts(sampling)
+  parts = mesh_lib.batch_parts(plan.meshes.sample)
   lengths = simulation.draw_lengths(work.completion, step.budget, _DRAWN)
   seconds = plan.seconds()
   rest = sum(seconds.values()) - seconds.get('rollout', 0.0)
@@ -53,6 +52,12 @@ def compare(plan: Plan) -> list[Arrangement]:
     return simulation.steady(step, lengths, ahead, options, costs(plan, share),
                              parts, steps=6 if ahead else 1)
 
+  if plan.meshes.split:
+    rollout = sampled(1.0, 0)
+    return [
+        Arrangement(_apart(plan.meshes.sample.size), rollout, rest,
+                    max(rollout, rest))
+    ]
   # 1. One after the other.
   alone = sampled(1.0, 0)
   out = [Arrangement('synchronous', alone, rest, alone + rest)]
@@ -62,14 +67,19 @@ def compare(plan: Plan) -> list[Arrangement]:
   out.append(
       Arrangement(f'rollout.partial_rollouts={ahead}', partial, rest,
                   partial + rest))
-  # 3. Sampling beside the update of the step before.
+  # 3. Sampling beside the update of the step before, on a part of the devices.
   pipelined = []
   for share in _SHARES:
-    rollout, others = sampled(share, 0), rest / (1 - share)
-    pipelined.append(
-        Arrangement(f'one step off, {share:.1%} of the devices sample', rollout,
-                    others, max(rollout, others)))
-  return [*out, min(pipelined, key=lambda a: a.step)]
+    count = round(share * plan.meshes.train.size)
+    if 0 < count < plan.meshes.train.size:
+      rollout, others = sampled(share, 0), rest / (1 - share)
+      pipelined.append(
+          Arrangement(_apart(count), rollout, others, max(rollout, others)))
+  return [*out, *sorted(pipelined, key=lambda a: a.step)[:1]]
+
+
+def _apart(devices: int) -> str:
+  return f'rollout.source=async, mesh.sampling_devices={devices}'
 
 
 def costs(plan: Plan, share: float = 1.0) -> Costs:
@@ -84,7 +94,7 @@ def costs(plan: Plan, share: float = 1.0) -> Costs:
   """
   assert plan.chip
   options, decode = plan.models.rollout, plan.weights['policy/decode']
-  sampling = mesh_lib.rollout_mesh(plan.mesh, plan.config.mesh.rollout_tensor)
+  sampling = plan.meshes.sample
   work = timing.work(plan.config, plan.models)
   live = timing.live_rows(options, sampling, work.rows,
                           work.prompt + work.completion)

@@ -51,17 +51,13 @@ class Models(NamedTuple):
   rollout: Options
   judging: Options | None
 
-  def resolved(self, mesh: jax.sharding.Mesh) -> 'Models':
-    """With the engines' sizes filled in.
-
-    Args:
-      mesh: to sample on.
-    """
+  def resolved(self, meshes: mesh_lib.Meshes) -> 'Models':
+    """With the engines' sizes filled in."""
     judging = self.judging
     if judging and self.judge:
-      judging = options_lib.resolve(judging, self.judge, mesh)
+      judging = options_lib.resolve(judging, self.judge, meshes.judge)
     return self._replace(
-        rollout=options_lib.resolve(self.rollout, self.policy, mesh),
+        rollout=options_lib.resolve(self.rollout, self.policy, meshes.sample),
         judging=judging)
 
   def with_layers(self, layers: int) -> 'Models':
@@ -168,14 +164,18 @@ def uses_judge(config: Config) -> bool:
           and bool(panel.local(config.judge)))
 
 
-def owners(config: Config, mesh: jax.sharding.Mesh) -> Owners:
+def owners(config: Config, meshes: mesh_lib.Meshes) -> Owners:
   """Lists what a run keeps on each device, without pages.
+
+  Where sampling has devices of its own, `copy` and `rollout` are of these, and
+  the other phases of those that train.
 
   Args:
     config: of the run.
-    mesh: to train on.
+    meshes: which devices do what.
   """
-  policy, sampling = policy_model(config), sampling_mesh(config, mesh)
+  policy, (mesh, sampling, judge_mesh) = policy_model(config), meshes
+  phases = PHASES[2:] if meshes.split else PHASES
   lora, frozen = config.policy.lora_rank > 0, _frozen(policy, mesh)
   state = learner_programs.state(config, policy, mesh)
   rollout = ('rollout', 'judge') if config.judge.overlap else ('rollout',)
@@ -183,12 +183,12 @@ def owners(config: Config, mesh: jax.sharding.Mesh) -> Owners:
   size = mesh_lib.device_bytes
   reference = keeps_reference(config, references.find(config.policy.init))
   out: Owners = {
-      'policy': (size(state.params), PHASES),
+      'policy': (size(state.params), phases),
       'moments': (size(state.opt_state),
-                  ('optimizer',) if config.optim.offload else PHASES),
+                  ('optimizer',) if config.optim.offload else phases),
       'gradient': (size(state.params), ('gradient', 'optimizer')),
       'reference': (size(frozen) * (reference + len(other_frozen(config))),
-                    PHASES), 'sampling adapters': (size(state.params) * lora,
+                    phases), 'sampling adapters': (size(state.params) * lora,
                                                    ('copy', *rollout)),
       'sampling copy': (_copied(frozen if lora else state.params, policy,
                                 sampling), ('copy', *rollout))
@@ -196,10 +196,10 @@ def owners(config: Config, mesh: jax.sharding.Mesh) -> Owners:
   if uses_judge(config):
     judge, options = factory.engine_options(config)
     if shares_judge(config, references.find(config.policy.init)):
-      out['judge'] = _copied(frozen, judge, sampling), judging
+      out['judge'] = _copied(frozen, judge, judge_mesh), judging
     else:
       out['judge'] = (options_lib.weight_bytes(options, judge,
-                                               sampling), PHASES)
+                                               judge_mesh), phases)
   return out
 
 
@@ -214,24 +214,19 @@ def _copied(held: Params, model: ModelConfig, mesh: jax.sharding.Mesh) -> int:
                                  wanted) else mesh_lib.device_bytes(wanted)
 
 
-def sampling_mesh(config: Config, mesh: jax.sharding.Mesh) -> jax.sharding.Mesh:
-  """The mesh that both engines run on."""
-  return mesh_lib.rollout_mesh(mesh, config.mesh.rollout_tensor)
-
-
-def models(config: Config, mesh: jax.sharding.Mesh) -> Models:
+def models(config: Config, meshes: mesh_lib.Meshes) -> Models:
   """Sizes the engines of a training run by what is alive beside them.
 
   Args:
     config: of the run; its models' config.json are read, no weights.
-    mesh: to train on.
+    meshes: which devices do what.
 
   Raises:
     InputError: there is no such model.
     NoRoomError: a pool cannot hold a single row.
   """
-  policy, sampling = policy_model(config), sampling_mesh(config, mesh)
-  kept, overlap = owners(config, mesh), config.judge.overlap
+  policy, (_, sampling, judge_mesh) = policy_model(config), meshes
+  kept, overlap = owners(config, meshes), config.judge.overlap
 
   def reserved(phase: str) -> int:
     return sum(size for size, phases in kept.values() if phase in phases)
@@ -247,45 +242,45 @@ def models(config: Config, mesh: jax.sharding.Mesh) -> Models:
     other = options_lib.workspace(rollout, policy, sampling)
     judging = dataclasses.replace(judging, share=_JUDGE_SHARE,
                                   reserved=reserved('judge') + other)
-    taken = options_lib.pool_bytes(judging, judge, sampling)
-    taken += options_lib.workspace(judging, judge, sampling)
+    taken = options_lib.pool_bytes(judging, judge, judge_mesh)
+    taken += options_lib.workspace(judging, judge, judge_mesh)
     rollout = dataclasses.replace(rollout, reserved=reserved('rollout') + taken)
   shared = shares_judge(config, references.find(config.policy.init))
   return Models(policy, judge, shared, rollout, judging)
 
 
-def account(config: Config, mesh: jax.sharding.Mesh) -> Account:
+def account(config: Config, meshes: mesh_lib.Meshes) -> Account:
   """Adds up what a training run keeps on each device, with estimates of what
   its programs take.
 
   Args:
     config: of the run.
-    mesh: to train on.
+    meshes: which devices do what.
 
   Raises:
     InputError: as `models`.
     NoRoomError: as `models`.
   """
-  found, sampling = models(config, mesh), sampling_mesh(config, mesh)
-  kept = owners(config, mesh)
+  found, kept = models(config, meshes), owners(config, meshes)
   kept['policy pages'] = (options_lib.pool_bytes(found.rollout, found.policy,
-                                                 sampling),
+                                                 meshes.sample),
                           kept['sampling copy'][1][1:])
   if found.judging and found.judge:
     kept['judge pages'] = (options_lib.pool_bytes(found.judging, found.judge,
-                                                  sampling),
+                                                  meshes.judge),
                            ('rollout', 'judge') if config.judge.overlap else
                            ('judge',))
-  return Account(kept, _workspaces(config, found, mesh, sampling),
-                 chips.memory_limit(mesh.devices.flat[0]))
+  return Account(kept, _workspaces(config, found, meshes),
+                 chips.memory_limit(meshes.devices[0]))
 
 
-def _workspaces(config: Config, found: Models, mesh: jax.sharding.Mesh,
-                sampling: jax.sharding.Mesh) -> dict[str, float]:
+def _workspaces(config: Config, found: Models,
+                meshes: mesh_lib.Meshes) -> dict[str, float]:
   """Estimates what the programs of each phase take."""
+  mesh, sampling, judging = meshes
   rollout = options_lib.workspace(found.rollout, found.policy, sampling)
   logprob = estimates.logprobs(config, found.policy, mesh)
-  trained = owners(config, mesh)['policy'][0]
+  trained = owners(config, meshes)['policy'][0]
   out = {
       'copy': estimates.copy(found.policy, sampling),
       'rollout': float(rollout),
@@ -296,5 +291,5 @@ def _workspaces(config: Config, found: Models, mesh: jax.sharding.Mesh,
   }
   if found.judging and found.judge:
     out['judge'] = float(
-        options_lib.workspace(found.judging, found.judge, sampling))
+        options_lib.workspace(found.judging, found.judge, judging))
   return out

@@ -1,5 +1,6 @@
 """A plan: what a training run takes on given devices, phase by phase."""
 
+from collections.abc import Sequence
 import dataclasses
 from typing import Any
 
@@ -20,7 +21,7 @@ class Plan:
 
   Attributes:
     config: of the run.
-    mesh: to train on.
+    meshes: which devices do what.
     chip: of the devices; None: not known.
     models: with the engines' sizes.
     account: what is alive in each phase.
@@ -29,7 +30,7 @@ class Plan:
   """
 
   config: Config
-  mesh: jax.sharding.Mesh
+  meshes: mesh_lib.Meshes
   chip: chips.Chip | None
   models: memory.Models
   account: memory.Account
@@ -38,11 +39,11 @@ class Plan:
 
   def pool_tokens(self, owner: str) -> int:
     """Tokens that an engine's pages hold on all devices: 'policy', 'judge'."""
-    options = (self.models.rollout
-               if owner == 'policy' else self.models.judging)
-    assert options is not None
-    return options.pages * options.page * mesh_lib.batch_parts(
-        mesh_lib.rollout_mesh(self.mesh, self.config.mesh.rollout_tensor))
+    options, mesh = self.models.rollout, self.meshes.sample
+    if owner == 'judge':
+      assert self.models.judging is not None
+      options, mesh = self.models.judging, self.meshes.judge
+    return options.pages * options.page * mesh_lib.batch_parts(mesh)
 
   def host_bytes(self) -> float:
     """Bytes of host memory for each device: moments and layer inputs that are
@@ -65,11 +66,18 @@ class Plan:
       out[compiled.phase(name)] += share.calls * share.seconds
     return out
 
+  def step_seconds(self) -> float:
+    """Seconds from one step to the next."""
+    phases = self.seconds()
+    rollout = phases.get('rollout', 0.0)
+    rest = sum(phases.values()) - rollout
+    return max(rollout, rest) if self.meshes.split else rollout + rest
+
   def json(self) -> dict[str, Any]:
     """All of it, for plan.json."""
     return {
-        'devices': self.mesh.size,
-        'device_kind': self.mesh.devices.flat[0].device_kind,
+        'devices': len(self.meshes.devices),
+        'device_kind': self.meshes.devices[0].device_kind,
         'limit_bytes': self.account.limit, 'margin': self.account.margin,
         'fits': self.account.fits, 'memory_bytes': {
             phase: self.account.alive(phase) for phase in self.account.phases
@@ -86,7 +94,7 @@ class Plan:
     }
 
 
-def make(config: Config, devices: list[jax.Device] | None,
+def make(config: Config, devices: Sequence[jax.Device] | None,
          compiler: compiled.Compiler) -> Plan:
   """Compiles the programs of a run and adds everything up.
 
@@ -98,11 +106,10 @@ def make(config: Config, devices: list[jax.Device] | None,
   Raises:
     InputError: a model is missing, or a pool cannot hold a single row.
   """
-  mesh = mesh_lib.make_mesh(config.mesh, devices)
-  sampling = mesh_lib.rollout_mesh(mesh, config.mesh.rollout_tensor)
-  found = memory.models(config, mesh).resolved(sampling)
+  meshes = mesh_lib.meshes(config, devices)
+  found = memory.models(config, meshes).resolved(meshes)
   if not config.plan.layers:
-    weights = _weigh(config, mesh, found, compiler)
+    weights = _weigh(config, meshes, found, compiler)
   else:
     # A layer adds the same to everything: two depths give all.
     few = config.plan.layers
@@ -110,27 +117,27 @@ def make(config: Config, devices: list[jax.Device] | None,
     if few * 2 > layers:
       raise InputError(f'config.plan.layers={few}: at most half of the '
                        f"policy's {layers} layers")
-    small = _weigh(config, mesh, found.with_layers(few), compiler)
-    large = _weigh(config, mesh, found.with_layers(2 * few), compiler)
+    small = _weigh(config, meshes, found.with_layers(few), compiler)
+    large = _weigh(config, meshes, found.with_layers(2 * few), compiler)
     weights = {}
     for name, weight in small.items():
       model = found.judge if name.startswith('judge/') else found.policy
       assert model is not None
       weights[name] = weight.extrapolated(large[name],
                                           (model.num_layers - few) / few)
-  chip = chips.find(mesh.devices.flat[0].device_kind)
+  chip = chips.find(meshes.devices[0].device_kind)
   account = dataclasses.replace(
-      memory.account(config, mesh),
+      memory.account(config, meshes),
       workspaces=compiled.workspaces(list(weights.items())))
-  return Plan(config, mesh, chip, found, account, weights,
-              timing.shares(config, found, mesh, weights, chip))
+  return Plan(config, meshes, chip, found, account, weights,
+              timing.shares(config, found, meshes, weights, chip))
 
 
-def _weigh(config: Config, mesh: jax.sharding.Mesh, found: memory.Models,
+def _weigh(config: Config, meshes: mesh_lib.Meshes, found: memory.Models,
            compiler: compiled.Compiler) -> dict[str, Weight]:
   """Compiles all programs of a run."""
   out = {}
-  for program in programs.programs(config, mesh, found):
+  for program in programs.programs(config, meshes, found):
     trips = 1
     if program.name.endswith('/decode'):
       engine = found.judging if program.name == 'judge/decode' else None

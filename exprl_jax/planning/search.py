@@ -1,6 +1,6 @@
 """What to change in a config that does not fit, one key at a time."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 import dataclasses
 import operator
 from typing import Any
@@ -19,13 +19,13 @@ _LEAST_SLOTS = 16
 _MOST_CHANGES = 16
 
 
-def fit(config: Config, mesh: jax.sharding.Mesh,
+def fit(config: Config, devices: Sequence[jax.Device],
         weigh: Callable[[Config], memory.Account | None]) -> Changes | None:
   """Changes keys until a run fits.
 
   Args:
     config: of a training run.
-    mesh: to train on; only its devices count.
+    devices: that the run has.
     weigh: a config -> its account; None where a pool cannot hold a row.
 
   Returns:
@@ -37,7 +37,7 @@ def fit(config: Config, mesh: jax.sharding.Mesh,
     if account and account.fits:
       return changes
     phase = account.peak()[1] if account else 'rollout'
-    change = next(_remedies(config, mesh, phase), None)
+    change = next(_remedies(config, devices, phase), None)
     if change is None:
       return None
     changes[change[0]] = change[1]
@@ -45,26 +45,26 @@ def fit(config: Config, mesh: jax.sharding.Mesh,
   return None
 
 
-def suggest(config: Config, mesh: jax.sharding.Mesh) -> Changes | None:
+def suggest(config: Config, devices: Sequence[jax.Device]) -> Changes | None:
   """As `fit`, by the estimates of memory.account: nothing is compiled."""
-  return fit(config, mesh, lambda c: estimated(c, mesh))
+  return fit(config, devices, lambda c: estimated(c, devices))
 
 
-def estimated(config: Config, mesh: jax.sharding.Mesh) -> memory.Account | None:
-  """The account of a config on the devices of a mesh; None: no room for pages.
-  """
+def estimated(config: Config,
+              devices: Sequence[jax.Device]) -> memory.Account | None:
+  """The account of a config on its devices; None: no room for pages."""
   try:
-    return memory.account(
-        config, mesh_lib.make_mesh(config.mesh, list(mesh.devices.flat)))
+    return memory.account(config, mesh_lib.meshes(config, devices))
   except memory.NoRoomError:
     return None
 
 
-def _remedies(config: Config, mesh: jax.sharding.Mesh,
+def _remedies(config: Config, devices: Sequence[jax.Device],
               phase: str) -> Iterator[tuple[str, Any]]:
   """Yields changes that help a phase, the cheapest first."""
   optim, policy = config.optim, config.policy
   models = memory.decoders(config)
+  meshes = mesh_lib.meshes(config, devices)
   training = phase in ('logprob', 'gradient', 'optimizer')
   if training and optim.micro_rows > 1:
     yield 'optim.micro_rows', 1
@@ -74,11 +74,11 @@ def _remedies(config: Config, mesh: jax.sharding.Mesh,
     yield 'optim.offload', True
   if phase == 'gradient' and policy.remat == 'full':
     yield 'policy.remat', 'offload'
-  if not training and (tensor := _doubled(config, mesh, models)):
+  if not training and (tensor := _doubled(config, meshes, models)):
     yield 'mesh.rollout_tensor', tensor
   if models[1] and not config.judge.weights:
     yield 'judge.weights', 'int8'
-  if training and mesh.size % (2 * config.mesh.tensor) == 0 and (
+  if training and meshes.train.size % (2 * config.mesh.tensor) == 0 and (
       models[0].num_kv_heads % (2 * config.mesh.tensor) == 0):
     yield 'mesh.tensor', 2 * config.mesh.tensor
   if phase == 'judge' and config.judge.slots > _LEAST_SLOTS:
@@ -87,13 +87,14 @@ def _remedies(config: Config, mesh: jax.sharding.Mesh,
     yield 'rollout.slots', config.rollout.slots // 2
 
 
-def _doubled(config: Config, mesh: jax.sharding.Mesh,
+def _doubled(config: Config, meshes: mesh_lib.Meshes,
              models: tuple[ModelConfig, ModelConfig | None]) -> int:
   """Twice the devices for a copy to sample with; 0: that does not help."""
   tensor = 2 * (config.mesh.rollout_tensor or config.mesh.tensor)
   heads = [m.num_kv_heads for m in models if m]
-  rest = mesh.size // config.mesh.expert
-  fits = rest % tensor == 0 and all(h % tensor == 0 for h in heads)
+  rests = [m.size // config.mesh.expert for m in (meshes.sample, meshes.judge)]
+  fits = all(rest % tensor == 0 for rest in rests) and all(
+      h % tensor == 0 for h in heads)
   return tensor if fits else 0
 
 
@@ -112,17 +113,17 @@ def flags(changes: Changes) -> str:
   return ' '.join(f'--config.{k}={v}' for k, v in changes.items())
 
 
-def check(config: Config, mesh: jax.sharding.Mesh) -> None:
+def check(config: Config, devices: Sequence[jax.Device]) -> None:
   """Checks that a run fits on its devices, by estimates.
 
   Args:
     config: of a training run.
-    mesh: to train on.
+    devices: that the run has.
 
   Raises:
     InputError: it does not fit; says what would.
   """
-  account = estimated(config, mesh)
+  account = estimated(config, devices)
   if account and account.margin >= 0:
     if not account.fits:
       logging.warning(
@@ -136,7 +137,7 @@ def check(config: Config, mesh: jax.sharding.Mesh) -> None:
                f'{phase}, which has {(account.limit or 0) / 1e9:.1f}')
   else:
     problem = 'beside all that is on a device there is no room for pages'
-  changes = suggest(config, mesh)
+  changes = suggest(config, devices)
   remedy = f'it fits with {flags(changes)}' if changes else (
       'no change of its keys makes it fit; use more devices')
   raise InputError(f"{problem} (estimated; run='plan' compiles): {remedy}")

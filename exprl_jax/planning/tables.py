@@ -105,7 +105,7 @@ def _time(plan: Plan) -> str:
     return 'time: the peaks of this device are not known'
   parts = ', '.join(f'{p} {s:.1f}' for p, s in seconds.items())
   return (f'a step of {work.rows} samples of {work.prompt} + {work.completion} '
-          f'tokens on average: {sum(seconds.values()):.1f} s ({parts})')
+          f'tokens on average: {plan.step_seconds():.1f} s ({parts})')
 
 
 def _arrangements(plan: Plan) -> str:
@@ -116,8 +116,7 @@ def _arrangements(plan: Plan) -> str:
   if not rows:
     return ''
   return table(['simulated, s', 'rollout', 'rest', 'step'], rows) + (
-      '\nlog-normal lengths of that mean, the scheduler as it is; one step off '
-      'is not implemented')
+      '\nlog-normal lengths of that mean, the scheduler as it is')
 
 
 def _verdict(plan: Plan) -> str:

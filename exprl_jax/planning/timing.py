@@ -76,7 +76,7 @@ def work(config: Config, found: Models) -> Work:
               min(config.judge.max_prompt_tokens, 4 * prompt), answer)
 
 
-def shares(config: Config, found: Models, mesh: jax.sharding.Mesh,
+def shares(config: Config, found: Models, meshes: mesh_lib.Meshes,
            weights: Mapping[str,
                             Weight], chip: Chip | None) -> dict[str, Share]:
   """Each program's part of a step; those that run now and then are left out.
@@ -84,12 +84,12 @@ def shares(config: Config, found: Models, mesh: jax.sharding.Mesh,
   Args:
     config: of the run.
     found: models and engines, resolved.
-    mesh: to train on.
+    meshes: which devices do what.
     weights: of the compiled programs.
     chip: None: not known, seconds are 0.
   """
   w = work(config, found)
-  sampling = mesh_lib.rollout_mesh(mesh, config.mesh.rollout_tensor)
+  mesh, sampling, judging = meshes
   out: dict[str, Share] = {}
 
   def add(name: str, calls: float, flops: float = 0.0,
@@ -110,7 +110,7 @@ def shares(config: Config, found: Models, mesh: jax.sharding.Mesh,
   if found.judge and found.judging:
     add('judge/sampling_copy', 1)
     count = len(panel.local(config.judge))
-    _engine(add, 'judge', found.judge, found.judging, sampling, weights,
+    _engine(add, 'judge', found.judge, found.judging, judging, weights,
             passes=count * (w.rows * w.completion + w.prompts * w.judge_prompt),
             rows=count * w.rows, context=w.judge_prompt + w.completion,
             tokens=w.answer)

@@ -207,11 +207,18 @@ def prepare(cfg: ModelConfig, params: Params,
   Training spreads parameters over all devices; sampling reads them at every
   token and wants them replicated, or tensor parallel. Matrices in int8 stay
   in int8. Parameters that are as they should be are returned as they are.
-  Adapters stay in float32, beside the matrices and split as they are.
+  Adapters stay in float32, beside the matrices and split as they are. Devices
+  that do not train are sent what those that do have cast.
   """
   plain, adapters = lora.detach(params)
   wanted, convert = converter(cfg, mesh, 'int8' if is_int8(plain) else '')
-  ready = plain if is_prepared(plain, wanted) else convert(plain)
+  if is_prepared(plain, wanted):
+    ready = plain
+  elif plain['embedding'].sharding.device_set == set(mesh.devices.flat):
+    ready = convert(plain)
+  else:
+    cast = plain if is_int8(plain) else transformer.cast(cfg, plain)
+    ready = jax.device_put(cast, jax.tree.map(lambda x: x.sharding, wanted))
   if not adapters['layers']:
     return ready
   adapters = jax.device_put(adapters, lora.shardings(wanted, adapters))

@@ -54,6 +54,10 @@ class Sampler:
     self.engine = Engine(model, mesh, options or engine_options(config, model),
                          tokenizer.decode)
 
+  def prepare(self, params: Params) -> Params:
+    """The parameters to sample with: decode.prepare."""
+    return decode.prepare(self.model, params, self.mesh)
+
   def generate(self, params: Params, prompts: Sequence[Sequence[int]],
                group_size: int, key: jax.Array, *,
                partial: Sequence[Sequence[Sample]] = (), oversampling: int = 0,
@@ -90,8 +94,7 @@ class Sampler:
     ]
     samples = iter(
         self.engine.generate(
-            decode.prepare(self.model, params, self.mesh), requests, key,
-            ended.__setitem__, num_groups,
+            self.prepare(params), requests, key, ended.__setitem__, num_groups,
             _early_groups(early, ended, len(prompts), total, group_size)))
     groups = [list(itertools.islice(samples, total)) for _ in prompts]
     return [complete(g, group_size) or g for g in groups]

@@ -1,10 +1,13 @@
-"""Where the groups of a step come from: synchronous or partial rollouts.
+"""Where the groups of a step come from: synchronous, partial or asynchronous
+rollouts.
 
 A source is asked for the groups of a step and says what a resumed run needs
 (`state`, `restore`).
 """
 
 from collections.abc import Callable, Sequence
+from concurrent import futures
+import threading
 from typing import Any, Protocol
 
 import jax
@@ -13,6 +16,7 @@ import numpy as np
 from exprl_jax.config import Config
 from exprl_jax.rollout.requests import NOTHING, Sample
 from exprl_jax.rollout.sampler import Early, Sampler, complete
+from exprl_jax.runtime import stopping
 from exprl_jax.types import Group, Params, Problem, Trajectory
 
 # (step, attempt) -> problems; attempts after 0 refill a batch.
@@ -27,6 +31,15 @@ class Source(Protocol):
            key: jax.Array) -> list[Group]:
     """Samples; `params` are the policy's, all of them."""
 
+  def metrics(self) -> dict[str, float]:
+    """Of the rollout that gave the last groups."""
+
+  def idle(self) -> None:
+    """Waits until the engine can be used for something else."""
+
+  def close(self) -> None:
+    """Ends what is under way."""
+
   def state(self) -> Any:
     """What a resumed run needs, of arrays and what JSON can hold."""
 
@@ -34,7 +47,23 @@ class Source(Protocol):
     """Takes over what `state` returned."""
 
 
-class Synchronous:
+class _Alone:
+  """The engine works while the step waits for it, and not otherwise."""
+
+  _sampler: Sampler
+
+  def metrics(self) -> dict[str, float]:
+    """See Source."""
+    return self._sampler.engine.metrics()
+
+  def idle(self) -> None:
+    """See Source."""
+
+  def close(self) -> None:
+    """See Source."""
+
+
+class Synchronous(_Alone):
   """Every step samples its problems from start to end."""
 
   def __init__(self, config: Config, sampler: Sampler, draw: Draw,
@@ -63,7 +92,7 @@ class Synchronous:
     """See Source."""
 
 
-class Partial:
+class Partial(_Alone):
   """Partial rollouts: more problems are in flight than a step trains on.
 
   A step ends with its batch of complete groups; unfinished samples go on in the
@@ -127,6 +156,129 @@ class Partial:
         Sample(np.array(tokens, np.int32), np.array(logprobs, np.float32),
                reason) for tokens, logprobs, reason in samples
     ]) for id_, samples in state]
+
+
+_Rollout = tuple[list[Group], dict[str, float]]  # and metrics
+
+
+class _Pending:
+  """A rollout that may be under way."""
+
+  def __init__(self, rollout: 'futures.Future[_Rollout]') -> None:
+    self.rollout = rollout
+
+  def tolist(self) -> list[Any] | None:
+    """As JSON, when the rollout is done: [metrics, groups], each group [id,
+    prompt, [[tokens, logprobs, finish_reason], ...]]. None: it was abandoned.
+    """
+    if self.rollout.exception():
+      return None
+    groups, values = self.rollout.result()
+    return [
+        values,
+        [[
+            g.problem.id, g.trajectories[0].prompt,
+            [[t.completion, t.logprobs, t.finish_reason]
+             for t in g.trajectories]
+        ]
+         for g in groups]
+    ]
+
+
+class Async:
+  """One step off policy: while a step is judged and trained on, the groups of
+  the next one are sampled, with the parameters from before its update.
+
+  The devices that sample do not train. Each token keeps the log-probability of
+  the policy that sampled it, and truncated importance sampling corrects for the
+  step between (loss.tis_cap). What is under way when a run is stopped is
+  dropped: the resumed run samples that step again, on policy.
+  """
+
+  def __init__(self, config: Config, sampler: Sampler, draw: Draw,
+               prompts: Prompts, problems: Sequence[Problem]):
+    """Args: as Partial."""
+    self._config, self._sampler, self._draw = config, sampler, draw
+    self._prompts, self._problems = prompts, problems
+    self._pending: _Pending | None = None
+    self._metrics: dict[str, float] = {}
+    self._closed = threading.Event()
+    self._thread = futures.ThreadPoolExecutor(1, 'rollout')
+
+  def next(self, step: int, attempt: int, params: Params,
+           key: jax.Array) -> list[Group]:
+    """See Source; the time is what the step has waited."""
+    del attempt, key
+    # 1. The groups of this step: the first one has to sample them.
+    stale = self._pending is not None
+    pending = self._pending or self._launch(step, params)
+    groups, values = pending.rollout.result()
+    self._metrics = values | {'rollout/staleness': float(stale)}
+    # 2. Those of the next.
+    last = step + 1 == self._config.steps
+    self._pending = None if last else self._launch(step + 1, params)
+    return groups
+
+  def _launch(self, step: int, params: Params) -> _Pending:
+    """Starts to sample the problems of a step.
+
+    What is random, and what the parameters are, is settled here: the thread
+    only samples.
+    """
+    problems = self._draw(step, 0)
+    key = jax.random.fold_in(jax.random.key(self._config.seed), step)
+    return _Pending(
+        self._thread.submit(self._sample, problems, self._prompts(problems),
+                            self._sampler.prepare(params),
+                            jax.random.fold_in(key, 0)))
+
+  def _sample(self, problems: Sequence[Problem], prompts: list[list[int]],
+              params: Params, key: jax.Array) -> _Rollout:
+    cfg = self._config.rollout
+    with stopping.aside(self._closed):
+      samples = self._sampler.generate(params, prompts, cfg.group_size, key,
+                                       oversampling=cfg.oversampling)
+      self._sampler.engine.release()  # the next parameters need the memory
+    return ([group(*x) for x in zip(problems, prompts, samples)],
+            self._sampler.engine.metrics())
+
+  def metrics(self) -> dict[str, float]:
+    """See Source."""
+    return self._metrics
+
+  def idle(self) -> None:
+    """See Source."""
+    if self._pending:
+      futures.wait([self._pending.rollout])
+
+  def close(self) -> None:
+    """See Source."""
+    self._closed.set()
+    self._thread.shutdown()
+
+  def state(self) -> _Pending | None:
+    """A list as JSON, once the rollout of the next step is done."""
+    return self._pending
+
+  def restore(self, state: list[Any] | None) -> None:
+    """See Source."""
+    if state is None:
+      return
+    values, groups = state
+    wanted = {id_ for id_, *_ in groups}
+    by_id = {p.id: p for p in self._problems if p.id in wanted}
+    done: futures.Future[_Rollout] = futures.Future()
+    done.set_result(([_restored(by_id[x[0]], *x[1:]) for x in groups], values))
+    self._pending = _Pending(done)
+
+
+def _restored(problem: Problem, prompt: list[int], samples: list[Any]) -> Group:
+  """A group of a checkpoint."""
+  return Group(problem, [
+      Trajectory(np.array(prompt, np.int32), np.array(tokens, np.int32),
+                 np.array(logprobs, np.float32), reason)
+      for tokens, logprobs, reason in samples
+  ])
 
 
 def group(problem: Problem, prompt: Sequence[int],

@@ -80,8 +80,8 @@ def _show_inputs(config: Config) -> None:
     _show_judge_prompt(config, labeled[0].problem)
   elif config.run == 'train':
     inputs = setup.inputs(config)
-    _show_model(config, inputs.mesh)
-    _show_training(config, inputs.mesh, inputs.problems)
+    _show_model(config, inputs.meshes.train)
+    _show_training(config, inputs.meshes.train, inputs.problems)
     if inputs.reward.granularity == 'token':
       (ids,) = teacher.prompts(inputs.tokenizer, inputs.problems[:1], config)
       _show_text("teacher's prompt", inputs.tokenizer.decode(ids, special=True))

@@ -17,7 +17,6 @@ from exprl_jax.planning import compiled, memory, search, tables
 from exprl_jax.planning import plan as plan_lib
 from exprl_jax.runs import sft
 from exprl_jax.runtime import chips, files, topology, xla_flags
-from exprl_jax.runtime import mesh as mesh_lib
 from exprl_jax.runtime import workdir as workdir_lib
 from exprl_jax.runtime.metrics import Row
 from exprl_jax.types import InputError
@@ -57,7 +56,7 @@ def _plan(config: Config, workdir: epath.Path) -> None:
   made = plan_lib.make(planned, devices, compiler)
   print(tables.text(made))
   if not made.account.fits and not config.plan.search:
-    changes = search.suggest(planned, made.mesh)
+    changes = search.suggest(planned, devices)
     print(f'estimated to fit: {search.flags(changes)}' if changes else
           'no change of its keys makes it fit; use more devices')
   files.write_json(workdir / 'plan.json', made.json(), indent=1)
@@ -84,8 +83,7 @@ def _search(config: Config, devices: list[jax.Device],
     print(f'  {size / 1e9:.2f} GB in {phase}', flush=True)
     return account
 
-  mesh = mesh_lib.make_mesh(config.mesh, devices)
-  changes = search.fit(config, mesh, weigh)
+  changes = search.fit(config, devices, weigh)
   if changes is None:
     raise InputError('config: no change of its keys makes it fit on '
                      f'{len(devices)} devices; use more')

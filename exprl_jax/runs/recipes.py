@@ -181,6 +181,7 @@ def _check_recipe(c: Config) -> None:
     raise InputError("config.credit.outcome_domains needs reward='process'; "
                      'other rewards judge every trace as a whole')
   _check_select(c)
+  _check_async(c)
   _check_group(c)
   _check_batch(c)
   _check_inert(c)
@@ -198,6 +199,25 @@ def _check_select(c: Config) -> None:
       c.reward).granularity == 'token'):
     raise InputError('config.select.drop_zero_variance does not go with '
                      "rollout.partial_rollouts or reward='teacher'")
+
+
+def _check_async(c: Config) -> None:
+  """Whether a recipe can be one step off policy, where rollout.source is."""
+  if c.rollout.source != 'async':
+    if c.mesh.sampling_devices:
+      raise InputError(f'config.mesh.sampling_devices={c.mesh.sampling_devices}'
+                       " needs rollout.source='async'")
+    return
+  wanted = {
+      'rollout.partial_rollouts=0': not c.rollout.partial_rollouts,
+      'select.drop_zero_variance=False': not c.select.drop_zero_variance,
+      'judge.overlap=False': not c.judge.overlap,
+      'loss.tis_cap above 0, as samples are one step off policy': c.loss.tis_cap
+      > 0
+  }
+  for key, given in wanted.items():
+    if not given:
+      raise InputError(f"config.rollout.source='async' needs {key}")
 
 
 def _check_group(c: Config) -> None:

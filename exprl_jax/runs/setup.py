@@ -44,8 +44,7 @@ class Inputs:
   """What run='train' reads besides weights, checked."""
 
   config: Config
-  mesh: jax.sharding.Mesh  # to train on
-  sampling_mesh: jax.sharding.Mesh  # to sample and judge on
+  meshes: mesh_lib.Meshes
   origin: references.Reference  # of the policy
   tokenizer: Tokenizer
   problems: Sequence[Problem]
@@ -60,7 +59,7 @@ def inputs(config: Config) -> Inputs:
   Raises:
     InputError: something is not as it should be; names it.
   """
-  mesh = mesh_lib.make_mesh(config.mesh)
+  meshes = mesh_lib.meshes(config)
   reward = rewards.lookup(config.reward)
   origin = references.find(config.policy.init)
   tokenizer = Tokenizer(origin.folder, config.rollout.stop_ids)
@@ -73,10 +72,9 @@ def inputs(config: Config) -> Inputs:
     judge_check.check(config)
   check_frozen(config, origin)
   check_problems(config, problems, reward, tokenizer)
-  search.check(config, mesh)
-  return Inputs(config, mesh,
-                mesh_lib.rollout_mesh(mesh, config.mesh.rollout_tensor), origin,
-                tokenizer, problems, reward, grader, held_out)
+  search.check(config, meshes.devices)
+  return Inputs(config, meshes, origin, tokenizer, problems, reward, grader,
+                held_out)
 
 
 def check_problems(config: Config, problems: Sequence[Problem],
@@ -138,6 +136,7 @@ class Run:
 
   def evaluate(self, state: TrainState, step: int) -> None:
     """Samples and grades the held-out problems, and logs how that went."""
+    self.source.idle()
     self.inputs.held_out(self.sampler,
                          self.policy.sampling_params(state.params), step,
                          self.log, self.probe_metrics)
@@ -206,28 +205,28 @@ def start(inputs: Inputs, workdir: epath.Path) -> tuple[Run, int, TrainState]:
   Returns:
     The run, the steps done, and the training state.
   """
-  config = inputs.config
+  config, meshes = inputs.config, inputs.meshes
   # CPUs have no limit of memory to check, and compile just what they meet.
-  if inputs.mesh.devices.flat[0].platform != 'cpu':
-    warm_up.warm_up(config, inputs.mesh)
-  policy, params = load_policy(config, inputs.mesh, inputs.origin)
+  if meshes.devices[0].platform != 'cpu':
+    warm_up.warm_up(config, meshes.devices)
+  policy, params = load_policy(config, meshes.train, inputs.origin)
   workdir_lib.claim(workdir, config)
   state = optimizer.init_state(params, config.optim,
                                config.steps * config.optim.updates)
   # 1. The judge, which may be the frozen copy of the policy.
-  models = memory.models(config, inputs.mesh)
+  models = memory.models(config, meshes)
   judge = None
   if inputs.reward.uses_judge:
     shared = None
     if models.shared:
       shared = inputs.origin.folder, policy.model, policy.reference
-    judge = factory.load(config, inputs.sampling_mesh, workdir, shared,
+    judge = factory.load(config, meshes.judge, workdir, shared,
                          options=models.judging)
   policy = dataclasses.replace(policy, resident=judge.params if judge else ())
   scorer = inputs.reward.make(config, judge)
   # 2. The sampler; pools are sized by all that will be alive.
-  sampler = Sampler(config, policy.model, inputs.tokenizer,
-                    inputs.sampling_mesh, models.rollout)
+  sampler = Sampler(config, policy.model, inputs.tokenizer, meshes.sample,
+                    models.rollout)
   if not jax.process_index():
     print(f'completions end with {inputs.tokenizer.describe_ends()}')
   _show_kernels(inputs, sampler, judge)
@@ -258,7 +257,7 @@ def start(inputs: Inputs, workdir: epath.Path) -> tuple[Run, int, TrainState]:
 def _show_kernels(inputs: Inputs, sampler: Sampler,
                   judge: factory.AnyJudge | None) -> None:
   """Prints what attends over pages; on CPUs that is always the reference."""
-  if jax.process_index() or inputs.mesh.devices.flat[0].platform == 'cpu':
+  if jax.process_index() or inputs.meshes.devices[0].platform == 'cpu':
     return
   print(f'policy: {sampler.engine.options.layout.kernel.describe()}')
   if judge and judge.engine:
@@ -304,9 +303,11 @@ def check_frozen(config: Config, origin: references.Reference) -> None:
 
 def _source(inputs: Inputs, sampler: Sampler, table: curriculum.Curriculum,
             early: Callable[[Sequence[Group]], None] | None) -> sources.Source:
-  """Synchronous or partial rollouts, by rollout.partial_rollouts."""
+  """By rollout.source and rollout.partial_rollouts."""
   config, ahead = inputs.config, inputs.config.rollout.partial_rollouts
   prompts = functools.partial(_prompts, inputs)
+  if config.rollout.source == 'async':
+    return sources.Async(config, sampler, table.draw, prompts, inputs.problems)
   if not ahead:
     return sources.Synchronous(config, sampler, table.draw, prompts, early)
   first = batches(inputs.problems, ahead, config.seed + 1)(0)

@@ -33,23 +33,22 @@ def sft(config: Config, workdir: epath.Path) -> list[metrics.Row]:
     The rows of metrics.jsonl.
   """
   # 1. All that can fail on input.
-  mesh = mesh_lib.make_mesh(config.mesh)
+  meshes = mesh_lib.meshes(config)
   folder = references.find(config.policy.init).folder
   tokenizer = Tokenizer(folder, config.rollout.stop_ids)
   problems = usable(config, tokenizer)
   held_out = HeldOut(config, tokenizer)
-  search.check(config, mesh)
+  search.check(config, meshes.devices)
   # 2. Weights and training state.
-  policy, params = _policy(config, mesh)
+  policy, params = _policy(config, meshes.train)
   workdir_lib.claim(workdir, config)
   state = optimizer.init_state(params, config.optim,
                                config.steps * config.optim.updates)
   checkpoints = checkpoints_lib.Checkpoints(workdir, config.checkpoint)
   start, state = checkpoints.restore(state)
   log = metrics.Log(workdir, config.steps, start, jax.process_index() == 0)
-  sampler = Sampler(config, policy.model, tokenizer,
-                    mesh_lib.rollout_mesh(mesh, config.mesh.rollout_tensor),
-                    memory.models(config, mesh).rollout)
+  sampler = Sampler(config, policy.model, tokenizer, meshes.sample,
+                    memory.models(config, meshes).rollout)
   if start == 0:
     held_out(sampler, policy.sampling_params(state.params), 0, log)
 

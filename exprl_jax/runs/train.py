@@ -10,6 +10,8 @@ The random key of step i is fold_in(key, i) and its problems are a function of i
 and of state that a checkpoint holds, so a resumed run repeats the same draws.
 """
 
+import contextlib
+
 from etils import epath
 import jax
 import numpy as np
@@ -34,7 +36,7 @@ def train(config: Config, workdir: epath.Path) -> list[metrics.Row]:
   """
   run, start, state = setup.start(setup.inputs(config), workdir)
   devices = telemetry.Telemetry(run)
-  with (run.checkpoints.rescue() as
+  with (contextlib.closing(run.source), run.checkpoints.rescue() as
         rescue, stopping.training(config.checkpoint.grace_s) as steps):
     rescue.take(start, state)
     if run.evaluation_is_missing(start):
@@ -95,7 +97,7 @@ def _step(run: setup.Run, step: int, state: TrainState,
     values |= credit.metrics
     values |= stats | progress.statistics(scored, advantage)
   # 7. Log, and watch the judge being hacked.
-  values |= timer.metrics() | run.sampler.engine.metrics()
+  values |= timer.metrics() | run.source.metrics()
   values |= devices.end(step + 1, state, values)
   run.report(step + 1, values, scored)
   # 8. Samples, evaluation.

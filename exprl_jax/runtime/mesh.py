@@ -4,7 +4,7 @@ from collections.abc import Sequence
 import functools
 import json
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 from absl import logging
 import jax
@@ -57,7 +57,7 @@ def make_mesh(cfg: config_lib.Mesh,
   """
   sizes = tuple(getattr(cfg, axis) for axis in AXES)
   devices = jax.devices() if devices is None else devices
-  devices = sorted(devices, key=lambda d: (slice_of(d), d.process_index, d.id))
+  devices = _in_order(devices)
   known = int(np.prod([s for s in sizes if s != -1]))
   if sum(s == -1 for s in sizes) > 1 or any(s < 1 and s != -1 for s in sizes):
     raise InputError(
@@ -78,6 +78,11 @@ def make_mesh(cfg: config_lib.Mesh,
   return Mesh(
       np.array(devices).reshape(sizes), AXES,
       axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def _in_order(devices: Sequence[jax.Device]) -> list[jax.Device]:
+  """Sorts devices: neighbors are of one host, then of one slice."""
+  return sorted(devices, key=lambda d: (slice_of(d), d.process_index, d.id))
 
 
 def slice_of(device: jax.Device) -> int:
@@ -209,6 +214,64 @@ def rollout_mesh(mesh: Mesh, tensor: int) -> Mesh:
                      f'{rest} devices of data, fsdp and tensor')
   return Mesh(mesh.devices.reshape(rest // tensor, 1, expert, tensor), AXES,
               axis_types=(AxisType.Auto,) * len(AXES))
+
+
+class Meshes(NamedTuple):
+  """Which devices do what.
+
+  Attributes:
+    train: they train.
+    sample: they sample; the same devices, unless rollout.source='async'.
+    judge: they judge; the devices that train.
+  """
+
+  train: Mesh
+  sample: Mesh
+  judge: Mesh
+
+  @property
+  def split(self) -> bool:
+    """Whether sampling has devices of its own."""
+    return not set(self.train.devices.flat) & set(self.sample.devices.flat)
+
+  @property
+  def devices(self) -> list[jax.Device]:
+    """All of them."""
+    both = [*self.train.devices.flat, *self.sample.devices.flat]
+    return list(dict.fromkeys(both))
+
+
+def meshes(config: config_lib.Config,
+           devices: Sequence[jax.Device] | None = None) -> Meshes:
+  """Arranges devices for a training run.
+
+  Args:
+    config: its `mesh`, and rollout.source.
+    devices: the devices to use; all of them by default.
+
+  Raises:
+    InputError: as make_mesh and rollout_mesh, or there are too few devices to
+      split.
+  """
+  cfg = config.mesh
+  devices = jax.devices() if devices is None else list(devices)
+  if config.rollout.source != 'async':
+    train = make_mesh(cfg, devices)
+    same = rollout_mesh(train, cfg.rollout_tensor)
+    return Meshes(train, same, same)
+  if jax.process_count() > 1:
+    raise InputError("config.rollout.source='async' is for one process: a "
+                     'host with all devices')
+  count = cfg.sampling_devices or len(devices) // 2
+  if not 0 < count < len(devices):
+    raise InputError(
+        f"config.rollout.source='async': of {len(devices)} devices {count} "
+        'cannot sample while others train (mesh.sampling_devices)')
+  devices = _in_order(devices)
+  train = make_mesh(cfg, devices[:-count])
+  sampling = make_mesh(config_lib.Mesh(data=-1, fsdp=1), devices[-count:])
+  return Meshes(train, rollout_mesh(sampling, cfg.rollout_tensor or cfg.tensor),
+                rollout_mesh(train, cfg.rollout_tensor))
 
 
 def barrier(name: str) -> None:

@@ -56,6 +56,7 @@ class _Process:
 
 
 _process = _Process()
+_thread = threading.local()
 
 
 class Steps:
@@ -144,6 +145,20 @@ def training(grace: float) -> Iterator[Steps]:
     _process.steps = None
 
 
+@contextlib.contextmanager
+def aside(closed: threading.Event) -> Iterator[None]:
+  """This thread does what the run can do again: `poll` gives it up at once.
+
+  Args:
+    closed: set when nobody waits for it any more.
+  """
+  _thread.closed = closed
+  try:
+    yield
+  finally:
+    del _thread.closed
+
+
 def poll(phase: str) -> None:
   """Says that the run is alive, and stops it if it has to stop now.
 
@@ -153,6 +168,11 @@ def poll(phase: str) -> None:
     Abandoned: the grace period does not last to the end of the step.
     StartAgain: there is no step, as before training.
   """
+  closed = getattr(_thread, 'closed', None)
+  if closed:
+    if closed.is_set() or _process.asked:
+      raise StartAgain(f'stopped by {_process.asked or "its end"} in {phase}')
+    return
   watchdog.beat(phase)
   _process.ticks += 1
   if jax.process_count() > 1 and not _process.asked:
