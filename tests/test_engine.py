@@ -13,11 +13,13 @@ from exprl_jax import config as config_lib
 from exprl_jax.models import head, transformer
 from exprl_jax.rollout import decode, sampling
 from exprl_jax.rollout.engine import Engine, Options
+from exprl_jax.rollout.options import fit, resolve
 from exprl_jax.rollout.pages import Pages
 from exprl_jax.rollout.requests import Fork, Request, Sampling, SharedPrefix
 from exprl_jax.runtime import chips
 from exprl_jax.runtime import mesh as mesh_lib
 from exprl_jax.types import InputError
+from tests.conftest import SMALL
 
 # Ragged prompts, also of one token, and ends on and off page boundaries (4).
 LENGTHS = [3, 1, 8, 9, 14, 17]
@@ -225,9 +227,10 @@ def test_int8_pages_are_close(small, one_device, rng):
 def test_nothing_recompiles(small, one_device):
   """Temperatures, truncation, budgets, prompts, numbers of rows and groups."""
   cfg, params = small
-  engine = Engine(cfg, one_device, dataclasses.replace(OPTIONS, slots=8))
+  engine = Engine(cfg, one_device,
+                  dataclasses.replace(OPTIONS, slots=8, elastic=False))
   engine.generate(params, requests(), jax.random.key(0))
-  programs = (decode.decode, decode.prefill, decode.copy, decode.empty)
+  programs = (decode.decode, decode.prefill, decode.copy, decode.empty_pool)
   before = [p._cache_size() for p in programs]
   for how, samples, lengths in [(dataclasses.replace(DRAWN,
                                                      temperature=0.0), 1, [5]),
@@ -238,6 +241,52 @@ def test_nothing_recompiles(small, one_device):
     engine.generate(params, requests(how, samples, lengths), jax.random.key(3))
     engine.release()
   assert [p._cache_size() for p in programs] == before
+
+
+def test_slots_and_pages_follow_the_requests(one_device):
+  full = resolve(dataclasses.replace(OPTIONS, max_tokens=1000), SMALL,
+                 one_device)
+  assert full.elastic and full.slots == 64 and full.pages == 64 * 251 + 2
+
+  def sizes(samples, lengths, budget=20, devices=1, least=0):
+    work = requests(Sampling(budget), samples, lengths)
+    found = fit(full, work, devices, least)
+    return found.slots, found.pages
+
+  assert sizes(1, [5]) == (1, 32), '2 * (7 + 1) + 2 pages'
+  assert sizes(3, [5, 5]) == (8, 128)
+  assert sizes(70, [5]) == (64, 1024)
+  assert sizes(64, [5], budget=995) == (64, full.pages)
+  assert sizes(1, [5], least=50) == (1, 50), 'the pool is there already'
+  # All samples of a request are on one device, four requests on four.
+  assert sizes(3, [5] * 4, devices=4) == (16, 64)
+  assert sizes(3, [5] * 5, devices=4) == (32, 128)
+  fixed = dataclasses.replace(full, elastic=False)
+  assert fit(fixed, requests(), 1) == fixed
+
+
+@pytest.mark.parametrize('samples', [1, 3, 40])
+def test_sizes_that_follow_the_requests_change_no_token(small, one_device,
+                                                        samples):
+  """Nor do the last rows, which move to fewer slots."""
+  cfg, params = small
+  work = requests(Sampling(30, eos_ids=(1, 2)), samples, [5])
+  found, stats = [], []
+  for elastic in (False, True):
+    engine = Engine(
+        cfg, one_device,
+        dataclasses.replace(OPTIONS, chunk=4, elastic=elastic, widths=(8,)))
+    found.append(engine.generate(params, work, jax.random.key(4)))
+    stats.append(engine.stats)
+  for a, b in zip(*found):
+    np.testing.assert_array_equal(a.tokens, b.tokens)
+    np.testing.assert_allclose(a.logprobs, b.logprobs, atol=1e-5)
+  fixed, fits = (s.slot_steps / s.steps for s in stats)
+  assert fixed == 64
+  if samples == 40:
+    assert 16 < fits < 50
+  else:
+    assert fits == {1: 1, 3: 4}[samples]
 
 
 @pytest.mark.parametrize('options', [

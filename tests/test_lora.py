@@ -144,7 +144,7 @@ def paged_logprobs(cfg, mesh, tokens):
   options = options_lib.resolve(
       Options(slots=rows, max_tokens=width, page=width, pages=rows + 2), cfg,
       mesh)
-  pool, _ = decode.empty(cfg, options.layout, mesh, rows)
+  pool = decode.empty_pool(cfg, options.layout, mesh)
   positions = jnp.tile(jnp.arange(width), (rows, 1))
   table = jnp.arange(1, rows + 1)[:, None]
 

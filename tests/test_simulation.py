@@ -14,8 +14,9 @@ from exprl_jax.rollout.requests import Request, Sampling
 from tests.conftest import SMALL
 
 COSTS = Costs(prefill=lambda rows, width: 0.01 * rows * width,
-              decode=lambda live: 1.0, copy=0.0)
-COUNTS = ('steps', 'row_steps', 'tokens', 'prefilled', 'preemptions', 'context')
+              decode=lambda slots, live: 1.0, copy=0.0)
+COUNTS = ('steps', 'slot_steps', 'row_steps', 'tokens', 'prefilled',
+          'preemptions', 'context')
 
 
 @pytest.mark.parametrize('options', [
@@ -68,7 +69,7 @@ def test_by_hand(options):
   assert found.seconds == 10 + 50
   assert [e.live for e in found.events if e.what == 'decode'
          ] == [8] * 10 + [1] * 50
-  cheaper = Costs(lambda rows, width: 0.0, lambda live: live / 8)
+  cheaper = Costs(lambda rows, width: 0.0, lambda slots, live: live / 8)
   assert simulation.rollout(requests, lengths, free,
                             cheaper).seconds == 10 + 50 / 8
 

@@ -107,4 +107,4 @@ def costs(plan: Plan, share: float = 1.0) -> Costs:
   rows, width = map(int, name.rpartition('_')[2].split('x'))
   cell = plan.shares[name].seconds / (rows * width * share)
   return Costs(prefill=lambda rows, width: cell * rows * width,
-               decode=lambda live: (fixed + row * live) / options.chunk)
+               decode=lambda slots, live: (fixed + row * live) / options.chunk)

@@ -138,7 +138,7 @@ def owned_bytes(program: Program) -> int:
     case 'sampling_copy':
       return size((args[0], program.results()))
     case 'empty':
-      model, layout, mesh, _ = args
+      model, layout, mesh = args
       return size(paged.abstract_pool(model, layout, mesh))
   return size(
       [x for x in args if isinstance(x, dict) or isinstance(x, paged.Pool)])

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from exprl_jax.rollout import protocol
-from exprl_jax.rollout.options import Options
+from exprl_jax.rollout.options import Options, fit
 from exprl_jax.rollout.requests import NOTHING, Request, Sample, Sampling
 from exprl_jax.rollout.rows import Launch
 from exprl_jax.rollout.scheduler import Scheduler
@@ -30,12 +30,12 @@ class Costs(NamedTuple):
 
   Attributes:
     prefill: of a pass, by rows and tokens of a row.
-    decode: of one token of all slots, by the rows that are alive.
+    decode: of one token, by slots and by the rows in them that are alive.
     copy: of a copy of pages.
   """
 
   prefill: Callable[[int, int], float]
-  decode: Callable[[int], float]
+  decode: Callable[[int, int], float]
   copy: float = 0.0
 
 
@@ -110,6 +110,10 @@ class _Devices:
     del source, target
     self._run('copy', self._costs.copy)
 
+  def move(self, source: np.ndarray) -> None:
+    """As Runner.move."""
+    self._left = self._left[source]
+
   def decode(self, inputs: protocol.Inputs, steps: int) -> _Packed:
     """As Runner.decode; a sample's last token is the end token."""
     named = dict(zip(protocol.INTS, inputs.ints.T))
@@ -120,7 +124,7 @@ class _Devices:
     count = np.where(active, np.minimum(self._left, steps), 0)
     for step in range(count.max()):
       live = int((count > step).sum())
-      self._run('decode', self._costs.decode(live), live)
+      self._run('decode', self._costs.decode(len(count), live), live)
     self._left -= count
     tokens = np.zeros((len(count), self._chunk), np.int32)
     for slot in np.flatnonzero(active & (self._left == 0)):
@@ -146,6 +150,7 @@ def rollout(requests: Sequence[Request], lengths: Mapping[int, int],
     devices: parts that the slots are split into.
     stop_after: as of Engine.generate.
   """
+  options = fit(options, requests, devices)
   runner: Any = _Devices(options, devices, lengths, costs)
   stats = Stats()
   scheduler = Scheduler(requests, runner, options, stats,

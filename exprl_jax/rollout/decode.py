@@ -36,21 +36,32 @@ class _Carry(NamedTuple):
   num_tokens: Int[Array, ' B']
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def empty(model: ModelConfig, layout: paged.Layout, mesh: jax.sharding.Mesh,
-          slots: int) -> tuple[paged.Pool, State]:
-  """Makes a pool of zeros and the State of slots that nobody uses."""
-  abstract = paged.abstract_pool(model, layout, mesh)
-  rows = NamedSharding(mesh, mesh_lib.spec(('batch',), (slots,), mesh))
-  pool = jax.tree.map(
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def empty_pool(model: ModelConfig, layout: paged.Layout,
+               mesh: jax.sharding.Mesh) -> paged.Pool:
+  """Makes a pool of zeros."""
+  return jax.tree.map(
       lambda x: jax.lax.with_sharding_constraint(jnp.zeros(x.shape, x.dtype), x.
-                                                 sharding), abstract)
+                                                 sharding),
+      paged.abstract_pool(model, layout, mesh))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def empty_state(mesh: jax.sharding.Mesh, slots: int) -> State:
+  """Makes the State of slots that nobody uses."""
+  rows = NamedSharding(mesh, mesh_lib.spec(('batch',), (slots,), mesh))
 
   def row(dtype: jnp.dtype) -> jax.Array:
     return jax.lax.with_sharding_constraint(jnp.zeros(slots, dtype), rows)
 
-  return pool, State(token=row(jnp.int32), position=row(jnp.int32),
-                     budget=row(jnp.int32), alive=row(jnp.bool_))
+  return State(token=row(jnp.int32), position=row(jnp.int32),
+               budget=row(jnp.int32), alive=row(jnp.bool_))
+
+
+@jax.jit
+def move(state: State, source: Int[Array, ' B']) -> State:
+  """Moves rows to other slots: slot i takes over what slot source[i] has."""
+  return jax.tree.map(lambda x: mesh_lib.constrain(x[source], 'batch'), state)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=3)

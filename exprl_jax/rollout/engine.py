@@ -1,8 +1,10 @@
 """Generation: slots that are always busy, over keys and values in pages.
 
-A fixed number of rows ("slots") decode together, `chunk` tokens at a time in
-one compiled loop. Between chunks the host retires the rows that have ended,
-releases their pages and fills their slots from the queue.
+A number of rows ("slots") decode together, `chunk` tokens at a time in one
+compiled loop. Between chunks the host retires the rows that have ended,
+releases their pages and fills their slots from the queue. On CPUs slots and
+pages follow the requests of the call, and the last rows move to fewer slots
+(options.fit, options.shrunk).
 
 A request is a prompt and a number of samples. All of its prompt but the last
 token is prefilled once, into a prompt prefix. Each sample forks off the end of
@@ -27,7 +29,7 @@ from exprl_jax.models import paged
 from exprl_jax.models.config import ModelConfig, for_length
 from exprl_jax.rollout import stats as stats_lib
 from exprl_jax.rollout import validation
-from exprl_jax.rollout.options import Options, resolve
+from exprl_jax.rollout.options import Options, fit, resolve
 from exprl_jax.rollout.requests import Request, Sample
 from exprl_jax.rollout.rows import DecodeText, Launch
 from exprl_jax.rollout.runner import Runner
@@ -98,9 +100,11 @@ class Engine:
       validation.check(i, request, self.options, bool(self._decode_text))
     start = time.perf_counter()
     self.stats = stats_lib.Stats()
-    self._runner.start(params, key)
-    scheduler = Scheduler(requests, self._runner, self.options, self.stats,
-                          on_finish, self._decode_text)
+    sizes = fit(self.options, requests, self._runner.devices,
+                self._runner.pages)
+    self._runner.start(params, key, sizes)
+    scheduler = Scheduler(requests, self._runner, sizes, self.stats, on_finish,
+                          self._decode_text)
     in_flight: deque[Launch] = deque()
     with _progress_bar(sum(r.samples for r in requests)) as bar:
       while scheduler.unfinished or in_flight:
@@ -139,7 +143,7 @@ class Engine:
     perf/decode_roofline_frac (Stats.decode_roofline) is left out where the
     device's bandwidth is not known.
     """
-    out = self.stats.metrics(self.options.slots)
+    out = self.stats.metrics()
     chip = chips.find(jax.devices()[0].device_kind)
     if chip and self.stats.decode_seconds:
       out['perf/decode_roofline_frac'] = self.stats.decode_roofline(

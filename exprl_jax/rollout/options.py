@@ -1,5 +1,6 @@
 """The engine's sizes: what its programs are compiled for."""
 
+from collections.abc import Sequence
 import dataclasses
 import functools
 
@@ -10,11 +11,14 @@ import numpy as np
 from exprl_jax.models import paged
 from exprl_jax.models.abstract import sharded_params
 from exprl_jax.models.config import ModelConfig
+from exprl_jax.rollout.requests import Request
 from exprl_jax.runtime import chips
 from exprl_jax.runtime import mesh as mesh_lib
 from exprl_jax.types import InputError
 
 _PASS_TOKENS = 1024  # on each device, of a prefill pass
+_WIDTHS = (16, 64)  # of passes that follow the requests, and the widest
+_FEW_SLOTS = 16  # fewer are not worth a program for the end of a call
 
 
 class NoRoomError(InputError):
@@ -40,6 +44,8 @@ class Options:
     widths: of prefill passes; each job takes the one that wastes least. One
       program is compiled for each, when it is first needed. (): `prefill`
       alone, for prompts of similar length.
+    elastic: sizes follow the requests of each call (`fit`). None: on CPUs,
+      where a row costs time and a page memory whether they are used or not.
     weights: 'int8' where the parameters are in int8.
     reserved: bytes on each device of all that is alive beside the pages, with
       the parameters; None: the parameters alone.
@@ -58,6 +64,7 @@ class Options:
   kernel: str | paged.Kernel = 'auto'
   ahead: bool | None = None
   widths: tuple[int, ...] = ()
+  elastic: bool | None = None
   weights: str = ''
   reserved: int | None = None
   share: float = 1.0
@@ -104,13 +111,17 @@ def resolve(options: Options, model: ModelConfig,
   """
   devices = mesh_lib.batch_parts(mesh)
   slots = -(-options.slots // devices) * devices
-  ahead = options.ahead
-  if ahead is None:
-    ahead = mesh.devices.flat[0].platform != 'cpu'
+  on_cpu = mesh.devices.flat[0].platform == 'cpu'
+  ahead = not on_cpu if options.ahead is None else options.ahead
+  elastic = on_cpu if options.elastic is None else options.elastic
+  widths = options.widths
+  if elastic and not widths:
+    widths = (*(w for w in _WIDTHS if w < options.prefill), options.prefill)
   options = _with_kernel(options, model, mesh)
   given = options.pages
   pages = given or _pages_that_fit(options, model, mesh, slots // devices)
-  options = dataclasses.replace(options, slots=slots, ahead=ahead, pages=pages)
+  options = dataclasses.replace(options, slots=slots, ahead=ahead, pages=pages,
+                                elastic=elastic, widths=widths)
   # A row, the dummy page, and a copy of the row's last, partial page.
   least = options.pages_for(options.max_tokens) + 2
   if pages < least:
@@ -124,6 +135,52 @@ def resolve(options: Options, model: ModelConfig,
         f'beside {(options.reserved or 0) / 1e9:.1f} GB on a device; '
         "run='plan' says what to change")
   return options
+
+
+def fit(options: Options, requests: Sequence[Request], devices: int,
+        least_pages: int = 0) -> Options:
+  """The sizes for a call, where they are elastic: slots for its samples, and
+  pages for its longest.
+
+  Each is a power of two (slots times the devices), and at most what the options
+  have: few programs serve calls of all sizes.
+
+  Args:
+    options: resolved.
+    requests: of the call.
+    devices: that the slots are split over.
+    least_pages: that the pool has already.
+  """
+  if not options.elastic or not requests:
+    return options
+  # All samples of a request are on one device.
+  rows = -(-len(requests) // devices) * max(r.samples for r in requests)
+  rows = min(_power_of_two(rows), options.slots // devices)
+  longest = max(r.longest() for r in requests)
+  # As for all slots, and one more prompt, which may be a prefix of its own.
+  each = options.pages_for(longest) + 1
+  pages = min(options.pages, _power_of_two((rows + 1) * each + 2))
+  return dataclasses.replace(options, slots=rows * devices,
+                             pages=max(pages, least_pages))
+
+
+def shrunk(options: Options, rows: int, devices: int) -> int:
+  """The slots to go on with at the end of a call: a quarter, or as they are.
+
+  Args:
+    options: of the call.
+    rows: that still decode, on the device that has most of them.
+    devices: that the slots are split over.
+  """
+  fewer = options.slots // 4
+  shrinks = (options.elastic and not options.ahead
+             and options.slots > _FEW_SLOTS and fewer % devices == 0
+             and rows <= fewer // devices)
+  return fewer if shrinks else options.slots
+
+
+def _power_of_two(count: int) -> int:
+  return 1 << (count - 1).bit_length()
 
 
 def _with_kernel(options: Options, model: ModelConfig,

@@ -40,8 +40,8 @@ def programs(model: ModelConfig, mesh: jax.sharding.Mesh, options: Options,
   array = functools.partial(abstract, mesh)
   pages = array((devices, options.slots // devices), jnp.int32, 'batch', None)
   out = [
-      Program(f'{owner}/empty', decode.empty,
-              (model, layout, mesh, options.slots), {}, mesh),
+      Program(f'{owner}/empty', decode.empty_pool, (model, layout, mesh), {},
+              mesh),
       Program(f'{owner}/copy', decode.copy, (model, pool, pages, pages), {},
               mesh),
       _decode(model, mesh, options, layout, params, pool, owner)

@@ -94,6 +94,11 @@ class Request:
     suffix = self.partial[i].tokens.tolist() if self.partial else ()
     return Fork(len(self.tokens), suffix)
 
+  def longest(self) -> int:
+    """Tokens that a sample may come to, with its prompt."""
+    ends = [f.at + len(f.suffix) for f in self.forks]
+    return max([len(self.tokens), *ends]) + self.sampling.max_new_tokens
+
   def context(self, i: int) -> list[int]:
     """The tokens that sample i continues."""
     at, suffix = self.fork(i)

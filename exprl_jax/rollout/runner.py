@@ -15,12 +15,12 @@ from exprl_jax.types import Params
 class Runner:
   """Runs the compiled programs, over a pool that outlives a call.
 
-  The scheduler decides what runs, and needs just `prefill`, `copy`, `decode`
-  and `devices`.
+  The scheduler decides what runs, and needs just `prefill`, `copy`, `decode`,
+  `move` and `devices`.
 
   Attributes:
     devices: parts that the rows of a batch are split into.
-    layout: of the pool.
+    pages: of the pool, on each device; 0: there is none.
     weight_bytes: of the parameters, all copies of them.
   """
 
@@ -34,21 +34,29 @@ class Runner:
       options: resolved.
     """
     self._model, self._mesh = model, mesh
-    self._slots, self._chunk = options.slots, options.chunk
+    self._layout, self._chunk = options.layout, options.chunk
     self._unrolled = mesh.devices.flat[0].platform != 'tpu'
     self.devices = mesh_lib.batch_parts(mesh)
-    self.layout = options.layout
+    self.pages = 0
     self._pool: paged.Pool | None = None
     self._state: decode.State | None = None
     self._params: Params = None
     self._key: jax.Array | None = None
     self.weight_bytes = 0
 
-  def start(self, params: Params, key: jax.Array) -> None:
-    """Begins a call: takes the pool, if need be, and parameters and key."""
-    if self._pool is None:
-      self._pool, self._state = decode.empty(self._model, self.layout,
-                                             self._mesh, self._slots)
+  def start(self, params: Params, key: jax.Array, options: Options) -> None:
+    """Begins a call: takes the pool, if need be, and parameters and key.
+
+    Args:
+      params: as `decode.prepare` leaves them.
+      key: a typed PRNG key.
+      options: of the call.
+    """
+    if options.pages != self.pages:
+      self._pool = None  # before the other one is there
+      self._layout, self.pages = options.layout, options.pages
+      self._pool = decode.empty_pool(self._model, self._layout, self._mesh)
+    self._state = decode.empty_state(self._mesh, options.slots)
     self._params, self._key = params, key
     self.weight_bytes = sum(x.nbytes * len(x.sharding.device_set) //
                             _num_shards(x) for x in jax.tree.leaves(params))
@@ -56,6 +64,7 @@ class Runner:
   def release(self) -> None:
     """Gives up the memory of pool and parameters until the next `start`."""
     self._pool = self._state = self._params = None
+    self.pages = 0
 
   def prefill(self, tokens: Int[np.ndarray, 'B T'],
               positions: Int[np.ndarray, 'B T'], table: Int[np.ndarray,
@@ -69,7 +78,7 @@ class Runner:
     """
     with jax.set_mesh(self._mesh):
       self._pool = decode.prefill(
-          self._model, self.layout, self._params, self._pool,
+          self._model, self._layout, self._params, self._pool,
           *mesh_lib.shard_rows((tokens, positions, table), self._mesh))
 
   def copy(self, source: Int[np.ndarray, 'devices n'],
@@ -80,11 +89,17 @@ class Runner:
           self._model, self._pool,
           *mesh_lib.shard_rows((source, target), self._mesh))
 
+  def move(self, source: Int[np.ndarray, ' B']) -> None:
+    """Goes on with B slots: slot i has the row that slot source[i] had."""
+    with jax.set_mesh(self._mesh):
+      self._state = decode.move(self._state,
+                                mesh_lib.shard_rows(source, self._mesh))
+
   def decode(self, inputs: decode.Inputs, steps: int) -> jax.Array:
     """Launches a chunk; its packed outputs are on their way to the host."""
     with jax.set_mesh(self._mesh):
       self._pool, self._state, outputs = decode.decode(
-          self._model, self.layout, self._chunk, self._unrolled,
+          self._model, self._layout, self._chunk, self._unrolled,
           self._params, self._pool, self._state,
           mesh_lib.shard_rows(inputs, self._mesh), self._key, np.int32(steps))
     outputs.copy_to_host_async()

@@ -6,6 +6,9 @@ import dataclasses
 import itertools
 import time
 
+import numpy as np
+
+from exprl_jax.rollout import options as options_lib
 from exprl_jax.rollout import prefill, protocol
 from exprl_jax.rollout.options import Options
 from exprl_jax.rollout.pages import Pages
@@ -47,7 +50,7 @@ class Scheduler:
     Args:
       requests: checked (validation.py).
       runner: runs what is decided.
-      options: resolved.
+      options: of the call (options.fit).
       stats: counts are added to it.
       on_finish: called with each sample's id as it ends.
       decode_text: token ids -> text, for stop strings.
@@ -63,13 +66,9 @@ class Scheduler:
     self._num_samples = {r.id: r.samples for r in requests}  # by group
     self._num_ended = dict.fromkeys(self._num_samples, 0)
     self._collected = 0.0  # when the last chunk was
-    self._slots_per_device = options.slots // runner.devices
     self._pages = [Pages(options.pages) for _ in range(runner.devices)]
     self._prefixes = Prefixes(self._pages, options)
-    slots = range(options.slots - 1, -1, -1)
-    self._free_slots: list[list[int]] = [[
-        s for s in slots if self._device_of(s) == d
-    ] for d in range(runner.devices)]
+    self._free_slots = self._slots_of_devices()
     for request in requests:
       self._enqueue(request)
 
@@ -108,6 +107,7 @@ class Scheduler:
 
   def launch(self) -> Launch | None:
     """Starts the next chunk; None: there is no row that could run."""
+    self._move_to_fewer_slots()
     # 1. The oldest row of each device gets the pages it needs.
     self._preempt_for_the_oldest()
     # 2. Then the other rows, oldest first; those that get none wait.
@@ -126,7 +126,36 @@ class Scheduler:
     return Launch(running, steps, outputs, started)
 
   def _device_of(self, slot: int) -> int:
-    return slot // self._slots_per_device
+    return slot * self._runner.devices // self._options.slots
+
+  def _slots_of_devices(self) -> list[list[int]]:
+    """The slots of each device, the first one last."""
+    each = self._options.slots // self._runner.devices
+    return [[*range((d + 1) * each - 1, d * each - 1, -1)]
+            for d in range(self._runner.devices)]
+
+  def _move_to_fewer_slots(self) -> None:
+    """Moves the last rows together, where fewer slots decode faster."""
+    if not self.draining:
+      return
+    devices, old = self._runner.devices, self._options
+    on = [[r
+           for r in self.rows
+           if self._device_of(r.slot) == d]
+          for d in range(devices)]
+    slots = options_lib.shrunk(old, max(map(len, on)), devices)
+    if slots == old.slots:
+      return
+    self._options = dataclasses.replace(old, slots=slots)
+    self._prefiller = prefill.Prefiller(self._runner, self._options,
+                                        self._stats)
+    self._free_slots = self._slots_of_devices()
+    source = np.zeros(slots, np.int32)
+    for device, rows in enumerate(on):
+      for row in rows:
+        source[slot := self._free_slots[device].pop()] = row.slot
+        row.slot = slot
+    self._runner.move(source)
 
   def _reserve(self, row: Row) -> bool:
     """Takes the pages that a row's next chunk may write; False: it waits."""
@@ -266,6 +295,7 @@ class Scheduler:
     stats.decode_seconds += now - max(launch.started, self._collected)
     self._collected = now
     stats.steps += int(outputs.num_tokens.max())
+    stats.slot_steps += int(outputs.num_tokens.max()) * self._options.slots
     for row in launch.rows:
       if row not in self.rows:
         continue  # preempted, dropped, or stopped by a string, since launched

@@ -11,6 +11,7 @@ class Stats:
     seconds: of the call.
     decode_seconds: with a chunk in flight.
     steps: tokens that the longest row of each chunk decoded, summed.
+    slot_steps: the same times the slots.
     row_steps: tokens that were decoded.
     tokens: tokens that were kept: not of rows that were preempted.
     prefilled: tokens that prefill passes computed.
@@ -21,17 +22,18 @@ class Stats:
   seconds: float = 0.0
   decode_seconds: float = 0.0
   steps: int = 0
+  slot_steps: int = 0
   row_steps: int = 0
   tokens: int = 0
   prefilled: int = 0
   preemptions: int = 0
   context: int = 0
 
-  def metrics(self, slots: int) -> dict[str, float]:
+  def metrics(self) -> dict[str, float]:
     """The counts by the names they are logged under."""
     return {
         'perf/tokens_per_s': self.tokens / max(self.seconds, 1e-9),
-        'rollout/slot_occupancy': self.row_steps / max(self.steps * slots, 1),
+        'rollout/slot_occupancy': self.row_steps / max(self.slot_steps, 1),
         'rollout/prefill_tokens': float(self.prefilled),
         'rollout/preemptions': float(self.preemptions)
     }
