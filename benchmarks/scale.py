@@ -5,9 +5,9 @@
   python benchmarks/scale.py --out=scale.jsonl --picture=docs/scaling.svg
 
 No TPU is needed. Each slice's programs are compiled at two and four layers and
-extrapolated (plan.layers). Slots grow with the chips. `weak`: so do the problems
-of a step; `strong`: they stay those of the recipe. Slices that --out has are not
-planned again; the second command draws.
+extrapolated (plan.layers). Slots grow with the chips. `weak`: so do the
+problems of a step; `strong`: they stay those of the recipe. Slices that --out
+has are not planned again; the second command draws.
 """
 
 import dataclasses

@@ -13,7 +13,7 @@ import jax
 from exprl_jax import config as config_lib
 from exprl_jax.config import Config
 from exprl_jax.models import references
-from exprl_jax.planning import compiled, memory, search, tables
+from exprl_jax.planning import arrangements, compiled, memory, search, tables
 from exprl_jax.planning import plan as plan_lib
 from exprl_jax.runs import sft
 from exprl_jax.runtime import chips, files, topology, xla_flags
@@ -59,7 +59,9 @@ def _plan(config: Config, workdir: epath.Path) -> None:
     changes = search.suggest(planned, devices)
     print(f'estimated to fit: {search.flags(changes)}' if changes else
           'no change of its keys makes it fit; use more devices')
-  files.write_json(workdir / 'plan.json', made.json(), indent=1)
+  ways = [a._asdict() for a in arrangements.compare(made)]
+  files.write_json(workdir / 'plan.json',
+                   made.json() | {'arrangements': ways}, indent=1)
   with files.local(workdir / 'memory.png') as picture:
     tables.picture(made, picture)
   print(f'plan {workdir}/plan.json, memory.png; compiled in '
