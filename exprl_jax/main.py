@@ -1,7 +1,8 @@
 """The command: python -m exprl_jax.main --config=configs/tiny.py.
 
 Flags after it override any key of exprl_jax/config/schema.py:
---config.seed=1 --config.optim.lr=3e-4. `--help` lists the rest.
+--config.seed=1 --config.optim.lr=3e-4. `--help` lists the rest, and
+`--help=rollout` the keys of a section.
 """
 
 from collections.abc import Callable, Sequence
@@ -73,10 +74,15 @@ def parse(
       flag_values=known)
   flags.DEFINE_bool('verbose', False, 'Log what the libraries do.',
                     flag_values=known)
-  if {'--help', '-help', '-h'} & set(argv):
-    from exprl_jax.config import help as config_help
-    print(f'{__doc__}\n{known.get_help()}\n{config_help.text()}')
-    sys.exit(0)
+  for arg in argv:
+    name, _, about = arg.partition('=')
+    if name in ('--help', '-help', '-h'):
+      from exprl_jax.config import help as config_help
+      print(
+          config_help.text(about
+                          ) if about else f'{__doc__}\n{known.get_help()}\n' +
+          config_help.overview())
+      sys.exit(0)
   path, rest = _take_config(argv)
   _check_lists(rest)
   values = config_lib.load(path)
@@ -141,7 +147,7 @@ def _take_config(argv: list[str]) -> tuple[str, list[str]]:
     else:
       rest.append(arg)
   if not path:
-    raise InputError('--config=FILE is missing; try --config=configs/tiny.py')
+    raise InputError('--config=FILE is missing; try --config=tiny')
   return path, rest
 
 

@@ -129,12 +129,63 @@ def test_a_file_that_fails_or_has_no_get_config_is_named(tmp_path):
       files.read(str(name))
 
 
-@pytest.mark.parametrize('flag', ['-h', '--help'])
-def test_help_lists_every_key_with_its_comment(flag, capsys):
+def help_of(flag, capsys):
   with pytest.raises(SystemExit) as e:
     main.main([flag])
   assert not e.value.code
-  lines = capsys.readouterr().out.split('\n')
+  return capsys.readouterr().out.split('\n')
+
+
+@pytest.mark.parametrize('flag', ['-h', '--help'])
+def test_help_lists_configs_modes_and_sections(flag, capsys):
+  lines = help_of(flag, capsys)
+  assert any('small/word_problems tiny validate' in x for x in lines)
+  assert any('train sft evaluate' in x for x in lines)
+  sections = {x.split()[0] for x in lines if x.startswith('  --help=')}
+  assert sections == {
+      f'--help={name.partition(".")[0]}'
+      for name, _ in loading.hints(config_lib.Config)
+      if '.' in name
+  } | {'--help=all', '--help=run'}
+
+
+@pytest.mark.parametrize('about, keys', [
+    ('mesh', [
+        'mesh.data', 'mesh.fsdp', 'mesh.expert', 'mesh.tensor',
+        'mesh.rollout_tensor', 'mesh.sampling_devices'
+    ]),
+    ('max_new', ['rollout.max_new_tokens', 'rubrics.max_new_tokens']),
+    ('run', [
+        'run', 'seed', 'steps', 'reward', 'compare', 'compile_cache',
+        'watchdog_minutes'
+    ]),
+])
+def test_help_of_a_section_or_of_a_part_of_a_name(about, keys, capsys):
+  lines = help_of(f'--help={about}', capsys)
+  assert [
+      x.strip().partition('=')[0] for x in lines if x.startswith('  --config.')
+  ] == [f'--config.{k}' for k in keys]
+
+
+def test_help_of_nothing_says_so():
+  with pytest.raises(InputError, match='--help=nothing: no key has that'):
+    main.main(['--help=nothing'])
+
+
+def test_shipped_configs_have_names(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  assert config_lib.load('tiny:grpo') == config_lib.load('configs/tiny.py:grpo')
+  assert files.title('tiny:grpo') == 'tiny:grpo'
+  assert files.beside('tiny', 'tiny.py:grpo').endswith('configs/tiny.py:grpo')
+  with pytest.raises(InputError, match='tinny: no such file, nor .* tiny,'):
+    config_lib.load('tinny')
+  (tmp_path / 'tiny.py').write_text('def get_config(): 1 / 0')
+  with pytest.raises(InputError, match='ZeroDivisionError'):
+    config_lib.load('tiny.py')  # a file of the user
+
+
+def test_help_lists_every_key_with_its_comment(capsys):
+  lines = help_of('--help=all', capsys)
   shown = [x.strip() for x in lines if x.startswith('  --config.')]
   assert [x.partition('=')[0] for x in shown] == [
       f'--config.{name}' for name, _ in loading.hints(config_lib.Config)

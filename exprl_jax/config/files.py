@@ -1,6 +1,7 @@
 """Config files, as --config and config.compare name them: FILE.py[:ARGUMENT].
 
-A file defines `get_config()`, or `get_config(argument)` and with it
+Shipped ones have names, too: tiny, tiny:grpo, small/word_problems. A file
+defines `get_config()`, or `get_config(argument)` and with it
 
   RECIPES = {'': process, 'grpo': grpo}
 
@@ -19,15 +20,33 @@ from typing import Any
 
 from exprl_jax.types import InputError
 
-_SHIPPED = pathlib.Path(__file__).parents[2]  # holds configs/ in a checkout
+_ROOTS = pathlib.Path(__file__).parents  # [2] of a checkout, [1] installed
+# The folder that holds configs/.
+_SHIPPED = _ROOTS[2] if (_ROOTS[2] / 'configs').is_dir() else _ROOTS[1]
 
 
 def split(path: str) -> tuple[pathlib.Path, str]:
-  """Splits FILE.py:ARGUMENT; the argument of FILE.py is ''."""
+  """Splits FILE.py:ARGUMENT; the argument of FILE.py is ''.
+
+  NAME and NAME:ARGUMENT are those of a shipped config.
+  """
   file, colon, argument = path.rpartition(':')
-  if colon and file.endswith('.py'):
+  if not colon:
+    file, argument = path, ''
+  if file.endswith('.py'):
     return pathlib.Path(file), argument
+  shipped = _SHIPPED / 'configs' / f'{file}.py'
+  if file and shipped.is_file():
+    return shipped, argument
   return pathlib.Path(path), ''
+
+
+def shipped() -> list[str]:
+  """Names the shipped configs."""
+  folder = _SHIPPED / 'configs'
+  return sorted(
+      str(file.relative_to(folder).with_suffix(''))
+      for file in folder.rglob('*.py'))
 
 
 def title(path: str) -> str:
@@ -63,7 +82,8 @@ def read(path: str) -> Any:
     renamed = next(_renames(file), '')
     raise InputError(f'--config={path}: ' +
                      (f'{file} was renamed to {renamed}'
-                      if renamed else 'no such file; try configs/tiny.py'))
+                      if renamed else 'no such file, nor one of the shipped '
+                      f'configs: {", ".join(shipped())}'))
   module = _execute(file)
   get_config = getattr(module, 'get_config', None)
   if not callable(get_config):

@@ -1,22 +1,62 @@
-"""What `--help` says of the keys: their defaults and comments in schema.py."""
+"""What `--help` says: run modes, sections, and the keys of schema.py."""
 
 import ast
+import dataclasses
 import inspect
 import itertools
 import operator
 import re
+import typing
 
-from exprl_jax.config import loading, schema
+from exprl_jax.config import files, loading, schema
+from exprl_jax.types import InputError
 
 _COMMENT = re.compile(r'''^(?P<code>(?:[^#'"]|'[^']*'|"[^"]*")*)#\s*'''
                       r'(?P<text>.*)$')
 
 
-def text() -> str:
-  """Returns a line for each key: --config.NAME=DEFAULT, and its comment."""
+def overview() -> str:
+  """What there is: shipped configs, run modes, sections of keys."""
+  sections = [
+      f'  --help={field.name:15s} {_first_line(type(field.default))}'
+      for field in dataclasses.fields(schema.Config)
+      if dataclasses.is_dataclass(field.default)
+  ]
+  modes = typing.get_args(typing.get_type_hints(schema.Config)['run'])
+  return '\n'.join([
+      'shipped configs, --config=NAME:', f'  {" ".join(files.shipped())}',
+      'run modes, --config.run=MODE:', f'  {" ".join(modes)}',
+      'keys, --config.SECTION.KEY=VALUE:', '  --help=all             every key',
+      *sections,
+      "  --help=run             run, seed, steps and others of no section"
+  ])
+
+
+def _first_line(section: type) -> str:
+  return (section.__doc__ or '').split('\n')[0].rstrip('.')
+
+
+def text(only: str = 'all') -> str:
+  """Returns a line for each key: --config.NAME=DEFAULT, and its comment.
+
+  Args:
+    only: keys of a section, or a part of a key's name; 'run': of no section.
+
+  Raises:
+    InputError: no key has that.
+  """
   comments, default = _comments(), schema.Config()
   lines = ['keys of the config:']
-  for name, _ in loading.hints(schema.Config):
+  names = [name for name, _ in loading.hints(schema.Config)]
+  if only == 'run':
+    names = [name for name in names if '.' not in name]
+  elif only != 'all':
+    names = ([n for n in names if n.partition('.')[0] == only and '.' in n]
+             or [n for n in names if only in n])
+  if not names:
+    raise InputError(f'command line: --help={only}: no key has that; --help '
+                     'lists the sections')
+  for name in names:
     section, _, field = name.rpartition('.')
     kind = type(operator.attrgetter(section)(default) if section else default)
     value = operator.attrgetter(name)(default)
