@@ -27,13 +27,13 @@ from exprl_jax.judge import factory
 from exprl_jax.models import config as model_config
 from exprl_jax.models import references
 from exprl_jax.models.config import ModelConfig
+from exprl_jax.report import Result
 from exprl_jax.rollout.sampler import Sampler
 from exprl_jax.runs import dry_run as dry_run_lib
 from exprl_jax.runs import recipes
 from exprl_jax.runs import sample as sample_lib
 from exprl_jax.runtime import inputs
 from exprl_jax.runtime import mesh as mesh_lib
-from exprl_jax.runtime.report import Result
 from exprl_jax.types import FinishReason, InputError, Params, Problem
 
 # A text as it is, a chat, or token ids.

@@ -28,7 +28,7 @@ from exprl_jax.runtime import failures, peers, stopping, watchdog, xla_flags
 from exprl_jax.types import InputError, StartAgain, Unfinished, printable
 
 if TYPE_CHECKING:
-  from exprl_jax.runtime import report
+  from exprl_jax import report
 
 # Run modes without a workdir: runs/RUN.py has `RUN(config)`. The others have
 # `RUN(config, workdir)` and return the rows of metrics.jsonl. They are imported
@@ -247,7 +247,8 @@ def run(config: config_lib.Config, path: str,
   # 2. The others, each in its folder.
   import jax
 
-  from exprl_jax.runtime import bugs, lock, report
+  from exprl_jax import report
+  from exprl_jax.runtime import bugs, lock, trackers
   first = jax.process_index() == 0
   with failures.naming(f'--workdir={workdir}'):
     folder = _folder(config, path, workdir)
@@ -256,10 +257,11 @@ def run(config: config_lib.Config, path: str,
     runs.append((config.compare, compared(config, path), folder / 'compare'))
   if first:
     print(f'workdir {folder}', flush=True)
-  with lock.Lock(folder), bugs.counting(folder):
+  with lock.Lock(folder), bugs.counting(folder), trackers.closing() as tracked:
     results, failed = _run_each(runs, config.run == 'report')
     if first and config.run not in _OWN_REPORT:
       report.finish(folder, results)
+      tracked.report = folder / 'report.html'
   if failed:
     raise failed
   return results
@@ -278,8 +280,9 @@ def _run_each(runs: Sequence[tuple[str, config_lib.Config, epath.Path]],
   """
   import jax
 
+  from exprl_jax import report
   from exprl_jax.runs import report as again_lib
-  from exprl_jax.runtime import metrics, report
+  from exprl_jax.runtime import metrics
   if again:
     runs = [(name, again_lib.original(c, own), own) for name, c, own in runs]
   results, failed = [], None

@@ -56,3 +56,33 @@ def test_a_notice_is_given_more_and_more_seldom(base):
   notices, batch = Notices(base), rollouts(([5], 'eos'))
   said = [bool(notices.of_step(i, batch, values)) for i in range(1, 99)]
   assert [i for i, x in enumerate(said, 1) if x] == [1, 11, 31, 71]
+
+
+@pytest.mark.parametrize('metric, healthy, failing, says', [
+    ('length/truncated_frac', 0.1, 0.3, 'use up rollout.max_new_tokens'),
+    ('policy/entropy', 0.3, 0.01, 'lower optim.lr, raise loss.kl_coef'),
+    ('mismatch/kl', 0.001, 0.05, 'sampler and learner disagree'),
+    ('steps/one_step_frac', 0.1, 0.9, 'of the traces are one step'),
+])
+def test_signs_of_a_failing_run_are_said_with_the_remedy(
+    base, metric, healthy, failing, says):
+  batch = rollouts(([5], 'eos'))
+
+  def said(values):
+    notices = Notices(base)
+    return [
+        notices.of_step(i, batch, {metric: value})
+        for i, value in enumerate(values, 1)
+    ]
+
+  assert not any(said([healthy] * 8 + [failing] + [healthy] * 8)), 'one batch'
+  lines = said([healthy] * 8 + [failing] * 9)
+  assert not any(lines[:8])
+  ((line,),) = [x for x in lines if x]  # once
+  assert says in line
+
+
+def test_traces_without_steps_are_no_sign_where_none_are_wanted(base):
+  notices, batch = Notices(base, stepwise=False), rollouts(([5], 'eos'))
+  assert not any(
+      notices.of_step(i, batch, {'steps/one_step_frac': 1.0}) for i in range(9))

@@ -357,6 +357,13 @@ class Mesh:
 
 
 @dataclasses.dataclass(frozen=True)
+class Log:
+  """Where metrics go besides metrics.jsonl (docs/metrics.md)."""
+
+  trackers: tuple[str, ...] = ()  # tensorboard, wandb, mlflow: each an extra
+
+
+@dataclasses.dataclass(frozen=True)
 class Traces:
   """Every sampled trace of a training run, in WORKDIR/traces."""
 
@@ -476,6 +483,7 @@ class Config:
   checkpoint: Checkpoint = Checkpoint()
   profile: Profile = Profile()
   mesh: Mesh = Mesh()
+  log: Log = Log()
   traces: Traces = Traces()
   replay: Replay = Replay()
   sample: Sample = Sample()

@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 
+from exprl_jax import report
 from exprl_jax.config import Config, Eval
 from exprl_jax.evals import held_out, policy_statistics
 from exprl_jax.evals.comparison import Result
-from exprl_jax.runtime import report
 
 Table = tuple[str, list[list[str]]]  # title, rows with the header first
 

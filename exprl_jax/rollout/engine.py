@@ -65,6 +65,7 @@ class Engine:
     self.options = resolve(options, model, mesh)
     self.stats = stats_lib.Stats()
     self._runner = Runner(model, mesh, self.options)
+    self._least_pages = 0
 
   @property
   def weight_bytes(self) -> int:
@@ -100,8 +101,8 @@ class Engine:
       validation.check(i, request, self.options, bool(self._decode_text))
     start = time.perf_counter()
     self.stats = stats_lib.Stats()
-    sizes = fit(self.options, requests, self._runner.devices,
-                self._runner.pages)
+    sizes = fit(self.options, requests, self._runner.devices, self._least_pages)
+    self._least_pages = sizes.pages  # other pools are other programs
     self._runner.start(params, key, sizes)
     scheduler = Scheduler(requests, self._runner, sizes, self.stats, on_finish,
                           self._decode_text)

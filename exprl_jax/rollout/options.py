@@ -149,7 +149,7 @@ def fit(options: Options, requests: Sequence[Request], devices: int,
     options: resolved.
     requests: of the call.
     devices: that the slots are split over.
-    least_pages: that the pool has already.
+    least_pages: that an earlier call had.
   """
   if not options.elastic or not requests:
     return options

@@ -20,7 +20,6 @@ class Runner:
 
   Attributes:
     devices: parts that the rows of a batch are split into.
-    pages: of the pool, on each device; 0: there is none.
     weight_bytes: of the parameters, all copies of them.
   """
 
@@ -37,7 +36,6 @@ class Runner:
     self._layout, self._chunk = options.layout, options.chunk
     self._unrolled = mesh.devices.flat[0].platform != 'tpu'
     self.devices = mesh_lib.batch_parts(mesh)
-    self.pages = 0
     self._pool: paged.Pool | None = None
     self._state: decode.State | None = None
     self._params: Params = None
@@ -52,9 +50,9 @@ class Runner:
       key: a typed PRNG key.
       options: of the call.
     """
-    if options.pages != self.pages:
+    if self._pool is None or options.layout != self._layout:
       self._pool = None  # before the other one is there
-      self._layout, self.pages = options.layout, options.pages
+      self._layout = options.layout
       self._pool = decode.empty_pool(self._model, self._layout, self._mesh)
     self._state = decode.empty_state(self._mesh, options.slots)
     self._params, self._key = params, key
@@ -64,7 +62,6 @@ class Runner:
   def release(self) -> None:
     """Gives up the memory of pool and parameters until the next `start`."""
     self._pool = self._state = self._params = None
-    self.pages = 0
 
   def prefill(self, tokens: Int[np.ndarray, 'B T'],
               positions: Int[np.ndarray, 'B T'], table: Int[np.ndarray,

@@ -7,6 +7,7 @@ import numpy as np
 from exprl_jax.data.tokenizer import Tokenizer
 from exprl_jax.rl import signal
 from exprl_jax.rl.scored import ScoredRollouts
+from exprl_jax.runs import signs
 
 _GAP = 10  # steps between the first two notices of a kind, then twice as many
 _TRUNCATED = 0.5  # of the samples: then it is asked why
@@ -15,8 +16,10 @@ _TRUNCATED = 0.5  # of the samples: then it is asked why
 class Notices:
   """Warnings about training steps; each kind more and more seldom."""
 
-  def __init__(self, tokenizer: Tokenizer) -> None:
+  def __init__(self, tokenizer: Tokenizer, stepwise: bool = True) -> None:
+    """Args: `stepwise`, whether traces are meant to have steps."""
     self._tokenizer = tokenizer
+    self._signs = signs.Signs(stepwise)
     self._given: dict[str, int] = {}  # notices so far, by kind
     self._next: dict[str, int] = {}  # the step from which it is said again
 
@@ -29,7 +32,8 @@ class Notices:
       scored: the rows that train, or all if none does.
       values: the step's metrics.
     """
-    found = {'credit': signal.explain(values), 'ends': self._ends(scored)}
+    found = {'credit': signal.explain(values), 'ends': self._ends(scored)
+            } | self._signs.of_step(values)
     out = []
     for kind, text in found.items():
       if text and step >= self._next.get(kind, 0):

@@ -1,6 +1,7 @@
 """What a person sees of training steps: lines, statistics, samples."""
 
 from collections.abc import Mapping
+from typing import Any
 
 from etils import epath
 from jaxtyping import Float
@@ -34,6 +35,21 @@ def line(step: int, values: Mapping[str, float]) -> str:
   return (f'step {step:5d}  reward {values["reward/mean"]:.3f}  accuracy '
           f'{values["reward/accuracy"]:.3f}{kl}  entropy '
           f'{values["policy/entropy"]:.3f}  {seconds:.2f} s')
+
+
+def sample_table(step: int, scored: ScoredRollouts,
+                 most: int = 16) -> list[list[Any]]:
+  """(step, id, question, text, score, correct) of the first traces."""
+  value, valid = scored.scores
+  out = []
+  for i, trace in enumerate(scored.traces[:most]):
+    scores = value[i][np.asarray(valid[i])]
+    out.append([
+        step, trace.problem.id, trace.problem.question, trace.text,
+        float(scores[-1]) if len(scores) else None,
+        trace.correct if trace.gradable else None
+    ])
+  return out
 
 
 def write_samples(path: epath.Path, scored: ScoredRollouts,

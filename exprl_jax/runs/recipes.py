@@ -15,7 +15,7 @@ from exprl_jax.config import Config
 from exprl_jax.config.loading import by_domain, get, longest
 from exprl_jax.judge import panel, readouts
 from exprl_jax.rl import advantages, losses
-from exprl_jax.runtime import profiler
+from exprl_jax.runtime import profiler, trackers
 from exprl_jax.runtime.registry import lookup
 from exprl_jax.types import InputError
 
@@ -47,6 +47,7 @@ def check(c: Config) -> None:
   check_judge(c)
   for name in ('rollout.system_prompts', 'judge.templates', 'grading.domains'):
     by_domain(c, name)
+  trackers.check(c.log.trackers)
   if c.run == 'train':
     _check_recipe(c)
     profiler.parse(c.profile.steps, c.steps)

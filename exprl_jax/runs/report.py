@@ -9,11 +9,11 @@ import dataclasses
 from etils import epath
 import jax
 
+from exprl_jax import report as report_lib
 from exprl_jax.config import Config
 from exprl_jax.models import hf, references
 from exprl_jax.runtime import checkpoints, metrics
 from exprl_jax.runtime import mesh as mesh_lib
-from exprl_jax.runtime import report as report_lib
 from exprl_jax.runtime import workdir as workdir_lib
 from exprl_jax.types import InputError
 

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from exprl_jax import rewards
+from exprl_jax import report, rewards
 from exprl_jax.config import Config
 from exprl_jax.data import chat, verdicts
 from exprl_jax.data.batches import batches
@@ -34,7 +34,7 @@ from exprl_jax.rollout.sampler import Sampler
 from exprl_jax.runs import budgets, notices, progress, traces, validate, warm_up
 from exprl_jax.runtime import checkpoints as checkpoints_lib
 from exprl_jax.runtime import mesh as mesh_lib
-from exprl_jax.runtime import metrics, report
+from exprl_jax.runtime import metrics, stopping, trackers
 from exprl_jax.runtime import workdir as workdir_lib
 from exprl_jax.types import Group, InputError, Params, Problem, TrainState
 
@@ -134,9 +134,15 @@ class Run:
                             logprobs)
     return credit.assign(self.inputs.config, scored, logprobs)
 
+  def enter(self, phase: str) -> None:
+    """Begins a phase of a step, which is where a run may stop."""
+    stopping.poll(phase)
+    self.log.phase(phase)
+
   def evaluate(self, state: TrainState, step: int) -> None:
     """Samples and grades the held-out problems, and logs how that went."""
     self.source.idle()
+    self.log.phase('evaluation')
     self.inputs.held_out(self.sampler,
                          self.policy.sampling_params(state.params), step,
                          self.log, self.probe_metrics)
@@ -161,7 +167,8 @@ class Run:
       values = values | watched
       lines += [warning] if warning else []
     shown = step % 10 == 0 or step == 1
-    self.log.advance(reward=f'{values["reward/mean"]:.3f}')
+    self.log.advance(reward=values['reward/mean'],
+                     accuracy=values['reward/accuracy'])
     self.log.write(step, values, progress.line(step, values) if shown else '')
     for text in lines:
       self.log.say(text)
@@ -182,6 +189,7 @@ class Run:
     if jax.process_index() == 0 and (step % 10 == 0 or step in (1, last)):
       progress.write_samples(self.workdir / f'samples/{step:08d}.jsonl', scored,
                              advantage)
+      trackers.samples(progress.sample_table(step, scored))
 
   def close(self, state: TrainState) -> None:
     """Waits for checkpoints and writes the model.
@@ -243,15 +251,18 @@ def start(inputs: Inputs, workdir: epath.Path) -> tuple[Run, int, TrainState]:
   checkpoints = checkpoints_lib.Checkpoints(workdir, config.checkpoint, host)
   done, state = checkpoints.restore(state)
   log = metrics.Log(workdir, config.steps, done, jax.process_index() == 0)
+  trackers.start(config.log.trackers, workdir,
+                 workdir_lib.flat(dataclasses.asdict(config)), done)
   gc.collect()  # loading leaves arrays in cycles, which take device memory
   probes = judge_check.before_training(config, judge,
                                        inputs.problems) if judge else {}
   reward = base.scoring(config, inputs.tokenizer, inputs.grader, scorer,
                         inputs.reward.granularity)
-  return Run(inputs, workdir, policy, sampler, source, reward, table, judge,
-             monitor, empty_steps, checkpoints, log,
-             traces.Traces(workdir, config.traces),
-             notices.Notices(inputs.tokenizer), probes), done, state
+  return Run(
+      inputs, workdir, policy, sampler, source, reward, table, judge, monitor,
+      empty_steps, checkpoints, log, traces.Traces(workdir, config.traces),
+      notices.Notices(inputs.tokenizer,
+                      inputs.reward.granularity == 'step'), probes), done, state
 
 
 def _show_kernels(inputs: Inputs, sampler: Sampler,

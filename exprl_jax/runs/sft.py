@@ -7,6 +7,7 @@ from etils import epath
 import jax
 import numpy as np
 
+from exprl_jax import report
 from exprl_jax.config import Config
 from exprl_jax.data import chat
 from exprl_jax.data.batches import batches
@@ -21,7 +22,7 @@ from exprl_jax.rollout.sampler import Sampler
 from exprl_jax.runs import budgets, validate
 from exprl_jax.runtime import checkpoints as checkpoints_lib
 from exprl_jax.runtime import mesh as mesh_lib
-from exprl_jax.runtime import metrics, report, stopping
+from exprl_jax.runtime import metrics, stopping, trackers
 from exprl_jax.runtime import workdir as workdir_lib
 from exprl_jax.types import InputError, Problem
 
@@ -47,6 +48,8 @@ def sft(config: Config, workdir: epath.Path) -> list[metrics.Row]:
   checkpoints = checkpoints_lib.Checkpoints(workdir, config.checkpoint)
   start, state = checkpoints.restore(state)
   log = metrics.Log(workdir, config.steps, start, jax.process_index() == 0)
+  trackers.start(config.log.trackers, workdir,
+                 workdir_lib.flat(dataclasses.asdict(config)), start)
   sampler = Sampler(config, policy.model, tokenizer, meshes.sample,
                     memory.models(config, meshes).rollout)
   if start == 0:

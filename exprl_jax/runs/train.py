@@ -63,11 +63,11 @@ def _step(run: setup.Run, step: int, state: TrainState,
   # 1. Roll out, 2. score; 3. drop groups without a gradient and refill.
   batch = filters.Batch(config)
   while not batch.complete:
-    stopping.poll('rollout')
+    run.enter('rollout')
     with timer('rollout'):
       groups = run.source.next(step, batch.attempts,
                                run.policy.sampling_params(state.params), key)
-    stopping.poll('judging')
+    run.enter('judging')
     with timer('judge'):
       batch.add(run.reward(groups))
   scored, solved = batch.result()
@@ -76,7 +76,7 @@ def _step(run: setup.Run, step: int, state: TrainState,
   if not scored.trains.any():
     run.empty_steps.count(False)
   else:
-    stopping.poll('log-probabilities')
+    run.enter('log-probabilities')
     with timer('logprob'):
       # 4. Log-probabilities before the update and under the reference.
       logprobs = experience.logprobs(run.policy, state.params,
@@ -88,7 +88,7 @@ def _step(run: setup.Run, step: int, state: TrainState,
       values |= signal.metrics(config, scored, credit)
       run.empty_steps.count(values.get('credit/zero_frac', 0.0) < 1)
     # 6. Update.
-    stopping.poll('update')
+    run.enter('update')
     with timer('update'):
       state, stats = learner.update(run.policy, state, examples,
                                     config.rollout.group_size)

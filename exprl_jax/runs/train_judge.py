@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from exprl_jax import report
 from exprl_jax.config import Config, Optim
 from exprl_jax.data.tokenizer import Tokenizer
 from exprl_jax.evals import judge_calibration, judge_traces, labeled_traces
@@ -30,7 +31,7 @@ from exprl_jax.models.config import ModelConfig
 from exprl_jax.rl import optimizer
 from exprl_jax.runs import budgets
 from exprl_jax.runtime import checkpoints as checkpoints_lib
-from exprl_jax.runtime import files, metrics, report, stopping
+from exprl_jax.runtime import files, metrics, stopping
 from exprl_jax.runtime import mesh as mesh_lib
 from exprl_jax.runtime import workdir as workdir_lib
 from exprl_jax.tiny import judge_recipe

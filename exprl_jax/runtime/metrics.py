@@ -1,6 +1,7 @@
 """Metrics to metrics.jsonl, progress to the terminal."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+import math
 import statistics
 import sys
 import time
@@ -11,7 +12,7 @@ import jax
 import numpy as np
 import tqdm
 
-from exprl_jax.runtime import jsonl
+from exprl_jax.runtime import jsonl, trackers
 
 Row = dict[str, float]  # {'step': ..., 'area/name': number}
 
@@ -27,7 +28,7 @@ class Log:
                main: bool = True) -> None:
     """Only one process, the main one, writes and shows anything."""
     self._lines = jsonl.Lines(epath.Path(workdir) / 'metrics.jsonl', _is_row)
-    self._main = main
+    self._main, self._curves = main, dict[str, list[float]]()
     if main:
       self._lines.keep(lambda row: 0 < first_step >= row['step'])
       self._lines.open()
@@ -42,6 +43,7 @@ class Log:
     row = {'step': step
           } | {k: float(v) for k, v in values.items() if np.isfinite(v)}
     self._lines.append(row)
+    trackers.scalars(step, {k: v for k, v in row.items() if k != 'step'})
     if line:
       self.say(line)
 
@@ -51,9 +53,17 @@ class Log:
       tqdm.tqdm.write(line, file=sys.stdout)
       sys.stdout.flush()
 
-  def advance(self, **shown: str) -> None:
-    """Advances the progress bar by one step."""
-    self._bar.set_postfix(shown, refresh=False)
+  def phase(self, name: str) -> None:
+    """Shows what is being done, in front of the progress bar."""
+    self._bar.set_description_str(name)
+
+  def advance(self, **values: float) -> None:
+    """Advances the progress bar by one step, with the curves of values."""
+    for name, value in values.items():
+      self._curves.setdefault(name, []).append(value)
+    self._bar.set_postfix_str(
+        ', '.join(f'{name} {sparkline(x)} {x[-1]:.3f}'
+                  for name, x in self._curves.items()), refresh=False)
     self._bar.update()
 
   def flush(self) -> None:
@@ -108,6 +118,21 @@ class Timer:
   def metrics(self) -> dict[str, float]:
     """Returns {'time/PHASE': seconds}."""
     return {f'time/{k}': v for k, v in self.seconds.items()}
+
+
+def sparkline(values: Sequence[float], width: int = 12) -> str:
+  """A curve as a line of text, each mark a mean of neighbors; gaps for nan."""
+  values, marks = list(values), '▁▂▃▄▅▆▇█'
+  every = -(-len(values) // width) or 1
+  means = [mean(values[i:i + every]) for i in range(0, len(values), every)]
+  finite = [x for x in means if math.isfinite(x)]
+  if not finite:
+    return ''
+  low, size = min(finite), max(finite) - min(finite)
+  return ''.join(
+      marks[min(7, int(8 * (x - low) /
+                       size)) if size else 0] if math.isfinite(x) else ' '
+      for x in means)
 
 
 def mean(values: Iterable[float]) -> float:

@@ -8,7 +8,7 @@ from etils import epath
 import jax
 
 from exprl_jax.config import Config
-from exprl_jax.runtime import checkpoints, files
+from exprl_jax.runtime import checkpoints, files, starts
 from exprl_jax.runtime import mesh as mesh_lib
 from exprl_jax.types import InputError
 
@@ -20,6 +20,7 @@ _MAY_CHANGE = frozenset({
     'compare',
     'compile_cache',
     'profile',
+    'log',
     'sample',
     'traces',
     'export',
@@ -104,8 +105,8 @@ def _differences(old: dict[str, Any], config: Config) -> list[str]:
   may_change = _MAY_CHANGE
   if config.optim.schedule == 'constant':  # else the schedule depends on it
     may_change |= {'steps'}
-  before = _flat(_as_json(Config())) | _flat(old)
-  now = _flat(_as_json(config))
+  before = flat(_as_json(Config())) | flat(old)
+  now = flat(_as_json(config))
   return sorted(k for k in before.keys() | now.keys()
                 if k not in may_change and k.split('.')[0] not in may_change
                 and before.get(k) != now.get(k))
@@ -121,17 +122,19 @@ def claim(workdir: epath.PathLike, config: Config) -> None:
   text = files.dumps(_as_json(config), indent=1, sort_keys=True) + '\n'
   if not path.exists() or path.read_bytes() != text.encode():
     files.write(path, text)
+  starts.note(workdir)
 
 
 def _as_json(config: Config) -> dict[str, Any]:
   return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
-def _flat(tree: dict[str, Any], prefix: str = '') -> dict[str, Any]:
+def flat(tree: dict[str, Any], prefix: str = '') -> dict[str, Any]:
+  """Values by their keys: {'optim.lr': 1e-4}."""
   out: dict[str, Any] = {}
   for key, value in tree.items():
     if isinstance(value, dict):
-      out |= _flat(value, f'{prefix}{key}.')
+      out |= flat(value, f'{prefix}{key}.')
     else:
       out[prefix + key] = value
   return out
