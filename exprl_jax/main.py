@@ -85,7 +85,7 @@ def parse(
       sys.exit(0)
   path, rest = _take_config(argv)
   _check_lists(rest)
-  values = config_lib.load(path)
+  values = config_lib.load(path) if path else _of_workdir(rest)
   try:
     config_flags.DEFINE_config_dict('config', values, flag_values=known,
                                     sys_argv=rest)
@@ -144,11 +144,23 @@ def _take_config(argv: list[str]) -> tuple[str, list[str]]:
     name, equals, value = arg.lstrip('-').partition('=')
     if arg.startswith('-') and name == 'config':
       path = value if equals else next(args, '')
+    elif arg.startswith('run='):  # short for a key that stands alone
+      rest.append(f'--config.{arg}')
     else:
       rest.append(arg)
-  if not path:
-    raise InputError('--config=FILE is missing; try --config=tiny')
   return path, rest
+
+
+def _of_workdir(args: Sequence[str]) -> ml_collections.ConfigDict:
+  """The config of the run that --workdir holds, where no --config is given."""
+  from exprl_jax.runtime import workdir
+  folders = [a.partition('=')[2] for a in args if a.startswith('--workdir=')]
+  if not folders or not (epath.Path(folders[-1]) / 'config.json').exists():
+    raise InputError('--config=FILE is missing; try --config=tiny')
+  full = ml_collections.ConfigDict(dataclasses.asdict(config_lib.Config()))
+  found = workdir.read(folders[-1])
+  return config_lib.overlay(full, ml_collections.ConfigDict(found),
+                            f'{folders[-1]}/config.json')
 
 
 def compared(config: config_lib.Config, path: str) -> config_lib.Config:
@@ -237,9 +249,16 @@ def run(config: config_lib.Config, path: str,
     InputError: something is not as it should be.
     Unfinished: all is trained and saved, but for a report or model.
   """
-  if config.run != 'validate':  # which needs no devices
+  if config.run not in ('validate', 'watch'):  # which need no devices
     from exprl_jax.runtime import compilation
     compilation.use_cache(config.compile_cache)
+  if config.run == 'watch':
+    from exprl_jax.runs import watch
+    if not workdir:
+      raise InputError("--workdir is missing: run='watch' follows the run in "
+                       'it')
+    watch.watch(epath.Path(workdir))
+    return []
   # 1. Modes without a workdir.
   if config.run in _WITHOUT_WORKDIR:
     run_mode(config.run)(config)

@@ -16,6 +16,7 @@ from exprl_jax.grading.grader import Grade
 from exprl_jax.judge import cache as cache_lib
 from exprl_jax.judge.readouts import Judgment
 from exprl_jax.models import hf
+from exprl_jax.report import page as report_page
 from exprl_jax.rl.scored import ScoredRollouts, Trace
 from exprl_jax.runs import traces
 from exprl_jax.runtime import files, jsonl, metrics
@@ -321,7 +322,7 @@ def test_a_report_that_fails_says_what_to_do(tmp_path, monkeypatch):
   def full(*args):
     raise OSError(28, 'No space left\non device')
 
-  monkeypatch.setattr(report.files, 'write', full)
+  monkeypatch.setattr(report_page.files, 'write', full)
   with pytest.raises(Unfinished) as e:
     report.finish(tmp_path, [result(tmp_path, 't')])
   assert '\n' not in str(e.value)

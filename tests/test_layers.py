@@ -12,7 +12,7 @@ import exprl_jax
 LAYERS = [
     {'types'},
     {'runtime', 'config'},
-    {'data', 'grading', 'models'},
+    {'data', 'grading', 'models', 'report'},
     {'rollout', 'tiny.traces', 'tiny.assets'},
     {'judge', 'rl', 'tiny'},
     {'rewards', 'evals', 'tiny.judge_data', 'tiny.judge_recipe'},

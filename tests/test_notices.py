@@ -60,7 +60,7 @@ def test_a_notice_is_given_more_and_more_seldom(base):
 
 @pytest.mark.parametrize('metric, healthy, failing, says', [
     ('length/truncated_frac', 0.1, 0.3, 'use up rollout.max_new_tokens'),
-    ('policy/entropy', 0.3, 0.01, 'lower optim.lr, raise loss.kl_coef'),
+    ('policy/entropy', 0.3, 0.001, 'lower optim.lr, raise loss.kl_coef'),
     ('mismatch/kl', 0.001, 0.05, 'sampler and learner disagree'),
     ('steps/one_step_frac', 0.1, 0.9, 'of the traces are one step'),
 ])

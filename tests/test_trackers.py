@@ -2,10 +2,10 @@
 
 import pytest
 
-from exprl_jax.config.schema import Log
+from exprl_jax.config import Log
 from exprl_jax.runtime import trackers
 from exprl_jax.types import InputError
-from tests.test_config import frozen
+from tests.test_judge_run import frozen
 from tests.test_train import GROUPS, run
 
 TRAINED = [

@@ -20,6 +20,7 @@ from exprl_jax.config.schema import (
     Grading,
     Judge,
     JudgeTraining,
+    Log,
     Loss,
     Mesh,
     Model,
@@ -35,7 +36,8 @@ from exprl_jax.config.schema import (
 
 __all__ = [
     'Calibration', 'Checkpoint', 'Config', 'Credit', 'Data', 'Eval', 'Export',
-    'Grading', 'Judge', 'JudgeTraining', 'Loss', 'Mesh', 'Model', 'Optim',
-    'Profile', 'Rollout', 'Rubrics', 'Sample', 'Select', 'Teacher', 'Traces',
-    'by_domain', 'freeze', 'load', 'longest', 'overlay', 'resolve', 'source'
+    'Grading', 'Judge', 'JudgeTraining', 'Log', 'Loss', 'Mesh', 'Model',
+    'Optim', 'Profile', 'Rollout', 'Rubrics', 'Sample', 'Select', 'Teacher',
+    'Traces', 'by_domain', 'freeze', 'load', 'longest', 'overlay', 'resolve',
+    'source'
 ]

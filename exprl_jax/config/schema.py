@@ -457,8 +457,8 @@ class Config:
   """One run."""
 
   run: Literal['train', 'sft', 'evaluate', 'judge', 'sample', 'rubrics',
-               'export', 'train_judge', 'validate', 'plan', 'replay',
-               'report'] = 'train'  # runs/RUN.py
+               'export', 'train_judge', 'validate', 'plan', 'replay', 'report',
+               'watch'] = 'train'  # runs/RUN.py
   seed: Annotated[int, Bound(0, 2**32 - 1)] = 0
   steps: Count = 100
   reward: str = 'process'  # rewards/: process | outcome | sparse | teacher |

@@ -30,9 +30,9 @@ SIGNS = {
         '{:.0%} of the samples use up rollout.max_new_tokens: raise it, or '
         "keep them out of training with rollout.overlong='mask'"),
     'entropy': Sign(
-        'policy/entropy', 0.1,
-        'the entropy fell to {:.4f} nats per token, less than a tenth of where '
-        'it began: lower optim.lr, raise loss.kl_coef, or set '
+        'policy/entropy', 0.02,
+        'the entropy fell to {:.4f} nats per token, a fiftieth of what it was: '
+        'lower optim.lr, raise loss.kl_coef, or set '
         'loss.entropy_coef', of_start=True),
     'mismatch': Sign(
         'mismatch/kl', 0.02,

@@ -129,8 +129,10 @@ class MLflow:
 
   def samples(self, rows: Sequence[Sequence[Any]]) -> None:
     """See Tracker."""
-    data = {c: [str(row[i]) for row in rows] for i, c in enumerate(_COLUMNS)}
-    self._client.log_table(self._id, data, 'samples.json')
+    self._client.log_dict(self._id, {
+        'columns': list(_COLUMNS),
+        'data': [list(map(str, row)) for row in rows]
+    }, 'samples.json')
 
   def close(self, report: epath.Path | None) -> None:
     """See Tracker."""
