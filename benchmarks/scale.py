@@ -5,9 +5,9 @@
   python benchmarks/scale.py --out=scale.jsonl --picture=docs/scaling.svg
 
 No TPU is needed. Each slice's programs are compiled at two and four layers and
-extrapolated (plan.layers). Slots grow with the chips. `weak`: so do the
-problems of a step; `strong`: they stay those of the recipe. Slices that --out
-has are not planned again; the second command draws.
+extrapolated (plan.layers); --qwen3_4b names the model. Slots grow with the
+chips. `weak`: so do the problems of a step; `strong`: they stay those of the
+recipe. Slices that --out has are not planned again; the second command draws.
 """
 
 import dataclasses
@@ -33,8 +33,6 @@ _BETWEEN_SLICES = 100e9 / 8 / 4
 _OUT = flags.DEFINE_string('out', 'scale.jsonl', 'Where rows go.')
 _PICTURE = flags.DEFINE_string('picture', '', 'SVG to draw from them.')
 _SLICE = flags.DEFINE_multi_string('slice', list(_SLICES), 'Of plan.topology.')
-_4B = flags.DEFINE_string('qwen3_4b', 'Qwen/Qwen3-4B-Instruct-2507',
-                          'Folder or name of the model.')
 
 
 def step(made, config):
@@ -51,7 +49,8 @@ def row(name):
   """What a slice takes."""
   devices = topology.devices(name)
   slices = int(name.partition('*')[2] or 1)
-  recipe = config_of(_RECIPE, _4B.value, _4B.value, layers=2)
+  recipe = config_of(_RECIPE, flags.FLAGS.qwen3_4b, flags.FLAGS.qwen3_4b,
+                     layers=2)
   factor = len(devices) / _CHIPS
   grown = with_keys(
       recipe, {
