@@ -51,6 +51,10 @@ def test_the_families_have_all_recipes():
           '', 'outcome', 'grpo', 'sft', 'self_distill', 'stage2', 'evaluate',
           'policy', 'judge'
       },
+      'paper_tiny': {
+          'process', 'outcome', 'grpo', 'self_distill', 'sft', 'oracle',
+          'wrong_references', 'stage2'
+      },
       'word_problems': {'', 'base', 'judge', 'outcome', 'grpo', 'sft'},
       'qwen3_4b': {
           'exprl_outcome', 'exprl_process', 'exprl_process_fast',

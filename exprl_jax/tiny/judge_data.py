@@ -213,3 +213,6 @@ def truth(items: list[Trace]) -> base.Scored:
     labels = traces.label(trace.problem, trace.steps).labels
     value[i, :len(labels)], valid[i, :len(labels)] = labels, True
   return value, valid, {}
+
+
+truth.granularity = 'step'  # type: ignore[attr-defined]  # as a reward
