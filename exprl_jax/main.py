@@ -85,7 +85,10 @@ def parse(
       sys.exit(0)
   path, rest = _take_config(argv)
   _check_lists(rest)
-  values = config_lib.load(path) if path else _of_workdir(rest)
+  if path:
+    values = config_lib.load(path)
+  else:
+    path, values = _of_workdir(rest)
   try:
     config_flags.DEFINE_config_dict('config', values, flag_values=known,
                                     sys_argv=rest)
@@ -151,16 +154,17 @@ def _take_config(argv: list[str]) -> tuple[str, list[str]]:
   return path, rest
 
 
-def _of_workdir(args: Sequence[str]) -> ml_collections.ConfigDict:
-  """The config of the run that --workdir holds, where no --config is given."""
+def _of_workdir(args: Sequence[str]) -> tuple[str, ml_collections.ConfigDict]:
+  """Name and config of the run that --workdir holds: without a --config."""
   from exprl_jax.runtime import workdir
   folders = [a.partition('=')[2] for a in args if a.startswith('--workdir=')]
   if not folders or not (epath.Path(folders[-1]) / 'config.json').exists():
     raise InputError('--config=FILE is missing; try --config=tiny')
   full = ml_collections.ConfigDict(dataclasses.asdict(config_lib.Config()))
   found = workdir.read(folders[-1])
-  return config_lib.overlay(full, ml_collections.ConfigDict(found),
-                            f'{folders[-1]}/config.json')
+  values = config_lib.overlay(full, ml_collections.ConfigDict(found),
+                              f'{folders[-1]}/config.json')
+  return epath.Path(folders[-1]).name, values
 
 
 def compared(config: config_lib.Config, path: str) -> config_lib.Config:
@@ -252,6 +256,7 @@ def run(config: config_lib.Config, path: str,
   if config.run not in ('validate', 'watch'):  # which need no devices
     from exprl_jax.runtime import compilation
     compilation.use_cache(config.compile_cache)
+    compilation.announce()
   if config.run == 'watch':
     from exprl_jax.runs import watch
     if not workdir:

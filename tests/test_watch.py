@@ -71,7 +71,7 @@ def test_a_workdir_names_its_config(tmp_path):
       [f'--workdir={tmp_path}', '--config.optim.lr=0.5'])
   config = config_lib.freeze(values)
   want = config_lib.freeze(config_lib.load('tiny:sft'))
-  assert path == '' and config.optim.lr == 0.5
+  assert path == tmp_path.name and config.optim.lr == 0.5
   assert config.data == want.data and config.eval == want.eval
 
 

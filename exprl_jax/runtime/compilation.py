@@ -12,6 +12,7 @@ import re
 from typing import NamedTuple
 
 from absl import logging
+from etils import epath
 import jax
 from jax.experimental.compilation_cache import compilation_cache
 
@@ -53,6 +54,15 @@ def use_cache(where: str) -> str:
     jax.config.update('jax_persistent_cache_min_entry_size_bytes', 0)
     logging.info('compiled programs are kept in %s', where)
   return where
+
+
+def announce() -> None:
+  """Says that programs will be compiled, where the cache has none."""
+  where = jax.config.values['jax_compilation_cache_dir']
+  if where and not jax.process_index() and not epath.Path(where).exists():
+    print(
+        f'the first step of each kind compiles its programs; {where} keeps '
+        'them for later runs', flush=True)
 
 
 def _own_folder() -> pathlib.Path:
