@@ -419,6 +419,88 @@ def test_a_run_can_be_stopped_between_two_starts(host):
   assert (folder / 'log').read_text().count('args:') == 1
 
 
+# Stands for gcloud: queued resources are a file, hosts are folders.
+GCLOUD = """
+import os, pathlib, shutil, subprocess, sys
+root, args = pathlib.Path(os.environ['CLOUD']), sys.argv[4:]
+kind, verb = sys.argv[3:5]
+with (root / 'calls').open('a') as file:
+  file.write(' '.join(sys.argv[3:]) + chr(10))
+state = root / 'state'
+if kind == 'queued-resources':
+  if verb == 'create':
+    state.write_text('ACTIVE')
+  elif verb == 'describe':
+    print(state.read_text()) if state.exists() else sys.exit(1)
+  sys.exit(0)
+flags = dict(a.split('=', 1) for a in args if a.startswith('--'))
+names = [a for a in args[1:] if not a.startswith('--')]
+node = names[-1].rstrip(':')
+for i in range(2) if flags['--worker'] == 'all' else [0]:
+  home = root / f'{node}-host-{i}'
+  home.mkdir(exist_ok=True)
+  if verb == 'scp':
+    for file in names[:-1]:
+      shutil.copy(file, home)
+  else:
+    subprocess.run(['bash', '-c', flags['--command']], check=True, cwd=home,
+                   env=os.environ | {'HOME': str(home)})
+"""
+# Stands for the host's python3, which is asked for pip and uv only.
+PYTHON = r"""#!/usr/bin/env bash
+echo "$*" >> ~/asked
+if [[ "$*" == *"uv venv"* ]]; then
+  mkdir -p venv/bin
+  printf '#!/usr/bin/env bash\necho "args: $*"\n' > venv/bin/python
+  chmod +x venv/bin/python
+fi
+"""
+
+
+def test_tpu_vms_are_acquired_installed_and_started(tmp_path):
+  """From nothing to a run on four hosts of two slices, and back."""
+  tools = tmp_path / 'bin'
+  tools.mkdir()
+  for name, text in (('gcloud', f'#!{sys.executable}\n{GCLOUD}'), ('python3',
+                                                                   PYTHON)):
+    (tools / name).write_text(text)
+    (tools / name).chmod(0o755)
+
+  def run(*args):
+    return subprocess.run(
+        [
+            sys.executable, LAUNCH / 'tpu_vm.py', '--name=n', '--zone=z',
+            '--slice=v5e-16', '--slices=2', *args
+        ], text=True, capture_output=True, env=os.environ |
+        {'CLOUD': str(tmp_path), 'PATH': f'{tools}:{os.environ["PATH"]}'})
+
+  start = ['--bucket=b', '--', '--config=configs/tiny.py:sft']
+  out = run(*start)
+  assert out.returncode == 0, out.stderr
+  hosts = sorted(tmp_path.glob('n-?-host-?'))
+  assert len(hosts) == 4
+  for home in hosts:
+    assert wait_for(home / 'runs/n/exit_code') == '0\n'
+    log = (home / 'runs/n/log').read_text()
+    assert ('args: -m exprl_jax.main --distributed=auto --config.mesh.data=2 '
+            '--config.mesh.fsdp=-1 --config=configs/tiny.py:sft '
+            '--workdir=gs://b/runs/n') in log
+    (version,) = (home / 'exprl_jax').iterdir()
+    assert (version / 'launch/remote.sh').exists()
+    asked = (home / 'asked').read_text()
+    assert '--python 3.12' in asked and '-c constraints.txt' in asked
+  calls = (tmp_path / 'calls').read_text()
+  assert calls.count('queued-resources create') == 1
+  # Once more: the slices are there, and the version is installed.
+  assert run(*start).returncode == 0
+  calls = (tmp_path / 'calls').read_text()
+  assert calls.count('queued-resources create') == 1
+  assert (hosts[0] / 'asked').read_text() == asked
+  assert 'exit code 0' in run('--do=status').stdout
+  assert run('--do=stop').returncode == run('--do=delete').returncode == 0
+  assert 'queued-resources delete n' in (tmp_path / 'calls').read_text()
+
+
 def test_a_number_of_an_earlier_boot_is_no_run(host):
   run, folder = host
   folder.mkdir(parents=True)
