@@ -153,7 +153,8 @@ def test_the_account_is_what_a_run_keeps_alive(tmp_path, monkeypatch):
   """Live arrays while the tiny run decodes, judges and updates: within 10 %."""
   config = tiny('--config.steps=1', '--config.compare=',
                 '--config.eval.every=0', '--config.eval.limit=4',
-                '--config.optim.updates=1')
+                '--config.optim.updates=1', '--config.rollout.pages=130',
+                '--config.judge.pages=258')  # or they would follow the calls
   account = memory.account(config, mesh_lib.meshes(config))
   measured = {}
 
@@ -285,8 +286,13 @@ def test_tables_line_up():
 @pytest.mark.slow
 def test_a_run_finds_the_programs_that_were_compiled_before(tmp_path, caplog):
   """The warm-up fills a cache; the run then compiles no program of the list."""
-  config = tiny('--config.steps=1', '--config.compare=',
-                '--config.eval.every=0', '--config.eval.limit=4')
+  # Sizes that fit every call: else CPUs have programs of their own.
+  _, values, _ = main.parse([
+      '--config=configs/tiny.py:grpo', '--config.steps=1',
+      '--config.eval.every=0', '--config.eval.limit=4',
+      '--config.rollout.slots=16', '--config.rollout.pages=34'
+  ])
+  config = recipes.freeze(values)
   before = compilation.use_cache('auto')
   compilation.use_cache(str(tmp_path / 'cache'))
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)

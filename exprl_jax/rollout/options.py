@@ -44,8 +44,10 @@ class Options:
     widths: of prefill passes; each job takes the one that wastes least. One
       program is compiled for each, when it is first needed. (): `prefill`
       alone, for prompts of similar length.
-    elastic: sizes follow the requests of each call (`fit`). None: on CPUs,
-      where a row costs time and a page memory whether they are used or not.
+    elastic: slots follow the requests of each call (`fit`), and so do pages
+      where none are given. None: on CPUs, where a row costs time and a page
+      memory whether they are used or not.
+    given_pages: resolved: pages were given.
     weights: 'int8' where the parameters are in int8.
     reserved: bytes on each device of all that is alive beside the pages, with
       the parameters; None: the parameters alone.
@@ -65,6 +67,7 @@ class Options:
   ahead: bool | None = None
   widths: tuple[int, ...] = ()
   elastic: bool | None = None
+  given_pages: bool | None = None
   weights: str = ''
   reserved: int | None = None
   share: float = 1.0
@@ -119,9 +122,13 @@ def resolve(options: Options, model: ModelConfig,
     widths = (*(w for w in _WIDTHS if w < options.prefill), options.prefill)
   options = _with_kernel(options, model, mesh)
   given = options.pages
+  given_pages = options.given_pages
+  if given_pages is None:
+    given_pages = given > 0
   pages = given or _pages_that_fit(options, model, mesh, slots // devices)
   options = dataclasses.replace(options, slots=slots, ahead=ahead, pages=pages,
-                                elastic=elastic, widths=widths)
+                                elastic=elastic, widths=widths,
+                                given_pages=given_pages)
   # A row, the dummy page, and a copy of the row's last, partial page.
   least = options.pages_for(options.max_tokens) + 2
   if pages < least:
@@ -156,12 +163,14 @@ def fit(options: Options, requests: Sequence[Request], devices: int,
   # All samples of a request are on one device.
   rows = -(-len(requests) // devices) * max(r.samples for r in requests)
   rows = min(_power_of_two(rows), options.slots // devices)
+  options = dataclasses.replace(options, slots=rows * devices)
+  if options.given_pages:
+    return options
   longest = max(r.longest() for r in requests)
   # As for all slots, and one more prompt, which may be a prefix of its own.
   each = options.pages_for(longest) + 1
   pages = min(options.pages, _power_of_two((rows + 1) * each + 2))
-  return dataclasses.replace(options, slots=rows * devices,
-                             pages=max(pages, least_pages))
+  return dataclasses.replace(options, pages=max(pages, least_pages))
 
 
 def shrunk(options: Options, rows: int, devices: int) -> int:
