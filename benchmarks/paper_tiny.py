@@ -137,8 +137,9 @@ def table(root, seeds):
         if arm not in ('base', 'grpo')
         and done(root / (sparse := f'grpo-{name.rpartition("-")[2]}'))
     ]
-    above = (f'{statistics.mean(pairs):+.3f} ± {interval(pairs):.3f}'
-             if pairs else '')
+    above = f'{statistics.mean(pairs):+.3f}' if pairs else ''
+    if len(pairs) > 1:
+      above += f' ± {interval(pairs):.3f}'
     first = arm == 'base'
     lines.append(
         f'| {NAMES[arm]} | {1 if first else len(one)} | '
