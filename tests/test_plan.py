@@ -13,6 +13,7 @@ from exprl_jax import config as config_lib
 from exprl_jax import main
 from exprl_jax.models import flops
 from exprl_jax.planning import compiled, memory, programs, search, tables
+from exprl_jax.planning import plan as plan_lib
 from exprl_jax.rl import learner
 from exprl_jax.rollout import decode
 from exprl_jax.rollout.options import Options, resolve
@@ -262,6 +263,32 @@ def test_a_config_written_down_is_the_same_config(tmp_path):
   path = tmp_path / 'planned.py'
   path.write_text(config_lib.source(config))
   assert recipes.freeze(config_lib.load(str(path))) == config
+
+
+@pytest.mark.slow
+def test_the_search_compiles_until_it_fits_and_writes_the_config(
+    tmp_path, monkeypatch, capsys):
+  """The tiny run on devices that are a tenth too small."""
+  flags = ['--config=configs/tiny.py:grpo', '--config.rollout.slots=16']
+  _, values, _ = main.parse(flags)
+  config = recipes.freeze(values)
+  peak, phase = plan_lib.make(config,
+                              jax.devices()[:1],
+                              compiled.Compiler()).account.peak()
+  assert phase == 'gradient'
+  monkeypatch.setattr(jax, 'devices', lambda: jax.local_devices()[:1])
+  monkeypatch.setattr(chips, 'memory_limit', lambda device: int(0.9 * peak))
+  main.main([
+      *flags, '--config.run=plan', '--config.plan.search=True',
+      f'--workdir={tmp_path}'
+  ])
+  said = capsys.readouterr().out
+  assert 'fits with --config.optim.micro_rows=1' in said
+  assert f'{peak / 1e9:.2f} GB in gradient' in said
+  plan = json.loads((tmp_path / 'plan.json').read_text())
+  assert plan['fits'] and plan['limit_bytes'] == int(0.9 * peak)
+  found = recipes.freeze(main.parse([f'--config={tmp_path}/planned.py'])[1])
+  assert found.optim.micro_rows == 1 and found.rollout.slots == 16
 
 
 @pytest.mark.parametrize('flag, message', [
