@@ -182,7 +182,8 @@ def test_no_copy_outside_of_int8_while_decoding(one_device, unrolled):
   layout = options_lib.resolve(layout, cfg, one_device).layout
   params, (pool, state), key = jax.eval_shape(lambda: (
       quantization.quantize(cfg, transformer.init(cfg, jax.random.key(0))),
-      decode.empty(cfg, layout, one_device, 2), jax.random.key(0)))
+      (decode.empty_pool(cfg, layout, one_device),
+       decode.empty_state(one_device, 2)), jax.random.key(0)))
   columns = len(protocol.INTS) + protocol.MAX_ENDS + protocol.MAX_READS
   inputs = protocol.Inputs(*(jax.ShapeDtypeStruct((2, n), dtype)
                              for n, dtype in ((columns, 'int32'),
