@@ -73,12 +73,12 @@ def _decode(model: ModelConfig, mesh: jax.sharding.Mesh, options: Options,
       ints=array((slots, columns), jnp.int32, 'batch', None), floats=array(
           (slots, len(protocol.FLOATS)), jnp.float32, 'batch', None),
       table=array((slots, options.columns), jnp.int32, 'batch', None))
-  key = jax.eval_shape(lambda: jax.random.key(0)).update(
-      sharding=array((), jnp.int32).sharding)
+  # Of no mesh, as the runner gives them: with one it is another program.
+  key, steps = jax.eval_shape(lambda: (jax.random.key(0), jnp.int32(0)))
   unrolled = mesh.devices.flat[0].platform != 'tpu'
   return Program(f'{owner}/decode', decode.decode,
                  (model, layout, options.chunk, unrolled, params, pool, state,
-                  inputs, key, array((), jnp.int32)), {}, mesh)
+                  inputs, key, steps), {}, mesh)
 
 
 def sampling_copy(model: ModelConfig, params: Params, mesh: jax.sharding.Mesh,
