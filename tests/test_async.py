@@ -154,6 +154,11 @@ def test_what_does_not_go_together_is_said(flags, message):
     config_of(*ASYNC, *flags)
 
 
+def test_other_run_modes_have_all_devices():
+  config = config_of('--config.rollout.source=async', '--config.run=sft')
+  assert not mesh_lib.meshes(config).split
+
+
 def test_one_device_cannot_be_split():
   config = config_of('--config.rollout.source=async')
   with pytest.raises(InputError, match='of 1 devices 0 cannot sample'):

@@ -64,11 +64,26 @@ def test_wandb_writes_offline_what_it_would_send(tmp_path, monkeypatch):
   pytest.importorskip('wandb')
   monkeypatch.setenv('WANDB_MODE', 'offline')
   monkeypatch.setenv('WANDB_SILENT', 'true')
-  train(tmp_path, 'wandb')
+  train(tmp_path, 'wandb', '--config.eval.problems=asset:tiny_problems/'
+        'test.jsonl')
   (file,) = (tmp_path / 'wandb').glob('offline-run-*/run-*.wandb')
   data = file.read_bytes()
   for text in (b'reward/mean', b'rollout.group_size', b'report.html'):
     assert text in data
+  # Before the first step, and behind the samples of the last one.
+  assert data.count(b'eval/truncated_frac') >= 2
+
+
+def test_a_tracker_that_cannot_start_is_an_error_of_the_config(
+    tmp_path, monkeypatch):
+
+  def fail(*args):
+    raise OSError('no key')
+
+  kind = trackers.TRACKERS['wandb']._replace(make=fail)
+  monkeypatch.setitem(trackers.TRACKERS, 'wandb', kind)
+  with pytest.raises(InputError, match=r'wandb cannot start \(OSError: no key'):
+    trackers.start(['wandb'], tmp_path, {}, 0)
 
 
 class Failing:

@@ -255,7 +255,7 @@ def meshes(config: config_lib.Config,
   """
   cfg = config.mesh
   devices = jax.devices() if devices is None else list(devices)
-  if config.rollout.source != 'async':
+  if config.run != 'train' or config.rollout.source != 'async':
     train = make_mesh(cfg, devices)
     same = rollout_mesh(train, cfg.rollout_tensor)
     return Meshes(train, same, same)

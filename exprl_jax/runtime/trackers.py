@@ -86,7 +86,8 @@ class WandB:
     """See Tracker."""
     table = self._wandb.Table(columns=list(_COLUMNS),
                               data=[list(map(str, row)) for row in rows])
-    self._run.log({'samples': table})
+    # Without its step it would end that, and the step's evaluation be refused.
+    self._run.log({'samples': table}, step=rows[-1][0])
 
   def close(self, report: epath.Path | None) -> None:
     """See Tracker."""
@@ -183,12 +184,20 @@ def start(names: Sequence[str], workdir: epath.Path, config: Mapping[str, Any],
     workdir: of the run, which is named by it.
     config: by key.
     step: that the run goes on from.
+
+  Raises:
+    InputError: one cannot start.
   """
   _ended.extend(_open.items())
   _open.clear()
   _rows.clear()
   for name in names if not jax.process_index() else ():
-    _open[name] = TRACKERS[name].make(workdir.name, workdir, config, step)
+    try:
+      _open[name] = TRACKERS[name].make(workdir.name, workdir, config, step)
+    except Exception as e:  # no key, no server: better known now than later
+      why = ' '.join(f'{type(e).__name__}: {e}'.split())[:300]
+      raise InputError(
+          f'config.log.trackers: {name} cannot start ({why})') from e
 
 
 def scalars(step: int, values: Mapping[str, float]) -> None:
