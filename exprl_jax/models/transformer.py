@@ -103,7 +103,7 @@ def forward(
     positions: i32[B, T], for the rotary embedding; in packed rows they start
       again with each segment.
     segment_ids: i32[B, T]: earlier tokens of the same segment; 0 is padding.
-    mask: bool[B, T, T]: whether query t attends to key s.
+    mask: bool[B, T, T]: whether query t attends to key s; False where s > t.
 
   Returns:
     Hidden states f32[B, T, D] after the final norm.
