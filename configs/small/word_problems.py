@@ -18,7 +18,7 @@ def _base() -> ConfigDict:
   """Sets the model, the prompt, and the limits of prompts and samples."""
   c = ConfigDict()
   c.seed = 0
-  c.policy = ConfigDict(dict(init=_MODEL))
+  c.policy = ConfigDict(dict(init=_MODEL, dtype='bfloat16', remat='full'))
   c.rollout = ConfigDict(
       dict(max_prompt_tokens=112, max_new_tokens=64, temperature=1.0, page=32,
            system_prompt='Solve step by step.'))
@@ -28,7 +28,7 @@ def _base() -> ConfigDict:
 
 def _judge(c: ConfigDict) -> None:
   c.judge = ConfigDict(
-      dict(init='runs/small/judge/model', template='configs/small/judge.txt',
+      dict(init='runs/small/judge/model', dtype='bfloat16', template='configs/small/judge.txt',
            delimiter='blank_line', max_steps=7, max_prompt_tokens=224, page=32,
            traces=f'{_DATA}/judge_test.jsonl'))
 
@@ -58,7 +58,7 @@ def base(c: ConfigDict) -> None:
   know how to go on for four.
   """
   c.run = 'sft'
-  c.steps = 16
+  c.steps = 48
   c.data = ConfigDict(dict(train=f'{_DATA}/warm_up.jsonl', batch=16))
   c.optim = ConfigDict(
       dict(lr=2e-4, schedule='cosine', warmup_steps=2, clip_norm=1.0,
