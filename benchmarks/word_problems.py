@@ -5,7 +5,7 @@
 A problem starts with a count and changes it step by step; the reference is the
 bare chain of results. Files of FOLDER, no problem in two of them:
 
-  warm_up.jsonl      1 and 2 steps, few of LENGTHS, worked: what the base policy
+  warm_up.jsonl      1 and 2 steps, few of 3 and 4, worked: what the base policy
                      is tuned on
   train.jsonl        LENGTHS steps: what RL trains on
   validation.jsonl, test.jsonl   the same, held out
@@ -21,10 +21,10 @@ import re
 import sys
 from typing import NamedTuple
 
-LENGTHS = (3, 4)
+LENGTHS = (4,)
 # Without the long ones, a policy never writes a third step: there would be
 # nothing to reward.
-_WARM_UP = (1, 2) * 15 + LENGTHS
+_WARM_UP = (1, 2) * 15 + (3, 4)
 _SIZES = {
     'warm_up': 600, 'train': 1000, 'validation': 48, 'test': 160, 'judge': 800,
     'judge_test': 60
@@ -197,7 +197,8 @@ def main(folder: pathlib.Path) -> None:
   for name, size in _SIZES.items():
     rows: list[dict[str, object]] = []
     while len(rows) < size:
-      lengths = {'warm_up': _WARM_UP, 'judge': (2, *LENGTHS)}.get(name, LENGTHS)
+      lengths = {'warm_up': _WARM_UP,
+                 'judge': (2, 3, *LENGTHS)}.get(name, LENGTHS)
       story = make_story(rng, f'{name}-{len(rows)}', rng.choice(lengths))
       if story.question in seen:
         continue

@@ -28,8 +28,9 @@ def _base() -> ConfigDict:
 
 def _judge(c: ConfigDict) -> None:
   c.judge = ConfigDict(
-      dict(init='runs/small/judge/model', dtype='bfloat16', template='configs/small/judge.txt',
-           delimiter='blank_line', max_steps=7, max_prompt_tokens=224, page=32,
+      dict(init='runs/small/judge/model', dtype='bfloat16',
+           template='configs/small/judge.txt', delimiter='blank_line',
+           max_steps=7, max_prompt_tokens=224, page=32,
            traces=f'{_DATA}/judge_test.jsonl'))
 
 

@@ -35,7 +35,7 @@ def head_matrix(cfg: ModelConfig, params: Params) -> Float[Array, 'D V']:
   give the same.
   """
   out = params['embedding'].T if cfg.tied_embedding else params['head']
-  if cfg.dtype == 'bfloat16':
+  if cfg.dtype == 'bfloat16' and out.dtype != jnp.bfloat16:
     # `logits_of` computes in float32: XLA would drop a pair of casts.
     out = jax.lax.reduce_precision(out.astype(jnp.float32), 8, 7)
   return out.astype(cfg.dtype)

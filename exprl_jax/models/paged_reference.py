@@ -13,6 +13,8 @@ from exprl_jax.types import AnyArray
 # Largest score, sum of weights and weighted values, so far.
 _Softmax = tuple[jax.Array, jax.Array, jax.Array]
 
+_SPAN = 256  # tokens of pages at a time, for more than one query
+
 
 def attend(cfg: ModelConfig, layout: Layout, q: jax.Array, k: jax.Array,
            v: jax.Array, pool: Pool, table: AnyArray, positions: AnyArray,
@@ -29,6 +31,8 @@ def attend(cfg: ModelConfig, layout: Layout, q: jax.Array, k: jax.Array,
   pool = _write(pool, k, v, *paged_pool.slots(layout, table, positions, layer))
   q = q.reshape(b, t, heads, n // heads, h).transpose(0, 2, 3, 1, 4)
   q = q.reshape(b, heads, -1, h)
+  if pool.keys.dtype == jnp.float32:
+    q = q.astype(jnp.float32)  # rather than all keys and values to its type
   attend_to = functools.partial(_walk, cfg, layout, pool, layer, kind)
   # 2. Tile by tile, where decoding on CPUs.
   size = layout.kernel.tile
@@ -54,47 +58,62 @@ def _walk(cfg: ModelConfig, layout: Layout, pool: Pool, layer: AnyArray | int,
   """Computes attention of queries [B, K, G * T, H] over their rows' pages."""
   window = jnp.array(cfg.kinds)[kind]
   precision = 'highest' if q.dtype == jnp.float32 else None
+  # Long runs of queries take several pages at a time: the sums are read and
+  # written once for all of them.
+  most = _SPAN // layout.page if positions.shape[1] > 1 else 1
+  span = min(max(most, 1), table.shape[1])
 
   def visit(i: jax.Array, state: _Softmax) -> _Softmax:
     highest, total, out = state
-    # 1. Scores [B, K, G * T, page] of page i of each row.
-    index = table[:, i] + layer * layout.pages
-    keys, values = pool.keys[0, index], _present(pool.values)[0, index]
+    # 1. Scores [B, K, G * T, span * page] of the next pages of each row.
+    columns = i * span + jnp.arange(span)  # behind the last: masked
+    index = table[:, columns] + layer * layout.pages
+    keys = _joined(pool.keys[0, index], 3)
+    values = _joined(_present(pool.values)[0, index], 2)
     scores = jnp.einsum('bkqh,bkhp->bkqp', q, keys.astype(q.dtype),
                         precision=precision, preferred_element_type=jnp.float32)
     if pool.key_scales is not None:
-      scores *= pool.key_scales[0, index][:, :, None]
+      scores *= _joined(pool.key_scales[0, index], 2)[:, :, None]
     if cfg.attention_softcap:
       scores = cfg.attention_softcap * jnp.tanh(scores / cfg.attention_softcap)
-    seen = _visible(cfg, layout, i, q.shape[2], positions, window)
+    seen = _visible(cfg, i, span * layout.page, q.shape[2], positions, window)
     scores = jnp.where(seen, scores, -1e30)
     # 2. What was summed so far, relative to the new largest score.
     new = jnp.maximum(highest, scores.max(axis=-1))
     weight = jnp.where(seen, jnp.exp(scores - new[..., None]), 0.0)
     decay = jnp.exp(highest - new)
-    # 3. Add this page's weights and weighted values.
+    # 3. Add these pages' weights and weighted values.
     total = total * decay + weight.sum(axis=-1)
     if pool.value_scales is not None:
-      weight *= pool.value_scales[0, index][:, :, None]
+      weight *= _joined(pool.value_scales[0, index], 2)[:, :, None]
     out = out * decay[..., None] + jnp.einsum(
         'bkqp,bkph->bkqh', weight.astype(q.dtype), values.astype(q.dtype),
         precision=precision, preferred_element_type=jnp.float32)
     return new, total, out
 
   shape = q.shape[:3]
-  last = jnp.max(positions) // layout.page + 1
+  last = jnp.max(positions) // (span * layout.page) + 1
   _, total, out = jax.lax.fori_loop(
       0, last, visit,
       (jnp.full(shape, -1e30), jnp.zeros(shape), jnp.zeros(q.shape)))
   return out / jnp.maximum(total, 1e-30)[..., None]
 
 
-def _visible(cfg: ModelConfig, layout: Layout, i: jax.Array, queries: int,
+def _joined(x: jax.Array, axis: int) -> jax.Array:
+  """Pages [B, span, K, ...] side by side: [B, K, ...], longer in an axis."""
+  x = jnp.moveaxis(x, 1, axis)
+  return x.reshape(*x.shape[:axis], -1, *x.shape[axis + 2:])
+
+
+def _visible(cfg: ModelConfig, i: jax.Array, width: int, queries: int,
              positions: AnyArray, window: jax.Array) -> jax.Array:
-  """Marks what queries [G * T] see of a row's page i: bool[B, 1, G * T, page].
+  """Marks what queries [G * T] see of the i-th `width` tokens of a row.
+
+  Returns:
+    bool[B, 1, G * T, width].
   """
-  ago = positions[:, :, None] - (
-      i * layout.page + jnp.arange(layout.page))[None, None]  # [B, T, page]
+  ago = positions[:, :, None] - (i * width +
+                                 jnp.arange(width))[None, None]  # [B, T, width]
   seen = ago >= 0
   if any(cfg.kinds):
     seen &= (window == 0) | (ago < window)

@@ -183,7 +183,7 @@ def forward_paged(
     x, pool = state
     weights, kind, rope, layer = scanned
     return run(
-        x, weights, positions, rope, lambda q, k, v: paged.attend(
+        x, _from_bits(weights), positions, rope, lambda q, k, v: paged.attend(
             cfg, layout, q, k, v, pool, table, positions, layer, kind)), None
 
   state = _embed(cfg, params, tokens), pool
@@ -193,11 +193,31 @@ def forward_paged(
       rope = jax.tree.map(lambda table, i=i: table[i], ropes)
       state, _ = body(state, (weights, cfg.layer_kinds[i], rope, i))
   else:
-    state, _ = jax.lax.scan(body, state,
-                            (params['layers'], jnp.array(cfg.layer_kinds),
-                             ropes, jnp.arange(cfg.num_layers)))
+    state, _ = jax.lax.scan(
+        body, state, (_as_bits(params['layers']), jnp.array(
+            cfg.layer_kinds), ropes, jnp.arange(cfg.num_layers)))
   x, pool = state
   return layers.rms_norm(cfg, x.astype(jnp.float32), params['final_norm']), pool
+
+
+def _as_bits(stacked: Params) -> Params:
+  """On CPUs, bfloat16 as the integers that it is stored as.
+
+  To take one layer of a bfloat16 stack, XLA:CPU converts the whole stack to
+  float32 and back.
+  """
+  if mesh_lib.platform() != 'cpu':
+    return stacked
+  return jax.tree.map(
+      lambda x: (jax.lax.bitcast_convert_type(x, jnp.uint16)
+                 if x.dtype == jnp.bfloat16 else x), stacked)
+
+
+def _from_bits(weights: Params) -> Params:
+  """Undoes `_as_bits`."""
+  return jax.tree.map(
+      lambda x: (jax.lax.bitcast_convert_type(x, jnp.bfloat16)
+                 if x.dtype == jnp.uint16 else x), weights)
 
 
 def _embed(cfg: ModelConfig, params: Params, tokens: AnyArray) -> jax.Array:

@@ -198,6 +198,8 @@ def _with_kernel(options: Options, model: ModelConfig,
   if isinstance(options.kernel, paged.Kernel):
     return options
   dtype = paged.DTYPES.get(options.dtype, options.dtype)
+  if dtype == 'bfloat16' and mesh.devices.flat[0].platform == 'cpu':
+    dtype = 'float32'  # XLA:CPU would convert all pages to write one token
   kernel = paged.choose(options.kernel, model, mesh, dtype, options.page,
                         options.columns, options.config_section)
   _log_once(
