@@ -3,6 +3,8 @@
 import os
 
 os.environ['JAX_PLATFORMS'] = 'cpu'
+# Each module compiles the same small operations again; see below.
+os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
 
 import jax
 

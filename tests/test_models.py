@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from exprl_jax import config as config_lib
-from exprl_jax.models import attention, head, transformer
+from exprl_jax.models import attention, head, matrices, transformer
 from exprl_jax.rollout import decode
 from exprl_jax.runtime import mesh as mesh_lib
 from exprl_jax.types import InputError
@@ -217,3 +217,59 @@ def test_an_axis_that_does_not_divide_is_replicated_and_said_so(caplog):
   assert "axis 'embed' of size 7 does not divide over" in caplog.text
   assert 'it is replicated' in caplog.text
   assert "only over ('data',)" in caplog.text
+
+
+@pytest.mark.parametrize('softcap', [0.0, 5.0])
+@pytest.mark.parametrize('windows', [(), (150,)], ids=str)
+def test_attention_in_blocks_is_attention(rng, windows, softcap):
+  """Three blocks of queries, the last one short; segments and padding."""
+  cfg = dataclasses.replace(SMALL, windows=windows, attention_softcap=softcap,
+                            attention='einsum')
+  width, heads, kv_heads = 300, 4, 2
+  segments = np.repeat([[1, 2, 0]], [170, 110, 20], axis=1)
+  view = attention.View(np.arange(width)[None], segments, None)
+  q, k, v = (jnp.asarray(rng.normal(size=(1, width, n, 8)), jnp.float32)
+             for n in (heads, kv_heads, kv_heads))
+  seen = attention.visible(cfg, view, 0)
+
+  def plain(q, k, v):
+    k, v = (jnp.repeat(x, heads // kv_heads, axis=2) for x in (k, v))
+    scores = jnp.einsum('btnh,bsnh->bnts', q, k, precision='highest')
+    if softcap:
+      scores = softcap * jnp.tanh(scores / softcap)
+    weights = jax.nn.softmax(jnp.where(seen[:, None], scores, -1e30), axis=-1)
+    return jnp.einsum('bnts,bsnh->btnh', weights, v, precision='highest')
+
+  blocks = lambda q, k, v: attention.attend(cfg, q, k, v, view, 0)
+  real = np.array(segments[0] > 0)
+  weight = jnp.asarray(
+      rng.normal(size=q.shape) * real[:, None, None], jnp.float32)
+  got, want = (jax.jit(
+      jax.value_and_grad(lambda *x, run=run: (run(*x) * weight).sum(),
+                         argnums=(0, 1, 2)))(q, k, v)
+               for run in (blocks, plain))
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), got,
+               want)
+
+
+def test_products_in_bfloat16_on_cpus(rng):
+  """As the products of the rounded numbers, and their gradients."""
+  x, w, g = (jnp.asarray(rng.normal(size=s), jnp.bfloat16)
+             for s in ((3, 20, 24), (24, 4, 8), (3, 20, 4, 8)))
+  f32 = lambda tree: jax.tree.map(lambda a: a.astype(jnp.float32), tree)
+
+  def run(x, w):
+    out, back = jax.vjp(matrices.dense, x, w)
+    return f32((out, back(g.astype(out.dtype))))
+
+  got, want = jax.jit(run)(x, w), jax.jit(run)(*f32((x, w)))
+  jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-2, atol=1e-1), got,
+      want)
+  # Hidden states in float32 keep 16 bits where the head is in bfloat16.
+  for rows in (3, 60):
+    wide = jnp.asarray(rng.normal(size=(rows, 24)), jnp.float32)
+    np.testing.assert_allclose(
+        jax.jit(matrices.dense)(wide, w.reshape(24, -1)),
+        matrices.dense(wide,
+                       f32(w).reshape(24, -1)), atol=1e-3)

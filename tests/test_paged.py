@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from exprl_jax import config as config_lib
-from exprl_jax.models import paged, paged_kernels, paged_pool
+from exprl_jax.models import paged, paged_kernels, paged_pool, transformer
+from exprl_jax.rollout import decode
 from exprl_jax.rollout import options as options_lib
 from exprl_jax.rollout.options import Options
 from exprl_jax.runtime import chips
@@ -191,3 +192,34 @@ def test_narrowing_keeps_what_fits():
   np.testing.assert_array_equal(
       paged_pool.narrow(x, FP8).astype('float32'), [448.0, -448.0, 0.5])
   assert paged_pool.narrow(x, jnp.bfloat16).astype('float32')[1] == -500
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+@pytest.mark.parametrize('page', [32, 512])
+def test_a_long_prefill_is_the_full_forward_pass(small, one_device, rng, page,
+                                                 dtype):
+  """Several pages at a time, and pages of more tokens than that."""
+  cfg = dataclasses.replace(small[0], dtype=dtype)
+  width, rows = 320, 2
+  tokens = rng.integers(0, 40, (rows, 2 * width)).astype(np.int32)
+  options = options_lib.resolve(
+      Options(slots=rows, max_tokens=2 * width, page=page, dtype=dtype), cfg,
+      one_device)
+  assert options.dtype == 'float32'  # as pages of CPUs are
+  columns = options.pages_for(2 * width)
+  table = 1 + np.arange(rows * columns, dtype=np.int32).reshape(rows, columns)
+  pool = decode.empty_pool(cfg, options.layout, one_device)
+  params = transformer.cast(cfg, small[1])
+  run = jax.jit(transformer.forward_paged, static_argnums=(0, 1))
+  got = []
+  for start in (0, width):
+    positions = np.tile(np.arange(start, start + width), (rows, 1))
+    hidden, pool = run(cfg, options.layout, params,
+                       tokens[:, start:start + width], positions, pool, table)
+    got.append(hidden)
+  want = jax.jit(transformer.forward,
+                 static_argnums=0)(cfg, params, tokens,
+                                   np.tile(np.arange(2 * width), (rows, 1)),
+                                   np.ones_like(tokens))
+  np.testing.assert_allclose(jnp.concatenate(got, axis=1), want,
+                             atol=1e-4 if dtype == 'float32' else 0.1)

@@ -43,8 +43,8 @@ def _train(c: ConfigDict) -> None:
   c.rollout.group_size = 6
   c.loss = ConfigDict(dict(clip_low=0.2, clip_high=0.28, kl_coef=0.0))
   c.optim = ConfigDict(
-      dict(lr=5e-4, weight_decay=0.0, clip_norm=1.0, updates=1, row_tokens=512,
-           micro_rows=4))
+      dict(lr=1e-4, warmup_steps=4, weight_decay=0.0, clip_norm=1.0, updates=1,
+           row_tokens=512, micro_rows=4))
   c.eval = ConfigDict(
       dict(problems=f'{_DATA}/validation.jsonl', samples=2, ks=(1, 2)))
   c.checkpoint = ConfigDict(dict(every=8, keep=1))

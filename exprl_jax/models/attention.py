@@ -23,7 +23,7 @@ from exprl_jax.types import AnyArray
 
 SAVED = 'attention'  # the name under which remat='save_attention' keeps it
 
-# Queries in a block of the reference; more where there would be too many blocks.
+# Queries in a block of the reference, and how many blocks there are at most.
 _BLOCK = 128
 _BLOCKS = 16
 

@@ -90,11 +90,19 @@ def gradient(model: ModelConfig, params: Params, batch: PackedBatch, cfg: Loss,
     grads = jax.tree.map(lambda axes, g: mesh_lib.constrain(g, *axes),
                          transformer.logical_axes(model), grads,
                          is_leaf=lambda x: isinstance(x, tuple))
-  if total is not None:
-    grads, sums = jax.tree.map(jnp.add, (total.gradient, total.sums),
-                               (grads, sums))
-    largest = jax.tree.map(jnp.maximum, total.largest, largest)
-  return Gradient(grads, sums, largest)
+  new = Gradient(grads, sums, largest)
+  return new if total is None else _add(total, new)
+
+
+def _add(total: Gradient, new: Gradient) -> Gradient:
+  """Of more micro-batches."""
+  grads, sums = jax.tree.map(jnp.add, (total.gradient, total.sums),
+                             (new.gradient, new.sums))
+  return Gradient(grads, sums,
+                  jax.tree.map(jnp.maximum, total.largest, new.largest))
+
+
+add = jax.jit(_add, donate_argnums=0)
 
 
 def _teacher_kl(model: ModelConfig, params: Params, hidden: jax.Array,
@@ -185,13 +193,18 @@ def batch_gradient(
   resident = resident_arrays(policy.base_params(config.loss), policy.frozen,
                              policy.resident, moments)
   plan, micro_batches = pack(examples, config, policy.mesh)
+  # A program that adds to a total is another one, which CPUs take long to
+  # compile; on TPUs it leaves more memory than an addition of its own.
+  fused = policy.mesh.devices.flat[0].platform != 'cpu'
   with jax.set_mesh(policy.mesh):
     for batch in micro_batches:
-      total = gradient(policy.model, params, batch, config.loss, total=total,
-                       base_params=policy.base_params(config.loss),
-                       temperature=config.rollout.temperature or 1.0,
-                       on_policy=config.optim.updates == 1,
-                       lora_scale=policy.lora_scale, resident=resident)
+      new = gradient(policy.model, params, batch, config.loss,
+                     total=total if fused else None,
+                     base_params=policy.base_params(config.loss),
+                     temperature=config.rollout.temperature or 1.0,
+                     on_policy=config.optim.updates == 1,
+                     lora_scale=policy.lora_scale, resident=resident)
+      total = new if fused or total is None else add(total, new)
   assert total is not None, 'an update has examples'
   return total.gradient, summary(total) | {'perf/packing_fill': plan.fill}
 

@@ -49,8 +49,9 @@ def use_cache(where: str) -> str:
     jax.config.update('jax_compilation_cache_dir', where or None)
     compilation_cache.reset_cache()  # JAX opens it at the first compilation
   if where:
-    # Short compilations are not worth the file.
-    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
+    if 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS' not in os.environ:
+      # Short compilations are not worth the file.
+      jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
     jax.config.update('jax_persistent_cache_min_entry_size_bytes', 0)
     logging.info('compiled programs are kept in %s', where)
   return where
