@@ -54,8 +54,8 @@ def parse(
   known = flags.FlagValues()
   flags.DEFINE_string(
       'workdir', '', 'Where the run writes. A folder of the same run is '
-      'resumed; by default a fresh one is made and its path printed.',
-      flag_values=known)
+      'resumed; by default a fresh one is made and its path printed. '
+      'run=report compares several: A,B.', flag_values=known)
   flags.DEFINE_bool(
       'dry_run', False, 'Check the config, the data and the models, print one '
       'prompt of each kind, and stop.', flag_values=known)
@@ -155,16 +155,18 @@ def _take_config(argv: list[str]) -> tuple[str, list[str]]:
 
 
 def _of_workdir(args: Sequence[str]) -> tuple[str, ml_collections.ConfigDict]:
-  """Name and config of the run that --workdir holds: without a --config."""
+  """Name and config of the run that --workdir holds: without a --config.
+
+  Of several workdirs (run=report), the first's.
+  """
   from exprl_jax.runtime import workdir
   folders = [a.partition('=')[2] for a in args if a.startswith('--workdir=')]
-  if not folders or not (epath.Path(folders[-1]) / 'config.json').exists():
+  folder = folders[-1] if folders else ''
+  if not folder or not (epath.Path(folder) / 'config.json').exists():
+    folder = folder.partition(',')[0]
+  if not folder or not (epath.Path(folder) / 'config.json').exists():
     raise InputError('--config=FILE is missing; try --config=tiny')
-  full = ml_collections.ConfigDict(dataclasses.asdict(config_lib.Config()))
-  found = workdir.read(folders[-1])
-  values = config_lib.overlay(full, ml_collections.ConfigDict(found),
-                              f'{folders[-1]}/config.json')
-  return epath.Path(folders[-1]).name, values
+  return epath.Path(folder).name, workdir.values(folder)
 
 
 def compared(config: config_lib.Config, path: str) -> config_lib.Config:
@@ -268,6 +270,12 @@ def run(config: config_lib.Config, path: str,
   if config.run in _WITHOUT_WORKDIR:
     run_mode(config.run)(config)
     return []
+  if config.run == 'report' and workdir:
+    from exprl_jax.runs import report as runs_report
+    if ',' in workdir:
+      return runs_report.side_by_side(workdir.split(','), epath.Path('.'))
+    if not runs_report.has_ended(config, workdir):
+      return runs_report.side_by_side([workdir], epath.Path(workdir))
   # 2. The others, each in its folder.
   import jax
 

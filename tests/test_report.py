@@ -9,9 +9,11 @@ import subprocess
 import pytest
 
 from exprl_jax import config as config_lib
-from exprl_jax import report
+from exprl_jax import main, report
 from exprl_jax.report import Result, page, panels, traces
-from exprl_jax.runtime import starts
+from exprl_jax.runtime import lock, starts
+from exprl_jax.runtime import workdir as workdir_lib
+from exprl_jax.types import InputError
 
 HOSTILE = '</script><script>alert(1)</script><img src=x onerror=alert(2)>\u202e'
 CHROMIUM = shutil.which('chromium') or shutil.which('google-chrome')
@@ -166,3 +168,43 @@ def test_a_browser_draws_and_filters(workdir, fragment, shown):
   assert body.count('class="drawing') == 4
   assert body.count('class="js-line"') >= 8, 'curves are drawn'
   assert body.count('class="trace"') == shown
+
+
+def training(folder, seed, steps):
+  """A workdir as a run has left it after some steps."""
+  config = config_lib.load('tiny')
+  config.seed, config.steps, config.eval.ks = seed, 10, (1,)
+  workdir_lib.claim(folder, config_lib.freeze(config))
+  lines = [json.dumps(row) for row in rows(seed)[:steps + 1]]
+  (folder / 'metrics.jsonl').write_text('\n'.join(lines) + '\n')
+  return folder
+
+
+def test_runs_side_by_side(tmp_path, monkeypatch, capsys):
+  """Two seeds of a recipe and a run at work, which keep their folders."""
+  runs = [
+      training(tmp_path / name, seed, steps)
+      for name, seed, steps in (('arm-0', 0, 10), ('arm-1', 1, 10), ('other', 2,
+                                                                     3))
+  ]
+  before = sorted(tmp_path.rglob('*'))
+  (tmp_path / 'out').mkdir()
+  monkeypatch.chdir(tmp_path / 'out')
+  main.main(['--workdir=' + ','.join(map(str, runs)), 'run=report'])
+  text = (tmp_path / 'out/report.html').read_text()
+  for title in ('arm, seed 0', 'arm, seed 1', 'other, seed 2'):
+    assert title in text and title in capsys.readouterr().out + text
+  assert 'mean of 2 seeds' in text
+  assert [p for p in sorted(tmp_path.rglob('*')) if 'out' not in p.parts
+         ] == before
+  with pytest.raises(InputError, match='no such file.*holds no run'):
+    main.main([f'--workdir={runs[0]},{tmp_path}/none', 'run=report'])
+
+
+def test_a_run_at_work_has_a_report(tmp_path):
+  """Beside its lock, and without a model."""
+  folder = training(tmp_path / 'live', 0, 3)
+  with lock.Lock(folder):
+    main.main([f'--workdir={folder}', 'run=report'])
+    assert 'live, seed 0' in (folder / 'report.html').read_text()
+  assert not (folder / 'model').exists()

@@ -6,7 +6,9 @@ from typing import Any
 
 from etils import epath
 import jax
+import ml_collections
 
+from exprl_jax import config as config_lib
 from exprl_jax.config import Config
 from exprl_jax.runtime import checkpoints, files, starts
 from exprl_jax.runtime import mesh as mesh_lib
@@ -97,6 +99,17 @@ def read(workdir: epath.PathLike) -> dict[str, Any]:
     raise InputError(f'{path}: not the JSON of a config; put it back, or '
                      'choose another --workdir')
   return old
+
+
+def values(workdir: epath.PathLike) -> ml_collections.ConfigDict:
+  """The config of a run, keys that it did not have yet at their defaults.
+
+  Raises:
+    InputError: there is none, or it is damaged.
+  """
+  full = ml_collections.ConfigDict(dataclasses.asdict(Config()))
+  return config_lib.overlay(full, ml_collections.ConfigDict(read(workdir)),
+                            f'{workdir}/config.json')
 
 
 def _differences(old: dict[str, Any], config: Config) -> list[str]:
