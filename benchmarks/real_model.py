@@ -5,7 +5,7 @@
   XLA_FLAGS=--xla_cpu_multi_thread_eigen=false \
       taskset -c 0 python benchmarks/real_model.py --model=/tmp/smollm2
 
-Both sample in float32 at temperature 1, with caches of keys and values, on one
+Both sample in --dtype at temperature 1, with caches of keys and values, on one
 thread: `rows` rows of --prompt tokens and --new new ones; `prefill`, one prompt
 of 1,024 tokens and one new token. Prints new (prefilled) tokens per second of
 CPU time, medians of --repeats alternating runs after one that compiles, and the
@@ -30,8 +30,9 @@ from exprl_jax.rollout.requests import Request, Sampling
 def engine(model, rows, prompt, new):
   """A function that samples, by the engine."""
   params = decode.prepare(model.config, model.params, model.mesh)
-  runner = Engine(model.config, model.mesh,
-                  Options(slots=64, max_tokens=2048, prefill=256))
+  runner = Engine(
+      model.config, model.mesh,
+      Options(slots=64, max_tokens=2048, prefill=256, dtype=model.config.dtype))
   requests = [
       Request(prompt[i].tolist(), i, 1, Sampling(new)) for i in range(rows)
   ]
@@ -58,12 +59,14 @@ def main():
   parser.add_argument('--model', required=True)
   parser.add_argument('--prompt', type=int, default=32)
   parser.add_argument('--new', type=int, default=32)
-  parser.add_argument('--repeats', type=int, default=3)
+  parser.add_argument('--repeats', type=int, default=5)
+  parser.add_argument('--dtype', default='float32',
+                      choices=('float32', 'bfloat16'))
   args = parser.parse_args()
   torch.set_num_threads(1)
-  ours = api.load_model(args.model)
+  ours = api.load_model(args.model, dtype=args.dtype)
   theirs = transformers.AutoModelForCausalLM.from_pretrained(
-      args.model, dtype=torch.float32)
+      args.model, dtype=getattr(torch, args.dtype))
   rng = np.random.default_rng(0)
   print('| work | engine | transformers | ratio |\n|---|---|---|---|')
   for name, rows, prompt, new in (('1 row', 1, args.prompt, args.new),

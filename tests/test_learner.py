@@ -1,5 +1,7 @@
 """Laws of the update."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -126,6 +128,37 @@ def test_updates_take_whole_groups(small, rng, one_device):
   twice, _ = one_update(small, examples, one_device, updates=2)
   once, _ = one_update(small, [examples[i] for i in (0, 1, 4, 5)], one_device)
   close(twice, once, 2e-4)
+
+
+def test_an_update_without_credit_is_not_computed(small, rng, one_device,
+                                                  monkeypatch):
+  """It moves what the full one moves: moments and decay go on."""
+  cfg, params = small
+  examples = random_examples(small, rng)
+  nothing = change(examples, advantages=lambda x: 0 * x.advantages)
+  run = config(loss={'kl_coef': 0.0}, lr=1e-3, b1=0.9, b2=0.99,
+               weight_decay=0.1, eps=1e-8)
+  assert losses.only_credit_trains(run.loss)
+  for other in ({'kl_coef': 0.1}, {'entropy_coef': 0.1}, {'kind': 'exact_kl'}):
+    assert not losses.only_credit_trains(dataclasses.replace(run.loss, **other))
+
+  def trained():
+    state = optimizer.init_state(jax.tree.map(jnp.copy, params), run.optim, 4)
+    seen = []
+    for part in (examples, nothing):
+      state, values = learner.update(Policy(run, cfg, one_device), state, part,
+                                     2)
+      seen.append(values)
+    return state, seen
+
+  state, (first, second) = trained()
+  assert 'policy/entropy' in first and 'policy/entropy' not in second
+  assert second['optim/grad_norm'] == 0 and int(state.step) == 2
+  monkeypatch.setattr(losses, 'only_credit_trains', lambda cfg: False)
+  full, (_, computed) = trained()
+  assert computed['policy/loss'] == 0
+  for a, b in zip(*map(jax.tree.leaves, (state, full))):
+    np.testing.assert_array_equal(a, b)
 
 
 def test_a_gradient_that_is_not_finite_is_skipped(small, rng, one_device):

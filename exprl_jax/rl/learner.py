@@ -143,7 +143,7 @@ def update(policy: Policy, state: TrainState, examples: Sequence[Example],
     group_size: G; the rows of a group stay together.
 
   Returns:
-    The new state, and metrics averaged over the updates.
+    The new state, and metrics averaged over the updates that have them.
 
   Raises:
     RunFailure: optim.max_skipped gradients in a row were not finite.
@@ -170,11 +170,16 @@ def update(policy: Policy, state: TrainState, examples: Sequence[Example],
         'max_skipped); look at mismatch/* and policy/ratio_max in metrics.'
         'jsonl. The last checkpoint is sound: start from it in a fresh workdir '
         '(policy.init=WORKDIR@STEP) with a lower optim.lr')
-  return state, {
-      k: math.fsum(m[k]
-                   for m in metrics) / len(metrics)
-      for k in (metrics[0] if metrics else {})
-  }
+  return state, _mean(metrics)
+
+
+def _mean(metrics: Sequence[dict[str, float]]) -> dict[str, float]:
+  """Over the updates that have a value."""
+  out = {}
+  for name in dict.fromkeys(k for m in metrics for k in m):
+    found = [m[name] for m in metrics if name in m]
+    out[name] = math.fsum(found) / len(found)
+  return out
 
 
 def batch_gradient(
@@ -183,6 +188,8 @@ def batch_gradient(
 ) -> tuple[Params, dict[str, float]]:
   """The gradient of one optimizer step over micro-batches, and its metrics.
 
+  Where nothing has credit it is 0, and nothing is computed or measured.
+
   Args:
     policy: with its config.
     params: what trains.
@@ -190,6 +197,10 @@ def batch_gradient(
     moments: the optimizer's, where they stay on the devices.
   """
   config, total = policy.config, None
+  if losses.only_credit_trains(config.loss) and not any(
+      x.advantages[x.loss_mask].any() for x in examples):
+    return jax.tree.map(lambda x: jnp.zeros_like(x, device=x.sharding),
+                        params), {}
   resident = resident_arrays(policy.base_params(config.loss), policy.frozen,
                              policy.resident, moments)
   plan, micro_batches = pack(examples, config, policy.mesh)

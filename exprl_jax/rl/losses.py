@@ -145,6 +145,14 @@ def kind(name: str) -> Kind:
   return lookup(LOSSES, name, 'loss.kind')
 
 
+def only_credit_trains(cfg: Loss) -> bool:
+  """Whether tokens without an advantage have no gradient either."""
+  built_in = LOSSES.get(cfg.kind)
+  in_loss = cfg.kl_coef if cfg.kl_in == 'loss' else 0.0
+  return bool(built_in and not built_in.teacher and not in_loss
+              and not cfg.entropy_coef)
+
+
 def policy_loss(logprobs: Float[Array, 'R L'], entropy: Float[Array, 'R L'],
                 batch: PackedBatch,
                 cfg: Loss) -> tuple[Float[Array, ''], tuple[dict, dict]]:

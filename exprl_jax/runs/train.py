@@ -92,8 +92,9 @@ def _step(run: setup.Run, step: int, state: TrainState,
     with timer('update'):
       state, stats = learner.update(run.policy, state, examples,
                                     config.rollout.group_size)
-    values |= telemetry.utilization(run.policy, examples,
-                                    timer.seconds['update'])
+    if 'perf/packing_fill' in stats:  # else nothing had credit
+      values |= telemetry.utilization(run.policy, examples,
+                                      timer.seconds['update'])
     values |= credit.metrics
     values |= stats | progress.statistics(scored, advantage)
   # 7. Log, and watch the judge being hacked.
