@@ -37,13 +37,13 @@ def _judge(c: ConfigDict) -> None:
 def _train(c: ConfigDict) -> None:
   """Sets up RL: 8 problems x 6 samples per step, adapters of rank 16."""
   c.run = 'train'
-  c.steps = 24
+  c.steps = 16
   c.policy.update(dict(lora_rank=16, lora_alpha=32.0))
   c.data = ConfigDict(dict(train=f'{_DATA}/train.jsonl', batch=8))
   c.rollout.group_size = 6
   c.loss = ConfigDict(dict(clip_low=0.2, clip_high=0.28, kl_coef=0.0))
   c.optim = ConfigDict(
-      dict(lr=1e-4, warmup_steps=4, weight_decay=0.0, clip_norm=1.0, updates=1,
+      dict(lr=2e-4, warmup_steps=2, weight_decay=0.0, clip_norm=1.0, updates=1,
            row_tokens=512, micro_rows=4))
   c.eval = ConfigDict(
       dict(problems=f'{_DATA}/validation.jsonl', samples=2, ks=(1, 2)))
@@ -55,8 +55,8 @@ def base(c: ConfigDict) -> None:
 
   python -m exprl_jax.main --config=configs/small/word_problems.py:base
 
-  It learns the form of a trace from problems of one and two steps, and does not
-  know how to go on for four.
+  It learns the form of a trace from problems of one and two steps, and from few
+  longer ones that there is more to do; it seldom does four steps right.
   """
   c.run = 'sft'
   c.steps = 48

@@ -34,9 +34,9 @@ def attend(cfg: ModelConfig, layout: Layout, q: jax.Array, k: jax.Array,
   if pool.keys.dtype == jnp.float32:
     q = q.astype(jnp.float32)  # rather than all keys and values to its type
   attend_to = functools.partial(_walk, cfg, layout, pool, layer, kind)
-  # 2. Tile by tile, where decoding on CPUs.
+  # 2. Tile by tile, where many rows decode on CPUs.
   size = layout.kernel.tile
-  if t == 1 and size:
+  if t == 1 and 0 < size < b:
     order = jnp.argsort(jnp.max(positions, axis=1))
     order = jnp.pad(order, (0, -b % size), mode='edge')
 
