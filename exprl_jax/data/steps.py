@@ -177,6 +177,19 @@ class Segmenter:
       out.append(self._tokenizer.decode(read))
     return out
 
+  def spaced(self, steps: Sequence[str]) -> list[str]:
+    """Steps that were given apart, with what stands between them in a trace.
+
+    A blank line, where neither the end of one nor the start of the next is
+    white space: the steps of ProcessBench are paragraphs.
+    """
+    if self._tokenizer.separator:
+      return list(steps)
+    return [
+        f'{a}\n\n' if not a[-1:].isspace() and not b[:1].isspace() else a
+        for a, b in itertools.pairwise(steps)
+    ] + list(steps[-1:])
+
   def split(self, text: str) -> list[str]:
     """Splits a text into the texts of its steps.
 

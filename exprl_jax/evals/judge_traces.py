@@ -101,7 +101,7 @@ def parse(row: dict[str, Any], where: str, number: int,
             and all(isinstance(step, str) for step in steps)):
       raise InputError(f'{where}: steps should be a list of texts')
     first = _place(row, 'label', len(steps), where)
-    return Trace(problem.id, problem, steps, correct, first)
+    return Trace(problem.id, problem, segment.spaced(steps), correct, first)
   text = row.get('trace')
   if not isinstance(text, str):
     raise InputError(f'{where}: row has no trace, a text')
