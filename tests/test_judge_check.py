@@ -314,3 +314,17 @@ def test_traces_of_champ_are_marked():
       'trace': 'There are 3.', 'wrong_at': -1, 'correct': True
   }
   assert (wrong['wrong_at'], wrong['correct']) == (10, False)
+
+
+def test_steps_that_are_given_apart_are_those_of_the_trace(tmp_path):
+  """A judge must not read `8 + 15 = 2323 + 5 = 28`."""
+  segment = Segmenter(make_bpe(tmp_path, ['a b']), 'blank_line', 8)
+  row = {'id': 'a', 'question': 'q', 'solution': 's', 'correct': True}
+  steps = ['8 + 15 = 23', '23 + 5 = 28', '28.']
+  apart, whole = (judge_traces.parse(row | more, 'here', 1, segment).steps
+                  for more in ({'steps': steps}, {'trace': '\n\n'.join(steps)}))
+  assert apart == whole == ['8 + 15 = 23\n\n', '23 + 5 = 28\n\n', '28.']
+  # White space of their own is kept.
+  own = ['one\n', 'two', '\n three', 'four']
+  assert segment.spaced(own) == ['one\n', 'two', '\n three\n\n', 'four']
+  assert segment.spaced(['one']) == ['one']
