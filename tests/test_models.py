@@ -119,7 +119,8 @@ def test_remat_changes_nothing(model, rng):
       jax.grad(lambda p: logits(dataclasses.replace(cfg, remat=remat), p, rows).
                sum()))(params)
   want = loss('none')
-  for remat in ('full',) if cfg.num_experts else transformer.REMAT:
+  modes = ['full'] if cfg.num_experts else [*transformer.REMAT][1:]
+  for remat in modes:
     for x, y in zip(jax.tree.leaves(loss(remat)), jax.tree.leaves(want)):
       np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-4, err_msg=remat)
 
