@@ -92,9 +92,10 @@ def test_sampled_logprobs_are_the_learners(small, reference):
         dict(chunk=32, slots=3, ahead=True),
         dict(page=8, prefill=32, slots=5),
         dict(page=64),
-        dict(page=1, slots=6),
+        pytest.param(dict(page=1, slots=6), marks=pytest.mark.slow),
         dict(pages=14, slots=8, chunk=7),  # no more than one row needs
-        dict(pages=14, slots=8, chunk=7, ahead=True),
+        pytest.param(dict(pages=14, slots=8, chunk=7, ahead=True),
+                     marks=pytest.mark.slow),
         dict(pages=30, slots=64, chunk=1, ahead=True)
     ],
     ids=str)
@@ -360,7 +361,7 @@ def alone(work):
     'options',
     [
         dict(),
-        dict(page=1, slots=4),
+        pytest.param(dict(page=1, slots=4), marks=pytest.mark.slow),
         dict(page=8, slots=5, chunk=7, ahead=True),
         dict(pages=15, slots=8,
              chunk=7),  # now and then no pages for a shared prefix
@@ -421,10 +422,11 @@ def test_enough_samples_stop_their_group(small, one_device, reference, ahead):
   assert any(s.finish_reason == 'dropped' for s in samples)
 
 
-@pytest.mark.parametrize(
-    'options',
-    [dict(), dict(slots=5, ahead=True),
-     dict(slots=5, pages=14)], ids=str)
+@pytest.mark.parametrize('options', [
+    dict(),
+    pytest.param(dict(slots=5, ahead=True), marks=pytest.mark.slow),
+    dict(slots=5, pages=14)
+], ids=str)
 def test_unfinished_rows_go_on_in_a_later_call(small, one_device, reference,
                                                options):
   """With the same parameters and key it is as if one call had done it."""
