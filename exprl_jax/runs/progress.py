@@ -27,14 +27,14 @@ def statistics(scored: ScoredRollouts,
 def line(step: int, values: Mapping[str, float]) -> str:
   """The terminal's line about a step."""
   seconds = sum(v for k, v in values.items() if k.startswith('time/'))
-  if 'policy/loss' not in values:
+  if 'optim/lr' not in values:
     return f'step {step:5d}  nothing to train on  {seconds:.2f} s'
-  kl = ''
-  if 'policy/ref_kl' in values:
-    kl = f'  kl {values["policy/ref_kl"]:.3f}'
+  more = '  no credit' if 'policy/loss' not in values else ''
+  for name in ('ref_kl', 'entropy'):
+    if f'policy/{name}' in values:
+      more += f'  {name.removeprefix("ref_")} {values[f"policy/{name}"]:.3f}'
   return (f'step {step:5d}  reward {values["reward/mean"]:.3f}  accuracy '
-          f'{values["reward/accuracy"]:.3f}{kl}  entropy '
-          f'{values["policy/entropy"]:.3f}  {seconds:.2f} s')
+          f'{values["reward/accuracy"]:.3f}{more}  {seconds:.2f} s')
 
 
 def sample_table(step: int, scored: ScoredRollouts,
