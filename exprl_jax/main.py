@@ -162,7 +162,7 @@ def _of_workdir(args: Sequence[str]) -> tuple[str, ml_collections.ConfigDict]:
   from exprl_jax.runtime import workdir
   folders = [a.partition('=')[2] for a in args if a.startswith('--workdir=')]
   folder = folders[-1] if folders else ''
-  if not folder or not (epath.Path(folder) / 'config.json').exists():
+  if '--config.run=report' in args and not epath.Path(folder).exists():
     folder = folder.partition(',')[0]
   if not folder or not (epath.Path(folder) / 'config.json').exists():
     raise InputError('--config=FILE is missing; try --config=tiny')
@@ -272,7 +272,7 @@ def run(config: config_lib.Config, path: str,
     return []
   if config.run == 'report' and workdir:
     from exprl_jax.runs import report as runs_report
-    if ',' in workdir:
+    if ',' in workdir and not epath.Path(workdir).exists():
       return runs_report.side_by_side(workdir.split(','), epath.Path('.'))
     if not runs_report.has_ended(config, workdir):
       return runs_report.side_by_side([workdir], epath.Path(workdir))

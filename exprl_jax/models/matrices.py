@@ -81,11 +81,7 @@ def dense(x: jax.Array, w: jax.Array | Adapted,
     precision = jax.lax.Precision.HIGHEST
   rows = x.reshape(-1, x.shape[-1])
   dot = functools.partial(jax.lax.dot, precision=precision)
-  on_cpu = w.dtype == jnp.bfloat16 and mesh_lib.platform() == 'cpu'
-  narrow = on_cpu and x.dtype == jnp.bfloat16
-  # As Precision.HIGH on TPUs. It reads the matrix once, whatever it costs to
-  # multiply: for few rows a product in float32 is as fast.
-  wide = on_cpu and x.dtype == jnp.float32 and len(rows) >= 16
+  narrow = x.dtype == w.dtype == jnp.bfloat16 and mesh_lib.platform() == 'cpu'
   if isinstance(w, Adapted):
     # Summed in float32: of a product that is rounded already, a small change
     # would be lost. TPUs may round within `low`, by a share of the change
@@ -97,8 +93,6 @@ def dense(x: jax.Array, w: jax.Array | Adapted,
     out = out.astype(x.dtype)
   elif narrow:
     out = _narrow_dot(rows, w.reshape(w.shape[0], -1)).astype(x.dtype)
-  elif wide:
-    out = _wide_dot(rows, w.reshape(w.shape[0], -1))
   else:
     out = dot(rows, w.reshape(w.shape[0], -1))
   return out.reshape(*x.shape[:-1], *w.shape[1:])
@@ -130,14 +124,6 @@ def _narrow_backward(saved: tuple[jax.Array, jax.Array],
                              preferred_element_type=jnp.float32)
   to_w = _narrow_dot(with_layout_constraint(x.T, Layout((0, 1))), g)
   return to_x.astype(x.dtype), to_w.astype(w.dtype)
-
-
-def _wide_dot(x: jax.Array, w: jax.Array) -> jax.Array:
-  """f32[R, N] of f32[R, D] and bf16[D, N]: two parts of x, to 16 bits."""
-  high = jax.lax.reduce_precision(x, 8, 7)
-  parts = jnp.concatenate([high, x - high]).astype(jnp.bfloat16)
-  both = _narrow_dot(parts, w)
-  return both[:len(x)] + both[len(x):]
 
 
 _narrow_dot.defvjp(_narrow_forward, _narrow_backward)
