@@ -8,6 +8,7 @@ from typing import Any
 from etils import epath
 import sentencepiece
 
+from exprl_jax.data import forked_text
 from exprl_jax.data.tokenizer_json import Piece
 from exprl_jax.runtime import inputs
 from exprl_jax.types import InputError
@@ -131,6 +132,17 @@ class SentencePiece:
   def encode_pieces(self, texts: Sequence[Sequence[Piece]]) -> list[list[int]]:
     """Token ids of whole texts; see Tokenizer.encode_pieces."""
     return [self._encode_text(pieces) for pieces in texts]
+
+  def encode_forked(
+      self, trees: Sequence[tuple[Sequence[Piece], Sequence[Sequence[Piece]]]]
+  ) -> list[forked_text.Tree]:
+    """Encodes whole texts; see Tokenizer.encode_forked."""
+    return [
+        forked_text.tree(self._encode_text(trunk),
+                         [self._encode_text(pieces)
+                          for pieces in branches])
+        for trunk, branches in trees
+    ]
 
   def _encode_text(self, pieces: Sequence[Piece]) -> list[int]:
     # 1. Runs of text between special tokens, which only trusted pieces have.

@@ -17,7 +17,7 @@ from typing import Any
 from etils import epath
 import numpy as np
 
-from exprl_jax.data import chat_template
+from exprl_jax.data import chat_template, forked_text
 from exprl_jax.data.sentencepiece import SentencePiece
 from exprl_jax.data.tokenizer_json import Piece, TokenizerJson
 from exprl_jax.runtime import inputs
@@ -146,6 +146,16 @@ class Tokenizer:
     are spelled out.
     """
     return self._tokenizer.encode_pieces(texts)
+
+  def encode_forked(
+      self, trees: Sequence[tuple[Sequence[Piece], Sequence[Sequence[Piece]]]]
+  ) -> list[forked_text.Tree]:
+    """Encodes texts that begin alike, each as `encode_pieces` would.
+
+    Args:
+      trees: (trunk, branches); branches are whole texts, given in pieces.
+    """
+    return self._tokenizer.encode_forked(trees)
 
   def encode(self, text: str, special: bool = False) -> list[int]:
     """Encodes the continuation of a text.

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from etils import epath
 import tokenizers
 
+from exprl_jax.data import forked_text
 from exprl_jax.runtime import inputs
 from exprl_jax.types import InputError
 
@@ -92,16 +93,35 @@ class TokenizerJson:
 
   def encode_pieces(self, texts: Sequence[Sequence[Piece]]) -> list[list[int]]:
     """Encodes whole texts; see Tokenizer.encode_pieces."""
-    model, guard, ids = self._guarded
-    joined = [
-        ''.join(guard(p.text) if p.trusted else p.text
-                for p in pieces)
-        for pieces in texts
-    ]
+    model, _, ids = self._guarded
+    joined = list(map(self._join, texts))
     return [[ids.get(i, i)
              for i in encoding.ids]
             for encoding in model.encode_batch(joined, add_special_tokens=False)
            ]
+
+  def encode_forked(
+      self, trees: Sequence[tuple[Sequence[Piece], Sequence[Sequence[Piece]]]]
+  ) -> list[forked_text.Tree]:
+    """Encodes whole texts that begin alike; see Tokenizer.encode_forked."""
+    model, _, ids = self._guarded
+    encode = functools.partial(model.encode_batch, add_special_tokens=False)
+    texts = [(self._join(trunk), list(map(self._join, branches)))
+             for trunk, branches in trees]
+    return [
+        forked_text.Tree([ids.get(i, i)
+                          for i in tree.ids], [
+                              b._replace(ids=[ids.get(i, i)
+                                              for i in b.ids])
+                              for b in tree.branches
+                          ])
+        for tree in forked_text.encode(texts, encode)
+    ]
+
+  def _join(self, pieces: Sequence[Piece]) -> str:
+    """The text of pieces, special tokens of trusted ones renamed."""
+    _, guard, _ = self._guarded
+    return ''.join(guard(p.text) if p.trusted else p.text for p in pieces)
 
   @functools.cached_property
   def _guarded(self) -> tuple[tokenizers.Tokenizer, Any, dict[int, int]]:

@@ -1,14 +1,17 @@
 """Traces as trees of tokens: a prompt with its trace, and forked questions.
 
-The tokens of a question are those of its whole prompt, encoded as one text. It
-forks off the trace where the two begin to differ, so *forked = naive* holds for
-tokenizers that merge across the end of a step.
+The tokens of a question are those of its whole prompt, as if encoded as one
+text (data/forked_text.py). It forks off the trace where the two begin to
+differ, so *forked = naive* holds for tokenizers that merge across the end of a
+step.
 """
 
 from collections.abc import Sequence
+import functools
 import itertools
 from typing import NamedTuple
 
+from exprl_jax.data.forked_text import Branch, common
 from exprl_jax.data.tokenizer import Tokenizer
 from exprl_jax.judge import prompts
 from exprl_jax.judge.readouts.base import Question, TracePrefix
@@ -60,6 +63,7 @@ def prefixes(tokenizer: Tokenizer, steps: Sequence[str],
   ]
 
 
+@functools.lru_cache(1024)  # asked thrice about a trace
 def fits(tokenizer: Tokenizer, text: str, max_tokens: int) -> bool:
   """Whether a trace has at most `max_tokens` tokens."""
   # No tokenizer needs more tokens than bytes.
@@ -74,42 +78,41 @@ def _characters(tokenizer: Tokenizer, ids: Sequence[int], whole: str) -> int:
 
 def lay_out(template: prompts.Template,
             traces: Sequence[Trace]) -> list[TracePrefix]:
-  """Encodes traces and their questions, all in one call of the tokenizer."""
-  # 1. Texts: for each trace, what precedes it, itself, and its questions.
-  texts = []
-  for t in traces:
-    texts += [
-        template.head(t.problem),
-        template.up_to_trace(t.problem, t.nonce, ''),
-        template.up_to_trace(t.problem, t.nonce, t.texts[-1])
-    ]
-    texts += [
-        template.question(t.problem, t.nonce, text, item)
-        for text, asked in zip(t.texts, t.questions)
-        for item, _ in asked
-    ]
-  # 2. Tokens, and where each question leaves its trace.
-  ids = iter(template.tokenizer.encode_pieces(texts))
+  """Encodes traces and their questions, all of them together."""
+  # 1. For each trace, the prompt up to its end; of that, where it opens; and
+  # its questions.
+  openings = template.tokenizer.encode_pieces([
+      text for t in traces for text in (
+          template.head(t.problem),
+          template.up_to_trace(t.problem, t.nonce, ''),
+      )
+  ])
+  trees = template.tokenizer.encode_forked([
+      (template.up_to_trace(t.problem, t.nonce, t.texts[-1]), [
+          template.question(t.problem, t.nonce, text, item)
+          for text, asked in zip(t.texts, t.questions)
+          for item, _ in asked
+      ])
+      for t in traces
+  ])
+  # 2. Where each question leaves its trace.
   out = []
-  for t in traces:
-    head, opening, prefix = next(ids), next(ids), next(ids)
+  for t, tree, head, opening in zip(traces, trees, openings[::2],
+                                    openings[1::2]):
+    branches = iter(tree.branches)
     questions = [
-        Question(step, _fork(prefix, template.without_score(next(ids))), weight)
+        Question(step, _fork(template, tree.ids, next(branches)), weight)
         for step, asked in enumerate(t.questions)
         for _, weight in asked
     ]
     out.append(
-        TracePrefix(prefix, common(prefix, head), common(prefix, opening),
+        TracePrefix(tree.ids, common(tree.ids, head), common(tree.ids, opening),
                     questions))
   return out
 
 
-def common(a: Sequence[int], b: Sequence[int]) -> int:
-  """Counts the first tokens that are equal."""
-  pairs = zip(a, b)
-  return sum(1 for _ in itertools.takewhile(lambda p: p[0] == p[1], pairs))
-
-
-def _fork(prefix: Sequence[int], ids: list[int]) -> Fork:
-  at = common(prefix, ids[:-1])  # at least one token of its own
+def _fork(template: prompts.Template, trunk: list[int], branch: Branch) -> Fork:
+  """The fork of a question, without the score that its text has at the end."""
+  ids = template.without_score(trunk[:branch.at] + branch.ids)
+  at = min(branch.at, len(ids) - 1)  # at least one token of its own
   return Fork(at, ids[at:])

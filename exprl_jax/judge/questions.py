@@ -4,10 +4,9 @@ from collections.abc import Mapping, Sequence
 import pathlib
 import re
 
-from exprl_jax.data import chat
+from exprl_jax.data import chat, forked_text
 from exprl_jax.data.tokenizer import Tokenizer
 from exprl_jax.data.tokenizer_json import Piece
-from exprl_jax.judge import layout
 
 FOLDER = pathlib.Path(__file__).parent / 'questions'
 
@@ -46,7 +45,7 @@ class QuestionPrompt:
     heads = [t[:[*t, _ANY].index(_first_slot(t))] for t in texts[:1]]
     ids = self.tokenizer.encode_pieces([*texts, *heads])
     head = ids.pop() if heads else []
-    return ids, min((layout.common(head, row) for row in ids), default=0)
+    return ids, min((forked_text.common(head, row) for row in ids), default=0)
 
 
 _ANY = Piece('', False)
