@@ -179,3 +179,54 @@ def test_finish_reasons_by_hand(tokens, alive, reason, kept):
   assert row.finish_reason(alive, count, text) == reason
   assert row.tokens == tokens[:kept]
   assert row.budget == how.max_new_tokens - kept
+
+
+@given(
+    st.lists(st.integers(0, 7), min_size=1, max_size=60), st.integers(1, 9),
+    st.lists(st.text('ab c\n', min_size=1, max_size=5), min_size=1, max_size=2))
+@settings(max_examples=200, deadline=None)
+def test_stop_strings_are_found_wherever_they_lie(tokens, chunk, strings):
+  """As if all of the text were searched after each token; some have none."""
+  words = ['a', 'b', ' c', '', '\n', 'ab', 'c\n', '']
+  text = lambda ids: ''.join(words[i] for i in ids)
+  want = next((n for n in range(1,
+                                len(tokens) + 1)
+               if any(s in text(tokens[:n]) for s in strings)), None)
+  how = dataclasses.replace(HOW, max_new_tokens=99, read_ids=(),
+                            stop_strings=tuple(strings))
+  row, reason = Row(Request([11], 0, 1, how), 0, []), None
+  for i in range(0, len(tokens), chunk):
+    part = tokens[i:i + chunk]
+    reason = reason or _collect(row, part, text)
+    if reason:
+      break
+  assert (reason == 'stop') == (want is not None)
+  assert row.tokens == tokens[:want]
+
+
+def _collect(row, tokens, decode_text):
+  """Gives a row the tokens of a chunk; why it has ended, if it has."""
+  row.launch(steps=len(tokens))
+  outputs = protocol.Outputs(tokens=np.array([tokens]), logprobs=np.zeros(
+      (1, len(tokens)), np.float32), read_logprobs=np.zeros(
+          (1, 8), np.float32), num_tokens=np.array([len(tokens)]),
+                             alive=np.array([True]))
+  count = row.collect(outputs, steps=len(tokens))
+  return row.finish_reason(True, count, decode_text)
+
+
+def test_looking_for_stop_strings_takes_time_by_length():
+  """Not by its square: 16,000 tokens of a rationale in chunks of 32."""
+  decoded = 0
+
+  def text(ids):
+    nonlocal decoded
+    decoded += len(ids)
+    return ' a' * len(ids)
+
+  how = dataclasses.replace(HOW, max_new_tokens=16000, read_ids=(),
+                            stop_strings=('\nScore:',))
+  row = Row(Request([11], 0, 1, how), 0, [])
+  for _ in range(500):
+    assert _collect(row, [5] * 32, text) is None
+  assert decoded < 5 * 16000

@@ -11,6 +11,9 @@ from exprl_jax.rollout import protocol
 from exprl_jax.rollout.options import Options
 from exprl_jax.rollout.requests import FinishReason, Request, Sample
 
+# Characters at the start of a text that may be parts of one, or a blank that
+# the tokenizer drops there.
+_EDGE = 4
 DecodeText = Callable[[Sequence[int]], str]
 
 
@@ -120,16 +123,25 @@ class Row:
     return 'stop' if self.tokens[-1] in self.sampling.stop_ids else 'length'
 
   def _cut_at_stop_string(self, count: int, decode_text: DecodeText) -> bool:
+    """Looks at the last `count` tokens and what precedes them directly: all of
+    the tokens again after each chunk would be their number squared."""
     strings = self.sampling.stop_strings
+    if not strings:
+      return False
+    # 1. A string may begin in the text before, at most its length back.
+    length, longest = len(self.tokens), max(map(len, strings))
+    new = start = length - count
+    while start and len(decode_text(self.tokens[start:new])) < longest + _EDGE:
+      start = max(0, start - longest - _EDGE)
 
-    def stops(length: int) -> bool:
-      text = decode_text(self.tokens[:length])
+    def stops(end: int) -> bool:
+      text = decode_text(self.tokens[start:end])
       return any(string in text for string in strings)
 
-    length = len(self.tokens)
-    if not strings or not stops(length):
+    # 2. The token that it ends in.
+    if not stops(length):
       return False
-    for n in range(length - count + 1, length + 1):
+    for n in range(new + 1, length + 1):
       if stops(n):
         del self.tokens[n:], self._logprobs[n:]
         return True

@@ -172,8 +172,10 @@ class Scheduler:
 
     Shared prefixes go first, then prompt prefixes, then the youngest rows.
     """
-    for device, pages in enumerate(self._pages):
-      rows = [r for r in self.rows if self._device_of(r.slot) == device]
+    rows_of: list[list[Row]] = [[] for _ in self._pages]
+    for row in self.rows:
+      rows_of[self._device_of(row.slot)].append(row)
+    for device, (pages, rows) in enumerate(zip(self._pages, rows_of)):
       while rows and not self._reserve(rows[0]):
         prefixes = [p for p in self._open_prefixes if p.device == device]
         if self._prefixes.evict(device):
