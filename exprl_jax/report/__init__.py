@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator
 import contextlib
+import shutil
+import sys
 from typing import NamedTuple
 
 from etils import epath
@@ -86,10 +88,31 @@ def summary(results: list[Result]) -> list[list[str]]:
   return table
 
 
-def as_text(table: list[list[str]]) -> str:
-  """Formats a table with aligned columns."""
+def as_text(table: list[list[str]], width: int | None = None) -> str:
+  """Formats a table: aligned columns, or lines for each row where it is narrow.
+
+  Args:
+    table: a header and rows; the first column has their names.
+    width: columns of the terminal; None: those of this one, without a limit
+      where the output goes elsewhere.
+  """
+  if width is None:
+    width = (shutil.get_terminal_size().columns
+             if sys.stdout.isatty() else 10**6)
   table = [[printable(cell) for cell in row] for row in table]
   widths = [max(map(len, column)) for column in zip(*table)]
-  return '\n'.join('  '.join(cell.ljust(w)
-                             for cell, w in zip(row, widths)).rstrip()
-                   for row in table)
+  lines = [
+      '  '.join(cell.ljust(w)
+                for cell, w in zip(row, widths)).rstrip()
+      for row in table
+  ]
+  if max(map(len, lines)) <= width:
+    return '\n'.join(lines)
+  head, *rows = table
+  left = max(map(len, head[1:]))
+  return '\n'.join([head[0]] + [
+      line for name, *cells in rows
+      for line in (name, *(f'  {title.ljust(left)}  {cell}'
+                           for title, cell in zip(head[1:], cells)
+                           if cell))
+  ])

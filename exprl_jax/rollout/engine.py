@@ -107,7 +107,8 @@ class Engine:
     scheduler = Scheduler(requests, self._runner, sizes, self.stats, on_finish,
                           self._decode_text)
     in_flight: deque[Launch] = deque()
-    with _progress_bar(sum(r.samples for r in requests)) as bar:
+    with _progress_bar(self.options.config_section,
+                       sum(r.samples for r in requests)) as bar:
       while scheduler.unfinished or in_flight:
         stopping.poll('generation')
         # 1. Launch a chunk, if a row can run.
@@ -153,7 +154,8 @@ class Engine:
     return out
 
 
-def _progress_bar(total: int) -> tqdm.tqdm:
-  return tqdm.tqdm(total=total, desc='rollout', unit='row', delay=5,
+def _progress_bar(name: str, total: int) -> tqdm.tqdm:
+  return tqdm.tqdm(total=total, desc=name, unit='row', delay=5,
+                   dynamic_ncols=True,
                    mininterval=0.5 if sys.stderr.isatty() else 30,
                    disable=jax.process_index() > 0, leave=False)

@@ -250,12 +250,13 @@ def start(inputs: Inputs, workdir: epath.Path) -> tuple[Run, int, TrainState]:
     host['hacking_monitor'] = monitor
   checkpoints = checkpoints_lib.Checkpoints(workdir, config.checkpoint, host)
   done, state = checkpoints.restore(state)
-  log = metrics.Log(workdir, config.steps, done, jax.process_index() == 0)
-  trackers.start(config.log.trackers, workdir,
-                 workdir_lib.flat(dataclasses.asdict(config)), done)
   gc.collect()  # loading leaves arrays in cycles, which take device memory
   probes = judge_check.before_training(config, judge,
                                        inputs.problems) if judge else {}
+  # From here on the progress bar is shown: what prints goes through the log.
+  log = metrics.Log(workdir, config.steps, done, jax.process_index() == 0)
+  trackers.start(config.log.trackers, workdir,
+                 workdir_lib.flat(dataclasses.asdict(config)), done)
   reward = base.scoring(config, inputs.tokenizer, inputs.grader, scorer,
                         inputs.reward.granularity)
   return Run(

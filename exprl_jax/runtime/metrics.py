@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 import math
+import shutil
 import statistics
 import sys
 import time
@@ -15,6 +16,8 @@ import tqdm
 from exprl_jax.runtime import jsonl, trackers
 
 Row = dict[str, float]  # {'step': ..., 'area/name': number}
+# A progress bar without the bar, for the sake of the curves behind it.
+_NARROW = '{desc:.9} {n_fmt}/{total_fmt} [{remaining}{postfix}]'
 
 
 class Log:
@@ -33,8 +36,8 @@ class Log:
       self._lines.keep(lambda row: 0 < first_step >= row['step'])
       self._lines.open()
     self._bar = tqdm.tqdm(total=total, initial=first_step, unit='step',
-                          disable=not main or not sys.stderr.isatty(),
-                          leave=False)
+                          dynamic_ncols=True, disable=not main
+                          or not sys.stderr.isatty(), leave=False)
 
   def write(self, step: int, values: dict[str, Any], line: str = '') -> None:
     """Appends the finite values as a row, and prints `line` if any."""
@@ -55,14 +58,16 @@ class Log:
 
   def phase(self, name: str) -> None:
     """Shows what is being done, in front of the progress bar."""
+    self._bar.bar_format = _NARROW if _is_narrow() else None
     self._bar.set_description_str(name)
 
   def advance(self, **values: float) -> None:
     """Advances the progress bar by one step, with the curves of values."""
     for name, value in values.items():
       self._curves.setdefault(name, []).append(value)
+    marks = 4 if _is_narrow() else 12
     self._bar.set_postfix_str(
-        ', '.join(f'{name} {sparkline(x)} {x[-1]:.3f}'
+        ', '.join(f'{name} {sparkline(x, marks)} {x[-1]:.3f}'
                   for name, x in self._curves.items()), refresh=False)
     self._bar.update()
 
@@ -118,6 +123,11 @@ class Timer:
   def metrics(self) -> dict[str, float]:
     """Returns {'time/PHASE': seconds}."""
     return {f'time/{k}': v for k, v in self.seconds.items()}
+
+
+def _is_narrow() -> bool:
+  """Whether the terminal has no room for a bar and curves."""
+  return shutil.get_terminal_size().columns < 110
 
 
 def sparkline(values: Sequence[float], width: int = 12) -> str:
