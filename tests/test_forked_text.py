@@ -3,6 +3,8 @@
 import random
 
 import pytest
+import tokenizers
+from tokenizers import Regex, normalizers, pre_tokenizers
 
 from exprl_jax.data import forked_text
 from exprl_jax.data.tokenizer import Tokenizer
@@ -63,6 +65,46 @@ def test_forked_texts_have_the_tokens_of_whole_ones(tokenizer_of, vocabulary):
     for branch, ids in zip(got.branches, others):
       assert want[:branch.at] + branch.ids == ids
       assert branch.at == forked_text.common(want, ids)
+
+
+SPLITS = {
+    'metaspace': (None, pre_tokenizers.Metaspace(prepend_scheme='first')),
+    'bert': (normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()),
+    'accents': (normalizers.Sequence(
+        [normalizers.NFD(),
+         normalizers.StripAccents()]), pre_tokenizers.ByteLevel()),
+    'looks_back': (None,
+                   pre_tokenizers.Split(
+                       Regex(r'(?<=[a-z])(?=[^a-z])|(?<=\d)\s'), 'isolated')),
+    'from_the_right': (None,
+                       pre_tokenizers.Split(Regex(r'\d{1,3}(?=(?:\d{3})*\b)'),
+                                            'isolated'))
+}
+
+
+@pytest.mark.parametrize('split', SPLITS)
+def test_any_way_to_split_texts(split):
+  """Also those that look far ahead, or behind: such a window is refused."""
+  rng, parts = random.Random(1), [*PARTS, '1234567890' * 4]
+  draw = lambda most: ''.join(
+      rng.choice(parts) for _ in range(rng.randrange(most)))
+  model = tokenizers.Tokenizer(tokenizers.models.BPE(unk_token='<s>'))
+  normalizer, model.pre_tokenizer = SPLITS[split]
+  if normalizer:
+    model.normalizer = normalizer
+  model.train_from_iterator([draw(60) for _ in range(200)],
+                            tokenizers.trainers.BpeTrainer(
+                                vocab_size=300, special_tokens=['<s>'],
+                                show_progress=False))
+  trees = []
+  for _ in range(60):
+    trunk = draw(200)
+    ends = [rng.randint(0, len(trunk)) for _ in range(6)]
+    trees.append((trunk, [trunk[:end] + draw(12) for end in ends]))
+  for (_, branches), got in zip(trees,
+                                forked_text.encode(trees, model.encode_batch)):
+    for branch, text in zip(got.branches, branches):
+      assert got.ids[:branch.at] + branch.ids == model.encode(text).ids
 
 
 def test_little_is_encoded_twice(tmp_path):
