@@ -59,9 +59,9 @@ def ours(args):
   """Step i: the phases of runs/train.py, on a reward that costs nothing."""
   config = config_lib.Config(
       steps=STEPS, reward='outcome',
-      policy=config_lib.Policy(init=args.model, dtype=args.dtype,
-                               remat=args.remat, lora_rank=RANK * args.lora,
-                               lora_alpha=2.0 * RANK),
+      policy=config_lib.Model(init=args.model, dtype=args.dtype,
+                              remat=args.remat, lora_rank=RANK * args.lora,
+                              lora_alpha=2.0 * RANK),
       rollout=config_lib.Rollout(group_size=GROUP, max_prompt_tokens=160,
                                  max_new_tokens=NEW, min_new_tokens=NEW),
       loss=config_lib.Loss(kl_coef=0.0, dual_clip=0.0,
