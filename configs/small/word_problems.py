@@ -4,8 +4,8 @@ r"""A published 135M model on word problems, on the two cores of a laptop.
 
 runs all of it: problems, the base policy, the judge, four arms, and their
 comparison on held-out problems. MODEL is SmolLM2-135M-Instruct as a Hugging
-Face folder or name. Every recipe below is one run of it; docs/results.md has the
-results.
+Face folder or name. Every recipe below is one run of it; docs/results.md has
+the results.
 """
 
 from ml_collections import ConfigDict
