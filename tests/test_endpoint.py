@@ -328,6 +328,7 @@ def test_a_training_run_without_a_judge_model(service, tmp_path):
   assert 'hbm/judge_gb' not in rows[0] and not undocumented(rows)
 
 
+@pytest.mark.slow
 def test_the_report_card_of_a_panel_with_an_endpoint(service, tmp_path):
   story = world.stories('judge_accept')[0]
   problem = story.problem('0')

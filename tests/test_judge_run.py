@@ -102,6 +102,7 @@ def test_blank_traces_alone_leave_statistics_undefined(tmp_path, file):
   assert report['conditions']['own']['auroc']['value'] is None
 
 
+@pytest.mark.slow
 def test_continuations_go_on_from_their_prefix(one_device):
   """Greedily, the policy goes on from its own prefix as it did before."""
   sampler = TraceSampler(

@@ -69,6 +69,7 @@ def kill_and_compare(tmp_path, kills):
   assert result(workdir) == result(tmp_path / 'whole')
 
 
+@pytest.mark.slow
 def test_two_kills(tmp_path):
   kill_and_compare(tmp_path, 2)
 

@@ -144,6 +144,7 @@ def test_windows_and_soft_caps(interpreted, one_device, window, softcap,
                 outputs(plain, reference, 'float32', one_device)).max() > 0.01
 
 
+@pytest.mark.slow
 def test_page_tables_beyond_the_scalar_memory(interpreted, one_device,
                                               monkeypatch):
   """The rows are attended for in several calls: here two, of two and one."""

@@ -97,10 +97,10 @@ def start(count, *command):
   ]
 
 
-@pytest.mark.parametrize('sizes', [
-    pytest.param(dict(data=1, fsdp=8), marks=pytest.mark.slow),
-    dict(data=2, fsdp=2, tensor=2)
-])
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    'sizes',
+    [dict(data=1, fsdp=8), dict(data=2, fsdp=2, tensor=2)])
 def test_two_processes_are_one(small_folder, tmp_path, sizes):
   one, two = tmp_path / 'one', tmp_path / 'two'
   for out in (one, two):

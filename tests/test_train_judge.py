@@ -87,6 +87,7 @@ def test_a_resumed_run_is_the_same(tmp_path, monkeypatch):
   assert models[0] == models[1]
 
 
+@pytest.mark.slow
 def test_micro_batches_change_nothing(one_device):
   config = frozen()
   judge = factory.load(config, one_device)
