@@ -106,10 +106,10 @@ def as_text(table: list[list[str]], width: int | None = None) -> str:
                 for cell, w in zip(row, widths)).rstrip()
       for row in table
   ]
-  if max(map(len, lines)) <= width:
+  if max(map(len, lines), default=0) <= width:
     return '\n'.join(lines)
   head, *rows = table
-  left = max(map(len, head[1:]))
+  left = max(map(len, head[1:]), default=0)
   return '\n'.join([head[0]] + [
       line for name, *cells in rows
       for line in (name, *(f'  {title.ljust(left)}  {cell}'
