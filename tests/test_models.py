@@ -57,7 +57,7 @@ def test_padding_and_packing_do_not_reach_into_a_segment(model, rng):
 
 @pytest.mark.parametrize('sizes', [
     pytest.param(dict(fsdp=8), marks=pytest.mark.slow),
-    dict(fsdp=4, tensor=2),
+    pytest.param(dict(fsdp=4, tensor=2), marks=pytest.mark.slow),
     pytest.param(dict(data=2, fsdp=2, tensor=2), marks=pytest.mark.slow),
     dict(fsdp=2, expert=2, tensor=2),
     pytest.param(dict(fsdp=2, expert=4), marks=pytest.mark.slow)

@@ -103,7 +103,13 @@ def folders(tmp_path_factory):
   return folder
 
 
-# A large vocabulary takes seconds to load; how templates are read, others show.
+# A large vocabulary takes seconds to load.
+_QUICK = [
+    pytest.param(v, marks=[pytest.mark.slow] * (v == 'tekken'))
+    for v in VOCABULARIES
+]
+
+
 @pytest.mark.parametrize('vocabulary, template', [
     pytest.param(v, t, marks=[pytest.mark.slow] *
                  (v == 'tekken' and t != 'mistral'))
@@ -131,7 +137,7 @@ def test_prompts_have_the_ids_of_transformers(folders, vocabulary, template):
     assert ids == want, (question, theirs.decode(want), ours.decode(ids, True))
 
 
-@pytest.mark.parametrize('vocabulary', VOCABULARIES)
+@pytest.mark.parametrize('vocabulary', _QUICK)
 def test_special_tokens_in_a_question_are_spelled_out(folders, vocabulary):
   folder, _ = folders(vocabulary)
   (folder / 'chat_template.jinja').write_text(TEMPLATES['mistral'])
@@ -212,7 +218,7 @@ def test_a_base_model_takes_a_plain_prompt(tmp_path, folders):
   assert ids == theirs('Problem: q\nSolution:').input_ids
 
 
-@pytest.mark.parametrize('vocabulary', VOCABULARIES)
+@pytest.mark.parametrize('vocabulary', _QUICK)
 def test_a_target_continues_its_prompt(folders, vocabulary):
   """Prompt and target together are the ids of the joined text."""
   folder, theirs = folders(vocabulary)
